@@ -1,0 +1,1 @@
+//! Software mediated devices served from userspace.

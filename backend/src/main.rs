@@ -1,0 +1,2 @@
+//! The `mdevd` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Where guest memory is: IOVA ranges, backing files, windows, guest slices.

@@ -1,0 +1,1 @@
+//! How to use the access layer: short programs that teach one thing each.

@@ -1,0 +1,1 @@
+//! Who may touch guest memory and how long: IOAS, access, lane, burst, pin.

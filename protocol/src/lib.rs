@@ -1,0 +1,1 @@
+//! What the bytes mean: vhost-user messages and virtio layouts, for both ends.

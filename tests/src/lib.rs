@@ -1,0 +1,1 @@
+//! Does it hold: naive models, hostile generators, the lab with real peers.
