@@ -1,1 +1,7 @@
 //! Software mediated devices served from userspace.
+//!
+//! A session (one connection of a front-end) configures a device; workers run the device's queues; the daemon's one
+//! control thread ties both together.
+
+pub mod limit;
+pub mod sys;
