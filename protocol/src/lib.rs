@@ -1,1 +1,48 @@
 //! What the bytes mean: vhost-user messages and virtio layouts, for both ends.
+//!
+//! This crate turns bytes and file descriptors into typed messages and back. It checks *shape* and never
+//! *meaning*: that a memory table has as many descriptors as regions is decided here, whether its regions overlap
+//! is not. What a peer sends is hostile until decoded; no input makes this crate panic, block or grow.
+//!
+//! # Objects
+//!
+//! - [`virtio`]: constants and layouts of the virtio specification (feature bits, device status, split rings, the
+//!   network device).
+//! - [`vhost_user`]: the messages of both channels as one table each, their payloads, the protocol features, and
+//!   [`vhost_user::Client`], a blocking front-end.
+//! - [`frame`]: framing. [`frame::Decoder`] takes bytes in any number of pieces, with descriptors, and yields
+//!   messages without doing I/O; [`frame::Connection`] joins it to a Unix socket and a bounded output queue.
+//! - [`fuzzing`]: every parser as a plain function of a byte slice.
+//!
+//! # Locks and blocking
+//!
+//! There are no locks and no threads. Only [`vhost_user::Client`] waits, never longer than its time-out. A
+//! connection keeps at most one partly received message with at most [`frame::MAX_FDS`] descriptors, and at most
+//! [`frame::MAX_PENDING_BYTES`] of output that the peer has not read.
+//!
+//! # What never fails
+//!
+//! Encoding: types hold only what fits on the wire, their constructors check it.
+//!
+//! # What it does not implement
+//!
+//! Big-endian hosts (virtio values are little-endian, vhost-user's are native: they agree here and are used as
+//! they are), the region layout of `XEN_MMAP`, the contents of crypto sessions (opaque bytes), packed rings.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("mdev-protocol reads virtio's little-endian values in place and needs a little-endian host");
+
+pub mod frame;
+pub mod fuzzing;
+pub mod vhost_user;
+pub mod virtio;

@@ -1,0 +1,1 @@
+//! Every parser as a plain function of a byte slice.
