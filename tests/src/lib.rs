@@ -1,1 +1,8 @@
 //! Does it hold: naive models, hostile generators, the lab with real peers.
+//!
+//! This crate is the project's test bench. What several tests need stands here in the library; the tests themselves are in `tests/`.
+//!
+//! - [`lab`] starts programs nobody here wrote (QEMU, DPDK's testpmd, a Linux guest) against the product.
+//! - [`house`] reads the source tree and says where it breaks the rules of the house.
+
+pub mod lab;

@@ -1,0 +1,95 @@
+#!/bin/sh
+# setup.sh DIR: make the lab's root in DIR: Debian trixie's QEMU 11, DPDK testpmd and busybox with all their libraries, and in DIR/guest a
+# kernel with the modules of the devices under test.
+#
+# Packages are fetched by this machine's apt (its mirror, proxies and keys) into a state of their own and only unpacked: nothing is
+# installed on this machine, no maintainer script runs, and no service can start. DIR appears by a rename at the very end, so a DIR
+# that is there is whole. After a failure DIR.partial keeps what was downloaded and the next run goes on from it.
+set -eu
+
+DIR=$1
+WORK=$DIR.partial
+ROOT=$WORK/root
+APT=$WORK/apt
+KERNEL=7.3.4+deb13-cloud-amd64
+MODULES="virtio_net"
+
+fail() { echo "lab: $*" >&2; exit 1; }
+[ -e "$DIR" ] && exit 0
+[ "$(id -u)" = 0 ] || fail "only root can enter another root file system"
+for tool in apt-get apt-cache dpkg-deb unshare chroot setpriv xz; do
+    command -v $tool >/dev/null || fail "$tool is not installed"
+done
+[ "$(dpkg --print-architecture)" = amd64 ] || fail "the lab is made of amd64 packages"
+
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/$' | head -n 1) || true
+[ -n "$mirror" ] || fail "apt has no Debian mirror in its sources"
+
+# An apt state of its own: empty status, so every dependency is fetched; backports on a par with trixie, so the newest wins.
+rm -rf "$ROOT" "$WORK/insmod"
+mkdir -p "$ROOT" "$APT/state/lists/partial" "$APT/archives/partial"
+: > "$APT/status"
+signed='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+printf 'deb %s %s %s main\n' "$signed" "$mirror" trixie "$signed" "$mirror" trixie-backports > "$APT/sources"
+printf 'Package: *\nPin: release n=trixie-backports\nPin-Priority: 500\n' > "$APT/preferences"
+cat > "$APT/conf" <<CONF
+Dir::State "$APT/state";
+Dir::State::status "$APT/status";
+Dir::Cache "$APT";
+Dir::Cache::archives "$APT/archives";
+Dir::Etc::sourcelist "$APT/sources";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "$APT/preferences";
+Dir::Etc::preferencesparts "/dev/null";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Retries "3";
+DPkg::Post-Invoke {};
+CONF
+export APT_CONFIG="$APT/conf" DEBIAN_FRONTEND=noninteractive
+apt-get update -qq || fail "apt-get update failed: is the Debian mirror reachable?"
+
+# testpmd lives in a development package whose headers and static libraries nobody here needs: take its libraries, not its -dev friends.
+testpmd_needs=$(apt-cache depends dpdk-dev | awk '$1 == "Depends:" && $2 !~ /-dev$|^python|^<|-support$/ { print $2 }')
+apt-get install -qq -y --download-only base-files libc-bin busybox-static kmod liblzma5 qemu-system-x86 seabios \
+    librte-net-virtio25 librte-net-vhost25 librte-mempool-ring25 $testpmd_needs >/dev/null ||
+    fail "apt-get could not fetch the packages"
+(cd "$APT/archives" && apt-get download -qq dpdk-dev "linux-binary-$KERNEL" "linux-modules-$KERNEL") ||
+    fail "apt-get could not fetch testpmd or kernel $KERNEL"
+
+mkdir -p "$ROOT/usr/bin" "$ROOT/usr/sbin" "$ROOT/usr/lib" "$ROOT/usr/lib64"
+for d in bin sbin lib lib64; do ln -s usr/$d "$ROOT/$d"; done
+for deb in "$APT"/archives/*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$ROOT" --keep-directory-symlink --no-same-owner \
+        --exclude='./usr/share/doc' --exclude='./usr/share/man' --exclude='./usr/share/locale' --exclude='./boot' || fail "cannot unpack $deb"
+done
+mkdir -p "$ROOT/proc" "$ROOT/sys" "$ROOT/dev" "$ROOT/tmp" "$ROOT/run" "$ROOT/hugepages" "$ROOT/guest/modules"
+chroot "$ROOT" /sbin/ldconfig
+
+# The guest: a kernel, the modules in the order of loading, and one static program that is its whole userland.
+mv "$ROOT/usr/lib/modules/$KERNEL/vmlinuz" "$ROOT/guest/vmlinuz" || fail "no kernel image in its package"
+cp "$ROOT/usr/bin/busybox" "$ROOT/guest/busybox"
+chroot "$ROOT" /sbin/depmod "$KERNEL" 2>/dev/null # it warns of the list of built-in modules, which is not packaged here
+for module in $MODULES; do
+    chroot "$ROOT" /sbin/modprobe -S "$KERNEL" --show-depends "$module" >> "$WORK/insmod" || fail "the kernel has no module $module"
+done
+awk '$1 == "insmod" && !seen[$2]++ { print $2 }' "$WORK/insmod" > "$WORK/load"
+n=10
+while read -r file; do
+    name=$(basename "$file" .xz)
+    case $file in
+        *.xz) xz -dc "$ROOT$file" > "$ROOT/guest/modules/$n-$name" ;;
+        *) cp "$ROOT$file" "$ROOT/guest/modules/$n-$name" ;;
+    esac
+    n=$((n + 1))
+done < "$WORK/load"
+rm -r "$ROOT/usr/lib/modules"
+
+for program in qemu-system-x86_64 dpdk-testpmd; do
+    chroot "$ROOT" /lib64/ld-linux-x86-64.so.2 --list "/usr/bin/$program" | grep 'not found' && fail "$program misses libraries"
+done
+sync -f "$ROOT" 2>/dev/null || true
+mv -T "$ROOT" "$DIR"
+rm -r "$WORK"

@@ -1,0 +1,131 @@
+//! guest-frames INTERFACE COUNT: run inside the lab's guest. Sends COUNT numbered frames of many sizes to the interface's own address and
+//! expects each of them back, byte for byte, from a device whose link is `loopback`.
+//!
+//! UNSAFETY: no safe library knows the address of a packet socket, so its C layout is given to `bind` here.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::num::NonZeroU32;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
+use rustix::net::sockopt::Timeout;
+use rustix::net::{self, AddressFamily, Protocol, SocketType};
+
+/// EtherType for local experiments (IEEE 802), so that nobody else in the guest takes our frames.
+const ETHER_TYPE: u16 = 0x88b5;
+const HEADER: usize = 14;
+const LARGEST: usize = 1514;
+/// How many frames are on their way at once.
+const WINDOW: u32 = 16;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(interface), Some(Ok(count))) =
+        (arguments.next(), arguments.next().map(|text| text.parse::<u32>()))
+    else {
+        eprintln!("usage: guest-frames INTERFACE COUNT");
+        return ExitCode::FAILURE;
+    };
+    match exchange(&interface, count) {
+        Ok(bytes) => {
+            println!("frames: {count} sent and back, {bytes} bytes");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("frames: failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Send all frames, a window at a time, and compare what comes back. Returns the bytes that came back.
+fn exchange(interface: &str, count: u32) -> io::Result<u64> {
+    let (mut socket, address) = open(interface)?;
+    let mut bytes = 0;
+    let mut next = 0;
+    while next < count {
+        let last = (next + WINDOW).min(count);
+        for number in next..last {
+            socket.write_all(&frame(address, number))?;
+        }
+        for number in next..last {
+            let mut back = [0; LARGEST + 1];
+            let length = socket
+                .read(&mut back)
+                .map_err(|error| io::Error::other(format!("frame {number}: {error}")))?;
+            if back[..length] != frame(address, number) {
+                return Err(io::Error::other(format!(
+                    "frame {number} came back as another one of {length} bytes"
+                )));
+            }
+            bytes += length as u64;
+        }
+        next = last;
+    }
+    Ok(bytes)
+}
+
+/// The frame of this number: its size and its bytes follow from it. At least 60 bytes, so that nobody pads it.
+fn frame(address: [u8; 6], number: u32) -> Vec<u8> {
+    let size = 60 + (number as usize * 97) % (LARGEST - 60 + 1);
+    let mut frame = Vec::with_capacity(size);
+    frame.extend_from_slice(&address);
+    frame.extend_from_slice(&address);
+    frame.extend_from_slice(&ETHER_TYPE.to_be_bytes());
+    frame.extend_from_slice(&number.to_be_bytes());
+    let body = size - HEADER - 4;
+    frame.extend((0..body).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8));
+    frame
+}
+
+/// A packet socket bound to the interface, and the interface's address. Reads give up after ten seconds.
+fn open(interface: &str) -> io::Result<(fs::File, [u8; 6])> {
+    let read = |what: &str| fs::read_to_string(format!("/sys/class/net/{interface}/{what}"));
+    let index: i32 = read("ifindex")?.trim().parse().map_err(io::Error::other)?;
+    let mut address = [0; 6];
+    for (byte, text) in address.iter_mut().zip(read("address")?.trim().split(':')) {
+        *byte = u8::from_str_radix(text, 16).map_err(io::Error::other)?;
+    }
+    let protocol = NonZeroU32::new(ETHER_TYPE.to_be().into()).map(Protocol::from_raw);
+    let socket = net::socket(AddressFamily::PACKET, SocketType::RAW, protocol)?;
+    net::bind(&socket, &LinkAddress::of(index))?;
+    net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(10)))?;
+    Ok((socket.into(), address))
+}
+
+/// `struct sockaddr_ll` of packet(7).
+#[repr(C)]
+struct LinkAddress {
+    family: u16,
+    protocol: u16,
+    index: i32,
+    hardware: u16,
+    packet: u8,
+    length: u8,
+    address: [u8; 8],
+}
+
+impl LinkAddress {
+    /// The address to which a socket is bound that wants our frames of this interface.
+    fn of(index: i32) -> LinkAddress {
+        LinkAddress {
+            family: AddressFamily::PACKET.as_raw(),
+            protocol: ETHER_TYPE.to_be(),
+            index,
+            hardware: 0,
+            packet: 0,
+            length: 0,
+            address: [0; 8],
+        }
+    }
+}
+
+// SAFETY: the pointer is to `self`, which is alive and initialised for the whole call, with its true size; the layout is the kernel's.
+unsafe impl SocketAddrArg for LinkAddress {
+    unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
+        f(std::ptr::from_ref(self).cast(), size_of::<LinkAddress>() as SocketAddrLen)
+    }
+}

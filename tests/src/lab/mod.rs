@@ -1,0 +1,75 @@
+//! The lab: peers nobody here wrote, set up on the machine that runs the tests.
+//!
+//! - [`setup`] makes the lab's root once and caches it; [`Lab`] runs programs inside it.
+//! - [`Running`] is a program under way: its output can be waited for, and it never outlives the test.
+//! - [`Testpmd`], [`QemuGuest`] and [`Mdevd`] know how to start and question one program each; [`HugePages`] lends huge pages.
+//! - [`runner`] is the tests' main function: one test at a time, each in a process of its own, skipped with a reason where there is no lab.
+//!
+//! A test is a function from a [`Lab`] to `Result<(), Skip>`; it fails by panicking. Every wait has a limit, and a wait that reaches it
+//! panics with the end of the program's output. Nothing in here is clever about errors for the same reason: a broken lab is a failed test.
+//!
+//! What it does not do: measure. Rates are parsed so that a test can say "packets flow"; two shared cores are no bench.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+mod hugepages;
+mod initramfs;
+mod mdevd;
+mod process;
+mod qemu;
+mod qmp;
+pub mod runner;
+pub mod setup;
+mod testpmd;
+
+pub use hugepages::HugePages;
+pub use initramfs::{FileKind, Initramfs, shared_libraries};
+pub use mdevd::Mdevd;
+pub use process::{Ended, Running, dying_with_us};
+pub use qemu::{Guest, QemuGuest};
+pub use qmp::Qmp;
+pub use runner::{Skip, Trial};
+pub use testpmd::{Forward, Pages, Rate, RunningTestpmd, Testpmd, Totals};
+
+/// A lab that is ready: the root with the peers, the product's binary, and a working folder of the test's own.
+///
+/// Programs run with the working folder as their current directory, on both sides of the root, so sockets are named by their bare names.
+#[derive(Debug)]
+pub struct Lab {
+    root: PathBuf,
+    product: PathBuf,
+    work: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A lab with a new, empty working folder. `root` is what [`setup::root`] returned, `product` the `mdevd` binary.
+    pub fn new(root: PathBuf, product: PathBuf) -> std::io::Result<Lab> {
+        let work = tempfile::Builder::new().prefix("mdevd-lab-").tempdir()?;
+        Ok(Lab { root, product, work })
+    }
+
+    /// The test's own folder; gone when the lab is dropped.
+    pub fn work(&self) -> &Path {
+        self.work.path()
+    }
+
+    /// The lab's root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A command that runs `program` of the lab's root inside it.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(setup::script("enter.sh"));
+        command.arg(&self.root).arg(program).current_dir(self.work()).env_remove("LAB_HUGE");
+        command
+    }
+
+    /// A command that runs the product outside the root, as a user would.
+    pub fn product(&self) -> Command {
+        let mut command = dying_with_us(&self.product);
+        command.current_dir(self.work());
+        command
+    }
+}

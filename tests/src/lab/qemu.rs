@@ -1,0 +1,164 @@
+//! A Linux guest in QEMU, emulated in software: correct and slow.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::{Ended, Initramfs, Lab, Qmp, Running};
+
+/// How long a guest may take from power-on to its script: 4 to 5 seconds when the machine has nothing else to do.
+pub const BOOT: Duration = Duration::from_secs(90);
+
+/// A guest in the making.
+#[derive(Debug)]
+pub struct Guest<'a> {
+    lab: &'a Lab,
+    name: String,
+    script: String,
+    programs: Vec<(String, PathBuf)>,
+    memory_mib: u32,
+    cores: u8,
+    arguments: Vec<String>,
+}
+
+/// A guest that runs: its serial console is its output.
+#[derive(Debug)]
+pub struct QemuGuest {
+    run: Running,
+    qmp: Qmp,
+}
+
+impl<'a> Guest<'a> {
+    /// Give the guest a program of this machine, as `/bin/NAME`.
+    pub fn program(mut self, name: &str, path: impl AsRef<Path>) -> Guest<'a> {
+        self.programs.push((name.into(), path.as_ref().into()));
+        self
+    }
+
+    /// Virtual processors; 1 otherwise.
+    pub fn cores(mut self, cores: u8) -> Guest<'a> {
+        self.cores = cores;
+        self
+    }
+
+    /// More arguments for QEMU.
+    pub fn arguments(mut self, arguments: &[&str]) -> Guest<'a> {
+        self.arguments.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// A virtio-net NIC on the vhost-user socket `socket`.
+    pub fn vhost_user_net(self, socket: &str, queue_pairs: u16) -> Guest<'a> {
+        let vectors = 2 * queue_pairs + 2;
+        let multiqueue = if queue_pairs > 1 { format!(",mq=on,vectors={vectors}") } else { String::new() };
+        self.arguments(&[
+            "-chardev",
+            &format!("socket,id=c0,path={socket}"),
+            "-netdev",
+            &format!("vhost-user,id=n0,chardev=c0,queues={queue_pairs}"),
+            "-device",
+            &format!("virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:12:34:56{multiqueue}"),
+        ])
+    }
+
+    /// Power on. Returns at once; wait for `guest: running` with [`QemuGuest::booted`].
+    ///
+    /// # Panics
+    /// When QEMU cannot be started.
+    pub fn start(self) -> QemuGuest {
+        let mut files = Initramfs::for_guest(self.lab, &self.script).expect("the guest's files");
+        for (name, path) in &self.programs {
+            files.add_program(name, path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+        let initrd = format!("{}.cpio", self.name);
+        std::fs::write(self.lab.work().join(&initrd), files.finish()).expect("room for the initramfs");
+        let monitor = format!("{}.qmp", self.name);
+        let memory = format!("{}M", self.memory_mib);
+        let mut command = self.lab.command("qemu-system-x86_64");
+        command.args([
+            "-name",
+            &self.name,
+            "-machine",
+            "q35,memory-backend=mem",
+            "-accel",
+            "tcg,thread=multi",
+        ]);
+        command.args(["-cpu", "max", "-smp", &self.cores.to_string(), "-m", &memory]);
+        command.args(["-object", &format!("memory-backend-memfd,id=mem,size={memory},share=on")]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-monitor",
+            "none",
+        ]);
+        command.args(["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
+        command.args(["-kernel", "/guest/vmlinuz", "-initrd", &initrd]);
+        command.args(["-append", "console=ttyS0 panic=-1 quiet tsc=reliable"]);
+        command.args(&self.arguments);
+        let run = Running::spawn_with_input(&self.name, command);
+        let qmp = Qmp::connect(&self.lab.work().join(monitor), BOOT);
+        QemuGuest { run, qmp }
+    }
+}
+
+impl QemuGuest {
+    /// A guest named `name` (the names of its files in the working folder) that runs `script` in busybox's shell and then powers off.
+    pub fn with_script<'a>(lab: &'a Lab, name: &str, script: &str) -> Guest<'a> {
+        Guest {
+            lab,
+            name: name.into(),
+            script: script.into(),
+            programs: Vec::new(),
+            memory_mib: 256,
+            cores: 1,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Wait until the guest has booted (again) and starts its script.
+    pub fn booted(&mut self) {
+        self.run.expect("guest: running", BOOT);
+    }
+
+    /// Wait for `what` on the console; see [`Running::expect`].
+    pub fn expect(&mut self, what: &str, within: Duration) -> String {
+        self.run.expect(what, within)
+    }
+
+    /// Type on the serial console.
+    pub fn type_in(&mut self, text: &str) {
+        self.run.type_in(text);
+    }
+
+    /// The monitor.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// Press the reset button.
+    pub fn system_reset(&mut self) {
+        self.qmp.execute("system_reset", json!({}));
+    }
+
+    /// Make QEMU end in order, as `quit` does.
+    pub fn quit(mut self) -> Ended {
+        self.qmp.execute("quit", json!({}));
+        self.run.ended(Duration::from_secs(30))
+    }
+
+    /// Wait until the guest has powered itself off.
+    pub fn powered_off(mut self) -> Ended {
+        self.run.ended(Duration::from_secs(60))
+    }
+
+    /// Kill QEMU without a word to anybody.
+    pub fn kill(self) {
+        self.run.end(Signal::KILL, Duration::from_secs(10));
+    }
+}

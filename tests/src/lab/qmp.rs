@@ -1,0 +1,81 @@
+//! QEMU's monitor protocol: one JSON object a line, over a unix socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long QEMU may take to answer: it stops answering while it waits for a back-end.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A connection to a QEMU's monitor.
+#[derive(Debug)]
+pub struct Qmp {
+    lines: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    /// Connect to the monitor's socket once it is there, and leave the greeting behind.
+    ///
+    /// # Panics
+    /// When there is no monitor within the time.
+    pub fn connect(socket: &Path, within: Duration) -> Qmp {
+        let deadline = Instant::now() + within;
+        let stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) => {
+                    assert!(Instant::now() < deadline, "no monitor at {}: {error}", socket.display())
+                }
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        stream.set_read_timeout(Some(ANSWER)).expect("a time limit above zero");
+        let mut qmp = Qmp { lines: BufReader::new(stream) };
+        qmp.line();
+        qmp.execute("qmp_capabilities", json!({}));
+        qmp
+    }
+
+    /// Execute a command and return what it returned. Events that arrive before are passed over.
+    ///
+    /// # Panics
+    /// When QEMU answers with an error or not at all.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let mut request = json!({ "execute": command, "arguments": arguments }).to_string();
+        request.push('\n');
+        self.lines.get_mut().write_all(request.as_bytes()).expect("the monitor listens");
+        loop {
+            let mut answer = self.line();
+            if let Some(error) = answer.get("error") {
+                panic!("{command}: {error}");
+            }
+            if let Some(returned) = answer.get_mut("return") {
+                return returned.take();
+            }
+        }
+    }
+
+    /// Wait for an event of this name and return it.
+    ///
+    /// # Panics
+    /// When none arrives.
+    pub fn event(&mut self, name: &str) -> Value {
+        loop {
+            let line = self.line();
+            if line.get("event").and_then(Value::as_str) == Some(name) {
+                return line;
+            }
+        }
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        let count =
+            self.lines.read_line(&mut line).unwrap_or_else(|error| panic!("the monitor is silent: {error}"));
+        assert!(count > 0, "the monitor has gone");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"))
+    }
+}
