@@ -1,1 +1,60 @@
 //! Where guest memory is: IOVA ranges, backing files, windows, guest slices.
+//!
+//! # What it is
+//!
+//! A device is told addresses by a guest. This crate answers where the bytes behind such an address are, without
+//! anybody's virtual addresses: an IOVA lies in an area, an area is a place in a file, and the file is mapped into our
+//! own address space. It is data structures and mappings; who may use them, and for how long, is decided elsewhere.
+//!
+//! # Objects
+//!
+//! - [`Iova`], [`IovaRange`]: device addresses; ranges are inclusive at both ends, and every sum is checked.
+//! - [`BackingFile`], [`FileExtent`]: a memory file that was looked at before it was accepted, and a place in it.
+//! - [`Area`]: a range of addresses, the place of its first byte, what the device may do there. It starts at any byte.
+//! - [`Windows`], [`HostWindow`], [`Segment`]: files mapped in chunks of 1 GiB and shared where it is proven that they
+//!   are the same; only windows are aligned. A segment is the part of an area that lies in one window.
+//! - [`IovaMap`]: an immutable sorted table, for areas and segments alike, changed by copying one leaf.
+//! - [`GuestSlice`], [`SgList`]: bytes that a hostile guest changes while we look, alone and in lists.
+//!
+//! # When memory goes away
+//!
+//! The owner of a file can take its pages away at any time. The access that finds out does not fail: the SIGBUS it
+//! raises is contained, it reads zeros, and the window is *poisoned*. Whoever used slices compares
+//! [`poison_epoch`] afterwards and, if it moved, [`HostWindow::poison_count`] of the windows it touched. A poisoned
+//! window is not handed out again. A hole punched into a file raises nothing: it reads as zeros.
+//!
+//! # Locks, and what may block
+//!
+//! Two mutexes, taken in this order: the table of a [`Windows`], then the free list of the process-wide table that
+//! the signal handler reads. Both are taken only to map and unmap. [`Windows::segments`] blocks for `fstat` and `mmap`,
+//! the last drop of a [`HostWindow`] for `munmap`, [`BackingFile::new`] for the system calls that look at the file.
+//! Nothing else makes a system call or blocks; a page fault in a slice does what the kernel needs to find the page,
+//! which for accepted files is no stranger's business.
+//!
+//! # What never fails
+//!
+//! Looking up, copying and dropping. An access within a slice's bounds completes whatever the owner does.
+//!
+//! A thread that touches guest memory must not block SIGBUS.
+//!
+//! # What it does not implement
+//!
+//! Counting of pins, waiting, permissions at the time of access (an area's permission is there to be checked), a dirty
+//! log, memory that is reached by messages or in another process.
+
+mod addr;
+mod area;
+mod file;
+mod map;
+#[allow(unsafe_code)]
+pub(crate) mod raw;
+mod sg;
+mod window;
+
+pub use addr::{Iova, IovaRange, Perm, RangeError, UserAddr};
+pub use area::Area;
+pub use file::{BackingFile, FileError, FileExtent, FileId, FileKind, FilePolicy};
+pub use map::{Hint, IovaMap, MapError, Ranged};
+pub use raw::{GuestSlice, poison_epoch};
+pub use sg::SgList;
+pub use window::{CHUNK, HostWindow, Segment, WindowError, Windows};

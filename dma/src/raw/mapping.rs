@@ -1,0 +1,111 @@
+//! UNSAFETY: mapping files into our address space and taking them out again.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use super::GuestSlice;
+use super::table::{Entry, Registration};
+
+/// A shared mapping of a part of a file, known to the SIGBUS handler.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    // Only `None` while being dropped: the handler must forget the addresses before they can mean something else.
+    registered: Option<Registration>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is reached through `GuestSlice` only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// Why a file was not mapped.
+#[derive(Debug)]
+pub(crate) enum MapFailed {
+    /// The kernel said no.
+    Kernel(io::Error),
+    /// The table of windows is full.
+    TableFull,
+}
+
+impl Mapping {
+    /// Maps `len` bytes of a file from `offset` on, both multiples of `page`, the file's page size.
+    ///
+    /// Not inherited by a child and not in a core dump: it is somebody else's memory. Huge pages are not reserved:
+    /// a window covers more than is used of it, and the pool belongs to the owner of the file.
+    pub(crate) fn of_file(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        page: u64,
+        writable: bool,
+    ) -> Result<Self, MapFailed> {
+        let too_large = || MapFailed::Kernel(io::Error::from_raw_os_error(libc::EOVERFLOW));
+        let offset = libc::off_t::try_from(offset).map_err(|_| too_large())?;
+        let page = usize::try_from(page).map_err(|_| too_large())?;
+        let protection = protection(writable);
+        // SAFETY: a new mapping at an address the kernel chooses disturbs no other memory; the descriptor is open.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                offset,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(MapFailed::Kernel(io::Error::last_os_error()));
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(too_large)?;
+        // From here on the mapping is undone by Drop.
+        let mut mapping = Mapping { base, len, registered: None };
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            // SAFETY: the range is the mapping just made; neither advice changes its bytes.
+            if unsafe { libc::madvise(base.as_ptr().cast(), len, advice) } != 0 {
+                return Err(MapFailed::Kernel(io::Error::last_os_error()));
+            }
+        }
+        let entry = Entry { base: base.as_ptr().expose_provenance(), len, page, writable };
+        mapping.registered = Some(Registration::new(entry).ok_or(MapFailed::TableFull)?);
+        Ok(mapping)
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The `len` bytes at `offset`, if they lie in the mapping.
+    #[inline]
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<GuestSlice<'_>> {
+        // SAFETY: the mapping stands for as long as `self` is borrowed, its faults are contained, and memory of it
+        // is given out as guest slices only.
+        let whole = unsafe { GuestSlice::from_raw_parts(self.base.as_ptr().expose_provenance(), self.len) };
+        whole.subslice(offset, len)
+    }
+
+    /// Faults contained in this mapping.
+    #[inline]
+    pub(crate) fn poison_count(&self) -> u64 {
+        self.registered.as_ref().map_or(0, Registration::poison_count)
+    }
+}
+
+/// The protection of a mapping; writing implies reading on every machine this runs on.
+pub(super) fn protection(writable: bool) -> libc::c_int {
+    if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.registered = None;
+        // SAFETY: the range is ours since `of_file`, and every slice of it borrowed `self`.
+        let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");
+    }
+}

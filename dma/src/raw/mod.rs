@@ -1,0 +1,15 @@
+//! The only unsafe code of this crate: mappings, the SIGBUS handler, and access to memory that others write.
+
+mod cpu;
+mod identity;
+mod mapping;
+mod sigbus;
+mod slice;
+mod table;
+
+pub(crate) use identity::same_open_file;
+pub(crate) use mapping::{MapFailed, Mapping};
+pub(crate) use sigbus::contain_sigbus;
+pub use slice::GuestSlice;
+pub(crate) use table::SLOTS;
+pub use table::poison_epoch;

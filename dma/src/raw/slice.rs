@@ -1,0 +1,212 @@
+//! UNSAFETY: loads, stores and copies of memory that is mapped from a file and that others write at any time.
+//!
+//! Guest memory is never a `&[u8]`: it changes under our feet. Single values are moved by volatile accesses or
+//! atomics, longer ones by memcpy between guest memory and memory of ours.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unalign};
+
+use super::cpu;
+
+/// Bytes of guest memory, readable and writable as the window they lie in, changed by others at any time.
+///
+/// All reads may see torn or senseless data; a value is to be read once, then checked, then used. The slice borrows
+/// whatever keeps its memory mapped. It is `Copy`, and may be used from several threads at once.
+#[derive(Copy, Clone)]
+pub struct GuestSlice<'a> {
+    // Invariant: for 'a, the `len` bytes at `start` are mapped memory that no Rust reference points into, in one
+    // mapping (so that `start + len` does not wrap and no offset exceeds isize::MAX), whose faults are contained.
+    start: NonNull<u8>,
+    len: usize,
+    mapped: PhantomData<&'a ()>,
+}
+
+// SAFETY: the bytes belong to no thread; every access is volatile, atomic or a copy whose result is not trusted.
+unsafe impl Send for GuestSlice<'_> {}
+// SAFETY: as for Send; there is no state beside the bytes.
+unsafe impl Sync for GuestSlice<'_> {}
+
+/// Defines the atomic load and store of one width.
+macro_rules! atomic_access {
+    ($($int:ident $atomic:ident $load:ident $store:ident;)*) => {$(
+        #[doc = concat!("Loads a native-endian `", stringify!($int), "` at `offset` as one access; `None` if it is not within the")]
+        /// slice or not aligned to its size.
+        #[inline(always)]
+        pub fn $load(&self, offset: usize, order: Ordering) -> Option<$int> {
+            let at = self.aligned(offset, size_of::<$int>())?;
+            // SAFETY: `at` is in bounds and aligned (checked above), the memory is mapped for 'a (invariant), and we
+            // access it by atomics, volatile accesses and untrusted copies only.
+            Some(unsafe { $atomic::from_ptr(at.cast()) }.load(order))
+        }
+
+        #[doc = concat!("Stores a native-endian `", stringify!($int), "` at `offset` as one access; `None` if it is not within the")]
+        /// slice or not aligned to its size.
+        #[inline(always)]
+        pub fn $store(&self, offset: usize, value: $int, order: Ordering) -> Option<()> {
+            let at = self.aligned(offset, size_of::<$int>())?;
+            // SAFETY: as for the load.
+            unsafe { $atomic::from_ptr(at.cast()) }.store(value, order);
+            Some(())
+        }
+    )*};
+}
+
+impl<'a> GuestSlice<'a> {
+    /// A slice of the `len` bytes at `address`, as taken apart by [`GuestSlice::as_io_vec_parts`].
+    ///
+    /// # Safety
+    /// For all of `'a` these bytes must lie in one mapping of this process, of a window or of anonymous memory, into
+    /// which no Rust reference points.
+    #[inline]
+    pub unsafe fn from_raw_parts(address: usize, len: usize) -> GuestSlice<'a> {
+        let start =
+            NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling());
+        GuestSlice { start, len, mapped: PhantomData }
+    }
+
+    /// Length in bytes.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no byte in it.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The `len` bytes at `offset`; `None` if they do not lie within the slice.
+    #[inline(always)]
+    pub fn subslice(&self, offset: usize, len: usize) -> Option<GuestSlice<'a>> {
+        let start = self.at(offset, len)?;
+        // SAFETY: in bounds of a mapping (checked above), hence not null.
+        let start = unsafe { NonNull::new_unchecked(start) };
+        Some(GuestSlice { start, len, mapped: PhantomData })
+    }
+
+    /// Copies to `dst` as many bytes as both have, and returns how many.
+    #[inline]
+    pub fn copy_to(&self, dst: &mut [u8]) -> usize {
+        let n = self.len.min(dst.len());
+        // SAFETY: `n` bytes are mapped at `start` (invariant) and are ours at `dst`; a reference to guest memory does
+        // not exist, so they do not overlap. Whatever the bytes are, they are valid u8.
+        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), dst.as_mut_ptr(), n) };
+        read_once();
+        n
+    }
+
+    /// Copies from `src` as many bytes as both have, and returns how many.
+    #[inline]
+    pub fn copy_from(&self, src: &[u8]) -> usize {
+        let n = self.len.min(src.len());
+        // SAFETY: as for `copy_to`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.start.as_ptr(), n) };
+        n
+    }
+
+    /// Copies to `dst`, guest memory too, as many bytes as both have, and returns how many. They may overlap.
+    #[inline]
+    pub fn copy_to_slice(&self, dst: &GuestSlice<'_>) -> usize {
+        let n = self.len.min(dst.len);
+        // SAFETY: `n` bytes are mapped at both places (invariant); `copy` permits overlap.
+        unsafe { std::ptr::copy(self.start.as_ptr(), dst.start.as_ptr(), n) };
+        n
+    }
+
+    /// Sets every byte to `byte`.
+    #[inline]
+    pub fn fill(&self, byte: u8) {
+        // SAFETY: `len` bytes are mapped at `start` (invariant).
+        unsafe { std::ptr::write_bytes(self.start.as_ptr(), byte, self.len) };
+    }
+
+    /// Reads a value at `offset`, which needs no alignment; `None` if it is not within the slice. Read once: the
+    /// memory is not looked at again when the value is used. A value of more than one word may be torn.
+    #[inline(always)]
+    pub fn read<T: FromBytes>(&self, offset: usize) -> Option<T> {
+        let at = self.at(offset, size_of::<T>())?;
+        // SAFETY: in bounds of mapped memory (checked above, invariant); `Unalign` needs no alignment; every bit
+        // pattern is a valid T.
+        let value = unsafe { std::ptr::read_volatile(at.cast::<Unalign<T>>()) };
+        Some(value.into_inner())
+    }
+
+    /// Writes a value at `offset`, which needs no alignment; `None` if it is not within the slice.
+    #[inline(always)]
+    pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) -> Option<()> {
+        let at = self.at(offset, size_of::<T>())?;
+        // SAFETY: in bounds of mapped memory (checked above, invariant); `Unalign` needs no alignment; T has no
+        // padding, so no uninitialised byte is shown to the guest.
+        unsafe { std::ptr::write_volatile(at.cast::<Unalign<T>>(), Unalign::new(value)) };
+        Some(())
+    }
+
+    atomic_access! {
+        u16 AtomicU16 load_u16 store_u16;
+        u32 AtomicU32 load_u32 store_u32;
+        u64 AtomicU64 load_u64 store_u64;
+    }
+
+    /// Fetches the cache line at `offset` for reading. A hint: any offset is allowed.
+    #[inline(always)]
+    pub fn prefetch_read(&self, offset: usize) {
+        cpu::prefetch_read(self.start.as_ptr().wrapping_add(offset));
+    }
+
+    /// Fetches the cache line at `offset` for writing. A hint: any offset is allowed.
+    #[inline(always)]
+    pub fn prefetch_write(&self, offset: usize) {
+        cpu::prefetch_write(self.start.as_ptr().wrapping_add(offset));
+    }
+
+    /// Writes the slice's cache lines back to memory where the processor has CLWB, so that another core that reads
+    /// them soon finds them closer; else does nothing.
+    #[inline]
+    pub fn write_back(&self) {
+        cpu::write_back(self.start.as_ptr(), self.len);
+    }
+
+    /// Address and length, for an `iovec` handed to the kernel, and for [`GuestSlice::from_raw_parts`].
+    #[inline(always)]
+    pub fn as_io_vec_parts(&self) -> (usize, usize) {
+        (self.start.as_ptr().expose_provenance(), self.len)
+    }
+
+    /// Where `len` bytes at `offset` are, if they lie within the slice.
+    #[inline(always)]
+    fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: at most one past the end of the bytes of the invariant.
+        Some(unsafe { self.start.as_ptr().add(offset) })
+    }
+
+    /// The same for a value that must be aligned to its size.
+    #[inline(always)]
+    fn aligned(&self, offset: usize, size: usize) -> Option<*mut u8> {
+        self.at(offset, size).filter(|at| at.addr() & (size - 1) == 0)
+    }
+}
+
+/// Keeps the compiler from reading guest memory again where a copy of it is used: without this it may replace a copy
+/// of the copy by a second copy of the original, after the first one was checked.
+#[inline(always)]
+fn read_once() {
+    compiler_fence(Ordering::SeqCst);
+}
+
+impl fmt::Debug for GuestSlice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No address: it is of no use to a reader and of some to an attacker.
+        f.debug_struct("GuestSlice").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

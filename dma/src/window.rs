@@ -1,0 +1,303 @@
+//! Windows: our own mappings of backing files, shared by all who use the same bytes.
+//!
+//! A window is one chunk of a file, from a multiple of [`CHUNK`] up to the next or to the end of the file. Areas are
+//! byte ranges inside windows and cause no mapping of their own. Windows live as long as somebody holds them; the
+//! table here only remembers which ones there are.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::raw::{self, Mapping};
+use crate::{Area, BackingFile, FileId, GuestSlice, Iova, IovaRange, Perm, Ranged};
+
+/// Length and alignment of a full window: large enough for few of them, small enough that a file that grows does not
+/// cost much to map again, and a multiple of every page size in use.
+pub const CHUNK: u64 = 1 << 30;
+
+/// One chunk of a file in our address space. Unmapped when the last holder lets go.
+#[derive(Debug)]
+pub struct HostWindow {
+    mapping: Mapping,
+    file: Arc<BackingFile>,
+    file_offset: u64,
+    writable: bool,
+    counts: Arc<Counts>,
+}
+
+impl HostWindow {
+    /// The `len` bytes at `offset` of the window; `None` if they do not lie within it.
+    ///
+    /// Bytes behind the end of the file may be part of a window. Touching them, or a page that was taken away, is
+    /// contained and counted in [`HostWindow::poison_count`]. A window that was mapped for reading must not be
+    /// written through: the processor refuses it and the process ends. Whoever hands out slices checks [`Area::perm`].
+    #[inline]
+    pub fn slice(&self, offset: u64, len: usize) -> Option<GuestSlice<'_>> {
+        self.mapping.slice(usize::try_from(offset).ok()?, len)
+    }
+
+    /// Length in bytes, a multiple of the file's page size.
+    #[inline]
+    #[allow(clippy::len_without_is_empty, reason = "no window is empty")]
+    pub fn len(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// The file; the window keeps it open.
+    pub fn file(&self) -> &Arc<BackingFile> {
+        &self.file
+    }
+
+    /// Where in the file the window starts: a multiple of [`CHUNK`].
+    pub fn file_offset(&self) -> u64 {
+        self.file_offset
+    }
+
+    /// Whether a page was lost under this window. It stays so; a new window must be mapped.
+    #[inline]
+    pub fn poisoned(&self) -> bool {
+        self.poison_count() != 0
+    }
+
+    /// How often a lost page was touched through this window. Every access that came before this call in program
+    /// order and read something else than the file's bytes is counted.
+    #[inline]
+    pub fn poison_count(&self) -> u64 {
+        self.mapping.poison_count()
+    }
+}
+
+impl Drop for HostWindow {
+    fn drop(&mut self) {
+        self.counts.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A piece of an area that lies in one window: an area is cut at chunk boundaries.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The device addresses of the piece.
+    pub range: IovaRange,
+    /// The window it lies in.
+    pub window: Arc<HostWindow>,
+    /// Where in the window the first byte is.
+    pub offset: u64,
+}
+
+impl Segment {
+    /// The `len` bytes at `at`; `None` if they do not all lie in this segment.
+    #[inline]
+    pub fn slice(&self, at: Iova, len: usize) -> Option<GuestSlice<'_>> {
+        let from = self.range.offset_of(at)?;
+        // Bytes from `at` to the end of the segment, less one: cannot wrap.
+        let behind = self.range.last().0 - at.0;
+        if len as u64 > behind && len as u64 - behind > 1 {
+            return None;
+        }
+        self.window.slice(self.offset.checked_add(from)?, len)
+    }
+}
+
+impl Ranged for Segment {
+    #[inline]
+    fn range(&self) -> IovaRange {
+        self.range
+    }
+}
+
+/// How many windows there are and were.
+#[derive(Debug, Default)]
+struct Counts {
+    live: AtomicUsize,
+    mapped: AtomicU64,
+}
+
+/// All windows of a daemon.
+#[derive(Debug)]
+pub struct Windows {
+    known: Mutex<HashMap<FileId, Vec<Weak<HostWindow>>>>,
+    counts: Arc<Counts>,
+}
+
+impl Windows {
+    /// An empty table. The first one in a process installs the handler that contains SIGBUS; it stays for good.
+    pub fn new() -> io::Result<Arc<Self>> {
+        raw::contain_sigbus()?;
+        Ok(Arc::new(Windows { known: Mutex::default(), counts: Arc::default() }))
+    }
+
+    /// Maps `area`: the segments that cover it without a gap, in order of address.
+    ///
+    /// The area is checked against the descriptor it came with and against the size the file has now. Windows that
+    /// exist are used where it is certain that they show the same file; one that has lost a page is not handed out
+    /// again. Blocks for `fstat` and `mmap` only.
+    pub fn segments(&self, area: &Area) -> Result<Vec<Segment>, WindowError> {
+        let file = &area.extent.file;
+        if area.perm.is_empty() {
+            return Err(WindowError::NoPermission);
+        }
+        if !file.perm().contains(area.perm) {
+            return Err(WindowError::Permission { wanted: area.perm, open: file.perm() });
+        }
+        let offset = area.extent.offset;
+        let overflow = WindowError::Overflow { offset, range: area.range };
+        let Ok(len) = u64::try_from(area.range.size()) else { return Err(overflow) };
+        let Some(end) = offset.checked_add(len) else { return Err(overflow) };
+        let size = file.size().map_err(WindowError::Size)?;
+        if end > size {
+            return Err(WindowError::BeyondEnd { offset, len, size });
+        }
+
+        let writable = area.perm.contains(Perm::WRITE);
+        let mut segments = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let at = offset + done;
+            let start = at - at % CHUNK;
+            let within = (start + (CHUNK - 1)).min(end - 1) - at + 1;
+            let window = self.window(file, start, at - start + within, size, writable)?;
+            let first = Iova(area.range.first().0 + done);
+            let range = IovaRange::with_len(first, within)
+                .map_err(|_| WindowError::Overflow { offset, range: area.range })?;
+            segments.push(Segment { range, window, offset: at - start });
+            done += within;
+        }
+        Ok(segments)
+    }
+
+    /// How many windows are mapped now.
+    pub fn live(&self) -> usize {
+        self.counts.live.load(Ordering::Relaxed)
+    }
+
+    /// How many windows were ever mapped.
+    pub fn mapped_total(&self) -> u64 {
+        self.counts.mapped.load(Ordering::Relaxed)
+    }
+
+    /// A window of `file` at `start` that has at least `need` bytes. `size` is the file's size.
+    fn window(
+        &self,
+        file: &Arc<BackingFile>,
+        start: u64,
+        need: u64,
+        size: u64,
+        writable: bool,
+    ) -> Result<Arc<HostWindow>, WindowError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |window: &Arc<HostWindow>| {
+            window.file_offset == start
+                && window.writable == writable
+                && window.len() >= need
+                && !window.poisoned()
+                && (Arc::ptr_eq(&window.file, file) || window.file.is_same_file(file))
+        };
+        let same_id = known.get(&file.id()).map(Vec::as_slice).unwrap_or_default();
+        if let Some(window) = same_id.iter().filter_map(Weak::upgrade).find(fits) {
+            return Ok(window);
+        }
+
+        // The whole chunk, or what the file has of it in whole pages. `size` is at most i64::MAX, so nothing wraps.
+        let len = (size - start).min(CHUNK).next_multiple_of(file.page_size());
+        let len = usize::try_from(len).map_err(|_| WindowError::Map(io::ErrorKind::OutOfMemory.into()))?;
+        let mapping = Mapping::of_file(file.as_fd(), start, len, file.page_size(), writable)
+            .map_err(WindowError::from)?;
+        self.counts.live.fetch_add(1, Ordering::Relaxed);
+        self.counts.mapped.fetch_add(1, Ordering::Relaxed);
+        let window = Arc::new(HostWindow {
+            mapping,
+            file: Arc::clone(file),
+            file_offset: start,
+            writable,
+            counts: Arc::clone(&self.counts),
+        });
+        // Mapping is rare: the time to forget the windows that are gone.
+        known.retain(|_, windows| {
+            windows.retain(|window| window.strong_count() > 0);
+            !windows.is_empty()
+        });
+        known.entry(file.id()).or_default().push(Arc::downgrade(&window));
+        Ok(window)
+    }
+}
+
+/// Why an area could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// The area allows neither reading nor writing [EINVAL].
+    #[error("the area allows neither reading nor writing")]
+    NoPermission,
+    /// The descriptor was not opened for what the area allows [EACCES].
+    #[error(
+        "the area needs {wanted:?}, but its memory descriptor is open for {open:?} only; the front-end must open it for both"
+    )]
+    Permission {
+        /// What the area allows.
+        wanted: Perm,
+        /// What the descriptor was opened for.
+        open: Perm,
+    },
+    /// Offset plus length wraps [EOVERFLOW].
+    #[error("the area {range} at file offset {offset:#x} wraps around the end of the file offsets")]
+    Overflow {
+        /// The area's file offset.
+        offset: u64,
+        /// The area's addresses.
+        range: IovaRange,
+    },
+    /// The area ends behind the end of its file [EINVAL].
+    #[error(
+        "the area needs {len:#x} bytes at offset {offset:#x}, but its file has {size:#x} bytes; the front-end must size the \
+         file before it is announced"
+    )]
+    BeyondEnd {
+        /// Where in the file the area starts.
+        offset: u64,
+        /// The area's length in bytes.
+        len: u64,
+        /// The file's size in bytes.
+        size: u64,
+    },
+    /// The size of the file could not be read.
+    #[error("cannot read the size of the memory file: {0}")]
+    Size(#[source] io::Error),
+    /// The kernel refused the mapping.
+    #[error(
+        "cannot map the memory file: {0} (out of address space, mappings (vm.max_map_count) or huge pages, or the file is sealed against writing)"
+    )]
+    Map(#[source] io::Error),
+    /// All slots of the containment table are in use [ENOSPC].
+    #[error(
+        "all {limit} windows are in use; let fewer connections share this daemon, or use fewer and larger memory files"
+    )]
+    TableFull {
+        /// How many windows there can be.
+        limit: usize,
+    },
+}
+
+impl From<raw::MapFailed> for WindowError {
+    fn from(error: raw::MapFailed) -> Self {
+        match error {
+            raw::MapFailed::Kernel(e) => WindowError::Map(e),
+            raw::MapFailed::TableFull => WindowError::TableFull { limit: raw::SLOTS },
+        }
+    }
+}
+
+impl WindowError {
+    /// The error number to report to a peer.
+    pub fn errno(&self) -> i32 {
+        match self {
+            WindowError::NoPermission | WindowError::BeyondEnd { .. } => libc::EINVAL,
+            WindowError::Permission { .. } => libc::EACCES,
+            WindowError::Overflow { .. } => libc::EOVERFLOW,
+            WindowError::Size(e) | WindowError::Map(e) => e.raw_os_error().unwrap_or(libc::ENOMEM),
+            WindowError::TableFull { .. } => libc::ENOSPC,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
