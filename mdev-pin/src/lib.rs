@@ -1,1 +1,80 @@
-//! Who may touch guest memory and how long: IOAS, access, lane, burst, pin.
+//! Who may touch guest memory, and for how long.
+//!
+//! # What it is
+//!
+//! The userspace counterpart of the part of Linux's iommufd that deals with software devices: address spaces
+//! ([`Ioas`]), a device's attachment to one ([`Access`]), and the holds a device may have on guest pages. An IOVA is
+//! resolved to an offset in a file that the area itself references, never through the address space of whoever
+//! mapped it; so nothing here ever waits for the owner of the memory to make something valid.
+//!
+//! # Objects
+//!
+//! * [`Ioas`]: the areas of one guest, and the table published from them. Control operations only.
+//! * [`Access`]: one device's attachment. It has its own published pointer to the table, so that closing or gating
+//!   one device changes no result for another.
+//! * [`Lane`]: a reader's side of an access, one per queue on its worker. [`Lane::enter`] opens a [`Burst`].
+//! * [`Burst`]: one poll of one queue. Inside it IOVAs resolve to [`mdev_dma::GuestSlice`]s without any count; it
+//!   never blocks and must not outlive the poll.
+//! * [`Pin`]: an owned hold for I/O that outlives the burst, counted on the lane that took it.
+//! * [`Change`]: an unmap, a replacement of the table or a detach under way. It is polled, never waited for by a
+//!   session; [`Change::wait`] is for callers that have nothing else to do.
+//!
+//! # Unmap, in the order that makes it safe
+//!
+//! Publish a table in which the area is *gated* (lookups answer `EINVAL`); wait until every lane has left the burst
+//! in which it may have seen the old table (grace); notify every access once; wait until the pins on the area are
+//! gone (drain); publish the table without the area; wait for the lanes again; drop the old tables and with them
+//! the area's references to its file. Grace and drain share one deadline. Past it the change fails with `EDEADLOCK`:
+//! the area stays mapped and stays gated, no memory is released, and a later unmap may succeed.
+//!
+//! # Locks and their order
+//!
+//! `AccessCore::attachment`, then `Ioas::state`, then `Published::shards`. `AccessCore::callbacks` and the allocator
+//! of slots are leaves. None is held across grace, notification or drain. Lanes take none of them.
+//!
+//! # What may block
+//!
+//! [`Change::wait`] and what is built on it ([`Ioas::unmap`], [`Ioas::replace_table`], [`Access::detach`],
+//! [`Access::close`]), each up to the deadline its caller gave. A control operation called by a thread that is
+//! inside a burst is refused with `EDEADLK`, because it would wait for itself.
+//!
+//! # What never fails
+//!
+//! Leaving a burst, dropping a pin, and resolving bytes whose translation a [`Ioas::replace_table`] leaves as it is.
+//!
+//! # What it does not implement
+//!
+//! Allocation of IOVAs, copies between spaces, accounting of pinned pages, change of process, revocation of pins
+//! past the deadline, and the parking of queues.
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+mod access;
+mod burst;
+mod change;
+mod error;
+mod ioas;
+mod lane;
+mod pin;
+mod replace;
+mod shard;
+mod slot;
+mod sync;
+#[allow(unsafe_code)]
+pub(crate) mod sys;
+mod table;
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+#[cfg(all(test, loom))]
+mod models;
+
+pub use access::{Access, AccessOps, IgnoreUnmap};
+pub use burst::Burst;
+pub use change::Change;
+pub use error::{AccessError, IoasError, ResolveError};
+pub use ioas::Ioas;
+pub use lane::Lane;
+pub use pin::Pin;
+pub use sys::kept::KeptSlice;

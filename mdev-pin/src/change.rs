@@ -1,0 +1,155 @@
+//! An unmap, a replacement or a detach under way: the stages that all of them go through, driven by polling.
+
+use mdev_dma::IovaRange;
+
+use crate::{
+    error::IoasError,
+    ioas::Ioas,
+    sync::{Backoff, Deadline},
+    sys::published::Retired,
+};
+
+/// What differs between the changes. A change may go through the stages several times (an unmap of many areas).
+pub trait Work: Send {
+    /// Publishes tables that gate what is to go, and returns the ones replaced; `None` when nothing is left to do.
+    fn begin(&mut self, ioas: &Ioas) -> Option<Result<Vec<Retired>, IoasError>>;
+    /// Tells the devices. Called once per round, without locks, after no lane can resolve the gated bytes.
+    fn notify(&mut self, ioas: &Ioas);
+    /// Whether no pin on the gated bytes is out.
+    fn drained(&self, ioas: &Ioas) -> bool;
+    /// Publishes tables without the gated bytes, and returns the ones replaced.
+    fn finish(&mut self, ioas: &Ioas) -> Vec<Retired>;
+    /// Gives up past the deadline: what is gated stays gated and mapped. Says where.
+    fn fail(&mut self, ioas: &Ioas) -> IovaRange;
+    /// All stages are over, whatever the outcome.
+    fn ended(&mut self, _ioas: &Ioas) {}
+    /// Bytes that have left the space.
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+enum Stage {
+    Begin,
+    /// Lanes may be in a burst in which the bytes were not gated.
+    Grace(Vec<Retired>),
+    /// Pins may be out.
+    Drain,
+    /// Lanes may be in a burst that reads the gated tables, which still hold the files.
+    Free(Vec<Retired>),
+    Ended,
+}
+
+/// A change of an address space that waits for lanes and pins. The bytes that go are gated from the moment it
+/// exists. Dropping it before it has ended gives it up, as its deadline would.
+#[must_use = "a change that is dropped is given up; poll it or wait for it"]
+pub struct Change {
+    ioas: Ioas,
+    deadline: Deadline,
+    stage: Stage,
+    work: Box<dyn Work>,
+    outcome: Option<Result<u64, IoasError>>,
+}
+
+impl Change {
+    pub(crate) fn begin(ioas: Ioas, deadline: Deadline, work: Box<dyn Work>) -> Change {
+        let mut change = Change { ioas, deadline, stage: Stage::Begin, work, outcome: None };
+        change.advance();
+        change
+    }
+
+    /// Goes as far as it can without waiting. `Some` once, when it has ended: the bytes that left the space, or
+    /// [`IoasError::Deadlock`].
+    pub fn poll(&mut self) -> Option<Result<u64, IoasError>> {
+        self.advance();
+        self.outcome.take()
+    }
+
+    /// Waits for the end, at most until the deadline it was begun with.
+    pub fn wait(mut self) -> Result<u64, IoasError> {
+        let mut backoff = Backoff::default();
+        loop {
+            if let Some(outcome) = self.poll() {
+                return outcome;
+            }
+            if matches!(self.stage, Stage::Ended) {
+                // Its outcome was taken by an earlier poll.
+                return Ok(self.work.bytes());
+            }
+            backoff.pause();
+        }
+    }
+
+    fn advance(&mut self) {
+        while self.step() {}
+    }
+
+    /// One stage; `false` if it has to be waited for, or all is over.
+    fn step(&mut self) -> bool {
+        match &mut self.stage {
+            Stage::Begin => match self.work.begin(&self.ioas) {
+                Some(Ok(retired)) => self.stage = Stage::Grace(retired),
+                Some(Err(error)) => self.end(Err(error)),
+                None => self.end(Ok(self.work.bytes())),
+            },
+            Stage::Grace(retired) => {
+                retired.retain_mut(|table| !table.poll());
+                if !retired.is_empty() {
+                    return self.wait_or_give_up();
+                }
+                self.work.notify(&self.ioas);
+                self.stage = Stage::Drain;
+            }
+            Stage::Drain => {
+                if !self.work.drained(&self.ioas) {
+                    return self.wait_or_give_up();
+                }
+                self.stage = Stage::Free(self.work.finish(&self.ioas));
+            }
+            Stage::Free(retired) => {
+                retired.retain_mut(|table| !table.poll());
+                if !retired.is_empty() {
+                    if !self.deadline.passed() {
+                        return false;
+                    }
+                    // The bytes are gone for everybody; only the release of the tables is late.
+                    self.ioas.adopt(std::mem::take(retired));
+                }
+                self.stage = Stage::Begin;
+            }
+            Stage::Ended => return false,
+        }
+        !matches!(self.stage, Stage::Ended)
+    }
+
+    fn wait_or_give_up(&mut self) -> bool {
+        if self.deadline.passed() {
+            self.give_up();
+        }
+        false
+    }
+
+    fn give_up(&mut self) {
+        let range = self.work.fail(&self.ioas);
+        self.end(Err(IoasError::Deadlock(range)));
+    }
+
+    fn end(&mut self, outcome: Result<u64, IoasError>) {
+        if let Stage::Grace(retired) | Stage::Free(retired) = std::mem::replace(&mut self.stage, Stage::Ended)
+        {
+            self.ioas.adopt(retired);
+        }
+        self.work.ended(&self.ioas);
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        match self.stage {
+            Stage::Ended => {}
+            Stage::Grace(_) | Stage::Drain => self.give_up(),
+            Stage::Begin | Stage::Free(_) => self.end(Ok(self.work.bytes())),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong, with the code that Linux's iommufd returns for it.
+
+use mdev_dma::{IovaRange, WindowError};
+
+/// `errno` values used by this crate (`asm-generic/errno-base.h`, `errno.h`).
+mod errno {
+    pub const EPERM: i32 = 1;
+    pub const ENOENT: i32 = 2;
+    pub const ENOMEM: i32 = 12;
+    pub const EFAULT: i32 = 14;
+    pub const EBUSY: i32 = 16;
+    pub const EEXIST: i32 = 17;
+    pub const EINVAL: i32 = 22;
+    pub const ENOSPC: i32 = 28;
+    pub const EDEADLK: i32 = 35;
+    pub const EOVERFLOW: i32 = 75;
+}
+
+/// Why an IOVA range could not be resolved inside a burst.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// Some byte of the range is not mapped.
+    #[error("the range is not mapped completely")]
+    Hole,
+    /// The area does not allow this direction.
+    #[error("the area does not permit this access")]
+    Permission,
+    /// The area is being unmapped, or an unmap of it has failed.
+    #[error("the area is gated by an unmap")]
+    Gated,
+    /// The access is not attached to an address space.
+    #[error("the access is not attached")]
+    Detached,
+    /// Address plus length wraps.
+    #[error("the range wraps around the address space")]
+    Overflow,
+    /// A length of zero.
+    #[error("the range is empty")]
+    Empty,
+    /// The file behind the area lost a page (it was truncated, or memory ran out); map the range anew to heal it.
+    #[error("the file behind the area has lost a page")]
+    Poisoned,
+    /// The range is mapped, but not by one piece of host memory; resolve it as a scatter-gather list.
+    #[error("the range crosses pieces of host memory")]
+    Split,
+}
+
+impl ResolveError {
+    /// The code that `iommufd_access_pin_pages` returns in this case.
+    pub fn errno(self) -> i32 {
+        match self {
+            ResolveError::Hole | ResolveError::Detached => errno::ENOENT,
+            ResolveError::Permission => errno::EPERM,
+            ResolveError::Gated | ResolveError::Empty | ResolveError::Split => errno::EINVAL,
+            ResolveError::Overflow => errno::EOVERFLOW,
+            ResolveError::Poisoned => errno::EFAULT,
+        }
+    }
+}
+
+/// Why an operation on an address space failed.
+#[derive(Debug, thiserror::Error)]
+pub enum IoasError {
+    /// The range intersects an area that is mapped already.
+    #[error("{wanted:?} intersects the mapped area {existing:?}; unmap it first")]
+    Exists {
+        /// The range to be mapped.
+        wanted: IovaRange,
+        /// An area in its way.
+        existing: IovaRange,
+    },
+    /// No area, or not whole areas only, lie in the range of an unmap.
+    #[error("{0:?} does not cover whole areas, or covers none")]
+    NotFound(IovaRange),
+    /// Another operation is changing these areas.
+    #[error("another change of the address space is under way; try again when it has ended")]
+    Busy,
+    /// A lane stayed in its burst, or a pin was held, past the deadline. The area stays mapped and gated.
+    #[error("{0:?} is still in use by a device after the deadline; it stays mapped and gated, try again")]
+    Deadlock(IovaRange),
+    /// The calling thread is inside a burst and would wait for itself.
+    #[error("called from inside a burst, which it would wait for; leave the burst first")]
+    InsideBurst,
+    /// An area that grants nothing.
+    #[error("an area must permit reading or writing")]
+    NoPermission,
+    /// More areas than the space can count pins for.
+    #[error("the address space has no room for another area")]
+    Full,
+    /// The file could not be mapped for this area.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+}
+
+impl IoasError {
+    /// The code that the corresponding iommufd ioctl returns.
+    pub fn errno(&self) -> i32 {
+        match self {
+            IoasError::Exists { .. } => errno::EEXIST,
+            IoasError::NotFound(_) => errno::ENOENT,
+            IoasError::Busy => errno::EBUSY,
+            IoasError::Deadlock(_) | IoasError::InsideBurst => errno::EDEADLK,
+            IoasError::NoPermission => errno::EINVAL,
+            IoasError::Full => errno::ENOSPC,
+            IoasError::Window(_) => errno::EINVAL,
+        }
+    }
+}
+
+/// Why an operation on an access failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// It is attached already.
+    #[error("the access is attached already; detach it first")]
+    Attached,
+    /// It is not attached.
+    #[error("the access is not attached to an address space")]
+    Detached,
+    /// A detach of it is under way.
+    #[error("a detach of this access is under way")]
+    Busy,
+    /// Its device kept a pin, or a lane its burst, past the deadline.
+    #[error("the device still holds guest memory after the deadline; release its pins and detach again")]
+    Deadlock,
+    /// A callback into the device did not return within the bound.
+    #[error("a callback into the device has not returned in time")]
+    CallbackStuck,
+    /// The calling thread is inside a burst or a callback and would wait for itself.
+    #[error("called from inside a burst or a callback, which it would wait for")]
+    WouldWaitForItself,
+    /// The access was closed.
+    #[error("the access is closed")]
+    Closed,
+}
+
+impl AccessError {
+    /// The code that the corresponding iommufd function returns.
+    pub fn errno(&self) -> i32 {
+        match self {
+            AccessError::Attached => errno::EINVAL,
+            AccessError::Detached | AccessError::Closed => errno::ENOENT,
+            AccessError::Busy | AccessError::CallbackStuck => errno::EBUSY,
+            AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,
+        }
+    }
+}
+
+/// Kept so that both names of one value are documented: Linux spells it both ways.
+const _: () = assert!(errno::EDEADLK == 35 && errno::ENOMEM == 12);

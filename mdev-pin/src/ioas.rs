@@ -1,0 +1,356 @@
+//! An address space: areas that map IOVAs to file extents, and the accesses attached to it.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use mdev_dma::{Area, IovaMap, IovaRange, MapError, Ranged, Windows};
+
+use crate::{
+    access::AccessCore,
+    change::{Change, Work},
+    error::IoasError,
+    lane,
+    replace::{Plan, Replace},
+    slot::{Slot, Slots},
+    sync::{Deadline, Mutex, lock},
+    sys::published::Retired,
+    table::{Mapped, MappedArea, Piece, Table},
+};
+
+/// The address space of a guest, as a software device sees it (`struct iommufd_ioas`). Cloning shares it; the areas
+/// go when the last clone and the last attached access are gone.
+#[derive(Clone)]
+pub struct Ioas {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    windows: Arc<Windows>,
+    slots: Slots,
+    state: Mutex<State>,
+}
+
+pub(crate) struct State {
+    pub areas: IovaMap<Mapped>,
+    /// What the areas look like to lanes; always in step with `areas`.
+    pieces: IovaMap<Piece>,
+    table: Arc<Table>,
+    members: Vec<Member>,
+    /// Replaced tables whose grace was not over when their change ended.
+    retired: Vec<Retired>,
+    /// A replacement of the table is under way: nothing else may change.
+    pub replacing: bool,
+}
+
+struct Member {
+    core: Arc<AccessCore>,
+    /// It is detaching: nothing is published to it any more.
+    leaving: bool,
+}
+
+impl Ioas {
+    /// An empty space whose areas will be mapped through `windows`.
+    pub fn new(windows: Arc<Windows>) -> Ioas {
+        let state = State {
+            areas: IovaMap::new(),
+            pieces: IovaMap::new(),
+            table: Table::new(IovaMap::new()),
+            members: Vec::new(),
+            retired: Vec::new(),
+            replacing: false,
+        };
+        Ioas { inner: Arc::new(Inner { windows, slots: Slots::default(), state: Mutex::new(state) }) }
+    }
+
+    /// Maps a file extent at a fixed IOVA (`IOMMU_IOAS_MAP_FILE`). The area holds the file until it is unmapped.
+    ///
+    /// # Errors
+    ///
+    /// `Exists` \[EEXIST\], `NoPermission` and `Window` \[EINVAL\], `Busy`, `Full`, `InsideBurst`.
+    pub fn map(&self, area: Area) -> Result<(), IoasError> {
+        refuse_inside_burst()?;
+        let mapped = self.mapped(area)?;
+        let mut state = lock(&self.inner.state);
+        if state.replacing {
+            return Err(IoasError::Busy);
+        }
+        state.areas = state.areas.insert(mapped.clone()).map_err(exists)?;
+        for piece in mapped.pieces() {
+            state.pieces = state.pieces.insert(piece).map_err(exists)?;
+        }
+        let retired = state.publish();
+        drop(state);
+        self.adopt(retired);
+        Ok(())
+    }
+
+    /// Unmaps all areas that lie in `range`, waiting for lanes and pins up to `within`; see [`Ioas::begin_unmap`].
+    pub fn unmap(&self, range: IovaRange, within: Duration) -> Result<u64, IoasError> {
+        self.begin_unmap(range, within)?.wait()
+    }
+
+    /// Begins to unmap the areas that lie in `range` (`IOMMU_IOAS_UNMAP`), one after another by IOVA. Only whole
+    /// areas; [`IovaRange::FULL`] succeeds on an empty space too. When one area times out, those before it are gone,
+    /// it stays mapped and gated, and those after it are as they were.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` \[ENOENT\], `Busy` \[EBUSY\] if an area is already leaving, `InsideBurst` \[EDEADLK\].
+    pub fn begin_unmap(&self, range: IovaRange, within: Duration) -> Result<Change, IoasError> {
+        refuse_inside_burst()?;
+        let state = lock(&self.inner.state);
+        if state.replacing {
+            return Err(IoasError::Busy);
+        }
+        let found: Vec<&Mapped> = state.areas.overlapping(range).collect();
+        if found.iter().any(|mapped| mapped.0.leaving) {
+            return Err(IoasError::Busy);
+        }
+        let whole = found.iter().all(|mapped| range.contains_range(mapped.range()));
+        if !whole || (found.is_empty() && range != IovaRange::FULL) {
+            return Err(IoasError::NotFound(range));
+        }
+        let rest = found.iter().map(|mapped| mapped.range()).collect();
+        drop(state);
+        let work = Unmap { rest, current: None, bytes: 0 };
+        Ok(Change::begin(self.clone(), Deadline::within(within), Box::new(work)))
+    }
+
+    /// Replaces all areas, waiting for lanes and pins up to `within`; see [`Ioas::begin_replace`].
+    pub fn replace_table(&self, areas: Vec<Area>, within: Duration) -> Result<(), IoasError> {
+        self.begin_replace(areas, within)?.wait().map(drop)
+    }
+
+    /// Begins to replace all areas by `areas` in one publication. Bytes whose (file, offset, permission) stay the
+    /// same never fail a lookup and keep their pins, however the areas around them are cut; the others are gated,
+    /// drained and released. Past the deadline the space is left with what stayed, and with what could not go,
+    /// gated; the same call can be made again.
+    ///
+    /// # Errors
+    ///
+    /// `Exists` if two of `areas` overlap, `NoPermission`, `Window`, `Full`, `Busy`, `InsideBurst`.
+    pub fn begin_replace(&self, areas: Vec<Area>, within: Duration) -> Result<Change, IoasError> {
+        refuse_inside_burst()?;
+        if areas.iter().any(|area| area.perm.is_empty()) {
+            return Err(IoasError::NoPermission);
+        }
+        let wanted = IovaMap::from_items(areas).map_err(exists)?;
+        loop {
+            let (areas, seen) = {
+                let state = lock(&self.inner.state);
+                if state.replacing || state.areas.iter().any(|mapped| mapped.0.leaving) {
+                    return Err(IoasError::Busy);
+                }
+                (state.areas.clone(), state.table.id)
+            };
+            let plan = Plan::new(self, &areas, &wanted)?;
+            let mut state = lock(&self.inner.state);
+            if state.table.id == seen && !state.replacing {
+                state.replacing = true;
+                drop(state);
+                return Ok(Change::begin(
+                    self.clone(),
+                    Deadline::within(within),
+                    Box::new(Replace::new(plan)),
+                ));
+            }
+            // Another change came between; plan again on what it left.
+        }
+    }
+
+    /// The mapped areas by IOVA, gated ones included.
+    pub fn areas(&self) -> Vec<Area> {
+        lock(&self.inner.state).areas.iter().map(|mapped| mapped.0.area.clone()).collect()
+    }
+
+    /// Pins out on this space.
+    pub fn pins(&self) -> u64 {
+        lock(&self.inner.state).members.iter().map(|member| member.core.published.pins()).sum()
+    }
+
+    /// The windows that its areas are mapped through.
+    pub fn windows(&self) -> &Arc<Windows> {
+        &self.inner.windows
+    }
+
+    /// An area with its host memory and a slot, not published yet.
+    pub(crate) fn mapped(&self, area: Area) -> Result<Mapped, IoasError> {
+        if area.perm.is_empty() {
+            return Err(IoasError::NoPermission);
+        }
+        let segments = self.inner.windows.segments(&area)?;
+        let slot = self.slot()?;
+        Ok(Mapped(Arc::new(MappedArea {
+            area,
+            segments,
+            slot,
+            inherited: Vec::new(),
+            gated: false,
+            leaving: false,
+        })))
+    }
+
+    pub(crate) fn slot(&self) -> Result<Slot, IoasError> {
+        self.inner.slots.take().ok_or(IoasError::Full)
+    }
+
+    /// Whether no lane can be reading any table but the current one.
+    pub(crate) fn quiet(&self) -> bool {
+        self.adopt(Vec::new());
+        lock(&self.inner.state).retired.is_empty()
+    }
+
+    pub(crate) fn state(&self) -> crate::sync::MutexGuard<'_, State> {
+        lock(&self.inner.state)
+    }
+
+    /// Pins on `slots`, over all accesses.
+    pub(crate) fn pinned(&self, slots: &[Slot]) -> bool {
+        let state = lock(&self.inner.state);
+        let on =
+            |slot: &Slot| state.members.iter().any(|member| member.core.published.pins_on(slot.number()) > 0);
+        slots.iter().any(on)
+    }
+
+    /// Tells every attached device, without a lock.
+    pub(crate) fn notify(&self, range: IovaRange) {
+        let members: Vec<_> =
+            lock(&self.inner.state).members.iter().map(|member| member.core.clone()).collect();
+        for core in members {
+            core.notify(range);
+        }
+    }
+
+    /// Takes over tables whose grace may not be over, and frees those whose is.
+    pub(crate) fn adopt(&self, mut retired: Vec<Retired>) {
+        retired.append(&mut lock(&self.inner.state).retired);
+        // Outside the lock: freeing the last table of a window unmaps it.
+        retired.retain_mut(|table| !table.poll());
+        lock(&self.inner.state).retired.append(&mut retired);
+    }
+
+    /// Adds an access and publishes the table to it.
+    pub(crate) fn join(&self, core: &Arc<AccessCore>) {
+        let mut state = lock(&self.inner.state);
+        state.members.push(Member { core: core.clone(), leaving: false });
+        let retired = core.publish(state.table.clone());
+        drop(state);
+        self.adopt(vec![retired]);
+    }
+
+    /// Publishes the empty table to an access, as the last thing that is ever published to it here. `None` if it is
+    /// no member (any more).
+    pub(crate) fn leaving(&self, core: &Arc<AccessCore>) -> Option<Retired> {
+        let mut state = lock(&self.inner.state);
+        let member = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.core, core))?;
+        member.leaving = true;
+        Some(core.publish(Table::detached()))
+    }
+
+    /// Removes an access whose pins are gone.
+    pub(crate) fn left(&self, core: &Arc<AccessCore>) {
+        lock(&self.inner.state).members.retain(|member| !Arc::ptr_eq(&member.core, core));
+    }
+}
+
+impl State {
+    /// Publishes `pieces` as a new table to every access that is not leaving.
+    fn publish(&mut self) -> Vec<Retired> {
+        self.table = Table::new(self.pieces.clone());
+        let staying = self.members.iter().filter(|member| !member.leaving);
+        staying.map(|member| member.core.publish(self.table.clone())).collect()
+    }
+
+    /// Replaces areas and pieces together, and publishes.
+    pub fn install(&mut self, areas: IovaMap<Mapped>, pieces: IovaMap<Piece>) -> Vec<Retired> {
+        self.areas = areas;
+        self.pieces = pieces;
+        self.publish()
+    }
+
+    fn replace_area(&mut self, mapped: Mapped) {
+        if let Some(areas) = self.areas.replace(mapped) {
+            self.areas = areas;
+        }
+    }
+}
+
+/// Unmaps areas one after another.
+struct Unmap {
+    rest: VecDeque<IovaRange>,
+    current: Option<Mapped>,
+    bytes: u64,
+}
+
+impl Work for Unmap {
+    fn begin(&mut self, ioas: &Ioas) -> Option<Result<Vec<Retired>, IoasError>> {
+        loop {
+            let range = self.rest.pop_front()?;
+            let mut state = ioas.state();
+            // The lock was free between two areas: this one may be gone, or leaving by somebody else's hand.
+            let Some(mapped) =
+                state.areas.lookup(range.first()).filter(|mapped| mapped.range() == range).cloned()
+            else {
+                continue;
+            };
+            if mapped.0.leaving || state.replacing {
+                return Some(Err(IoasError::Busy));
+            }
+            let gated = mapped.with_flags(true, true);
+            for piece in gated.pieces() {
+                if let Some(pieces) = state.pieces.replace(piece) {
+                    state.pieces = pieces;
+                }
+            }
+            state.replace_area(gated.clone());
+            self.current = Some(gated);
+            return Some(Ok(state.publish()));
+        }
+    }
+
+    fn notify(&mut self, ioas: &Ioas) {
+        if let Some(current) = &self.current {
+            ioas.notify(current.range());
+        }
+    }
+
+    fn drained(&self, ioas: &Ioas) -> bool {
+        let slots: Vec<Slot> = self.current.iter().flat_map(Mapped::slots).collect();
+        !ioas.pinned(&slots)
+    }
+
+    fn finish(&mut self, ioas: &Ioas) -> Vec<Retired> {
+        let Some(gone) = self.current.take() else { return Vec::new() };
+        let mut state = ioas.state();
+        if let Some((areas, _)) = state.areas.remove(gone.range().first()) {
+            state.areas = areas;
+        }
+        for segment in &gone.0.segments {
+            if let Some((pieces, _)) = state.pieces.remove(segment.range.first()) {
+                state.pieces = pieces;
+            }
+        }
+        let retired = state.publish();
+        drop(state);
+        self.bytes = self.bytes.saturating_add(u64::try_from(gone.range().size()).unwrap_or(u64::MAX));
+        retired
+    }
+
+    fn fail(&mut self, ioas: &Ioas) -> IovaRange {
+        let Some(stuck) = self.current.take() else { return IovaRange::FULL };
+        ioas.state().replace_area(stuck.with_flags(true, false));
+        stuck.range()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+pub(crate) fn exists(error: MapError) -> IoasError {
+    let MapError::Overlap { new, existing } = error;
+    IoasError::Exists { wanted: new, existing }
+}
+
+fn refuse_inside_burst() -> Result<(), IoasError> {
+    if lane::inside_burst() { Err(IoasError::InsideBurst) } else { Ok(()) }
+}

@@ -1,0 +1,204 @@
+//! The protocols explored by loom: every interleaving of two or three threads, and every value that the memory
+//! model lets a load return. Run with `RUSTFLAGS="--cfg loom" cargo test -p mdev-pin --release`.
+//!
+//! Guest memory itself cannot be watched by loom, so each model has a cell that stands for it: devices read the cell
+//! while they may touch the memory, and the control thread writes it when it has been told that nobody can. Loom
+//! reports the two as a race unless one is ordered before the other. Windows and files are made outside the models:
+//! they take no part in the protocols.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use loom::{cell::UnsafeCell, sync::Mutex, thread};
+use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+use crate::{Access, AccessOps, IgnoreUnmap, Ioas, Pin, ResolveError};
+
+const FOREVER: Duration = Duration::MAX;
+
+/// The guest's memory, as loom sees it.
+struct Memory(UnsafeCell<u32>);
+
+// SAFETY: that access to it is ordered is what the models check; loom panics where it is not.
+#[allow(unsafe_code)]
+unsafe impl Sync for Memory {}
+// SAFETY: it is a number.
+#[allow(unsafe_code)]
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new() -> Arc<Self> {
+        Arc::new(Memory(UnsafeCell::new(0)))
+    }
+
+    /// A device touches it.
+    fn touch(&self) {
+        self.0.with(|_| ());
+    }
+
+    /// Its owner reuses it, sure that no device can touch it.
+    fn reuse(&self) {
+        self.0.with_mut(|_| ());
+    }
+}
+
+fn windows() -> Arc<Windows> {
+    static WINDOWS: OnceLock<Arc<Windows>> = OnceLock::new();
+    WINDOWS.get_or_init(|| Windows::new().unwrap()).clone()
+}
+
+/// One page, whose window stays mapped for the whole exploration.
+fn area() -> Area {
+    static AREA: OnceLock<(Area, Vec<mdev_dma::Segment>)> = OnceLock::new();
+    let made = AREA.get_or_init(|| {
+        let fd = memfd_create("model", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, 4096).unwrap();
+        let file = BackingFile::new(fd, &FilePolicy::default()).unwrap();
+        let range = IovaRange::with_len(Iova(0), 4096).unwrap();
+        let area =
+            Area { range, extent: FileExtent { file, offset: 0 }, perm: Perm::READ | Perm::WRITE, log: None };
+        let segments = windows().segments(&area).unwrap();
+        (area, segments)
+    });
+    made.0.clone()
+}
+
+fn space(ops: Arc<dyn AccessOps>) -> (Ioas, Access) {
+    let ioas = Ioas::new(windows());
+    let access = Access::new(ops);
+    access.attach(&ioas).unwrap();
+    ioas.map(area()).unwrap();
+    (ioas, access)
+}
+
+fn model(f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(f);
+}
+
+#[test]
+fn loom_burst_against_unmap() {
+    model(|| {
+        let (ioas, access) = space(Arc::new(IgnoreUnmap));
+        let memory = Memory::new();
+        let device = thread::spawn({
+            let (mut lane, memory) = (access.lane(), memory.clone());
+            move || {
+                for _ in 0..2 {
+                    let burst = lane.enter();
+                    match burst.slice(Iova(0), 8, Perm::WRITE) {
+                        Ok(_) => memory.touch(),
+                        Err(error) => assert!(matches!(error, ResolveError::Gated | ResolveError::Hole)),
+                    }
+                }
+            }
+        });
+        assert_eq!(ioas.unmap(IovaRange::FULL, FOREVER).unwrap(), 4096);
+        memory.reuse();
+        device.join().unwrap();
+    });
+}
+
+/// A device that records its pins under a lock and drops them when it is told.
+struct Recorder(Mutex<Option<Pin>>);
+
+impl AccessOps for Recorder {
+    fn on_unmap(&self, _range: IovaRange) {
+        drop(self.0.lock().unwrap().take());
+    }
+}
+
+/// Pins inside a burst, records before it ends.
+fn pin_and_record(access: &Access, device: &Recorder, memory: &Memory) {
+    let mut lane = access.lane();
+    let burst = lane.enter();
+    if let Ok(pin) = burst.pin(Iova(0), 8, Perm::WRITE) {
+        memory.touch();
+        *device.0.lock().unwrap() = Some(pin);
+    }
+}
+
+#[test]
+fn loom_pin_against_unmap() {
+    model(|| {
+        let device = Arc::new(Recorder(Mutex::new(None)));
+        let (ioas, access) = space(device.clone());
+        let memory = Memory::new();
+        let worker = thread::spawn({
+            let (access, device, memory) = (access.clone(), device.clone(), memory.clone());
+            move || pin_and_record(&access, &device, &memory)
+        });
+        // No retry is needed: K5 says that the callback finds every pin.
+        assert_eq!(ioas.unmap(IovaRange::FULL, FOREVER).unwrap(), 4096);
+        memory.reuse();
+        assert!(device.0.lock().unwrap().is_none(), "a pin survived the unmap");
+        worker.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_pin_dropped_elsewhere_against_unmap() {
+    model(|| {
+        let (ioas, access) = space(Arc::new(IgnoreUnmap));
+        let memory = Memory::new();
+        let pin = access.lane().enter().pin(Iova(0), 8, Perm::WRITE).unwrap();
+        let completion = thread::spawn({
+            let memory = memory.clone();
+            move || {
+                memory.touch();
+                drop(pin);
+            }
+        });
+        assert_eq!(ioas.unmap(IovaRange::FULL, FOREVER).unwrap(), 4096);
+        memory.reuse();
+        completion.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_pin_against_close() {
+    model(|| {
+        let device = Arc::new(Recorder(Mutex::new(None)));
+        let (ioas, access) = space(device.clone());
+        let memory = Memory::new();
+        let worker = thread::spawn({
+            let (access, device, memory) = (access.clone(), device.clone(), memory.clone());
+            move || pin_and_record(&access, &device, &memory)
+        });
+        access.close(FOREVER).unwrap();
+        memory.reuse();
+        assert_eq!(access.pins(), 0);
+        let refused = access.lane().enter().pin(Iova(0), 8, Perm::WRITE).map(|_| ());
+        assert_eq!(refused, Err(ResolveError::Detached));
+        worker.join().unwrap();
+        assert_eq!(ioas.pins(), 0);
+    });
+}
+
+/// A device that is torn down after its close: loom sees a callback that runs later as a race.
+struct Torn(Arc<Memory>);
+
+impl AccessOps for Torn {
+    fn on_unmap(&self, _range: IovaRange) {
+        self.0.touch();
+    }
+}
+
+#[test]
+fn loom_callback_against_detach() {
+    model(|| {
+        let device = Memory::new();
+        let (ioas, access) = space(Arc::new(Torn(device.clone())));
+        let unmapper = thread::spawn({
+            let ioas = ioas.clone();
+            move || ioas.unmap(IovaRange::FULL, FOREVER).unwrap()
+        });
+        access.close(FOREVER).unwrap();
+        device.reuse();
+        unmapper.join().unwrap();
+    });
+}

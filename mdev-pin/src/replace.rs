@@ -1,0 +1,245 @@
+//! The replacement of a whole table: which bytes stay, which go, and the two tables that lead there.
+
+use std::sync::Arc;
+
+use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment};
+
+use crate::{
+    change::Work,
+    error::IoasError,
+    ioas::{Ioas, exists},
+    slot::Slot,
+    sys::published::Retired,
+    table::{Mapped, MappedArea, Piece},
+};
+
+/// A replacement worked out against the areas of one moment.
+pub struct Plan {
+    /// What stays, cut where it has to be, and what goes, gated.
+    between: Vec<Mapped>,
+    after: Vec<Mapped>,
+    /// Ranges that go, for the devices.
+    going: Vec<IovaRange>,
+    /// Where pins on them are counted.
+    slots: Vec<Slot>,
+}
+
+impl Plan {
+    /// Plans the way from `old` to `wanted`. Maps what is new, outside any lock.
+    pub fn new(ioas: &Ioas, old: &IovaMap<Mapped>, wanted: &IovaMap<Area>) -> Result<Plan, IoasError> {
+        let mut plan = Plan { between: Vec::new(), after: Vec::new(), going: Vec::new(), slots: Vec::new() };
+        // Pins on an inherited slot can no longer grow once every earlier table is out of use.
+        let settled = ioas.quiet();
+        for area in wanted.iter() {
+            plan.arrive(ioas, old, area, settled)?;
+        }
+        for mapped in old.iter() {
+            plan.depart(mapped, wanted)?;
+        }
+        Ok(plan)
+    }
+
+    /// Plans one wanted area.
+    fn arrive(
+        &mut self,
+        ioas: &Ioas,
+        old: &IovaMap<Mapped>,
+        area: &Area,
+        settled: bool,
+    ) -> Result<(), IoasError> {
+        let staying: Vec<(&Mapped, IovaRange)> =
+            old.overlapping(area.range).filter_map(|mapped| Some((mapped, stays(mapped, area)?))).collect();
+        if let [(mapped, range)] = staying.as_slice()
+            && *range == mapped.range()
+            && *range == area.range
+        {
+            self.between.push((*mapped).clone());
+            self.after.push((*mapped).clone());
+            return Ok(());
+        }
+        let slot = ioas.slot()?;
+        let mut segments = Vec::new();
+        let mut inherited = Vec::new();
+        let mut next = Some(area.range.first());
+        for (mapped, range) in &staying {
+            if let Some(first) = next
+                && first < range.first()
+                && let Some(before) = range.first().0.checked_sub(1)
+            {
+                segments.extend(fresh(ioas, area, first, mdev_dma::Iova(before))?);
+            }
+            let cut = cut(&mapped.0.segments, *range);
+            let slots: Vec<Slot> = std::iter::once(mapped.0.slot.clone())
+                .chain(
+                    mapped
+                        .0
+                        .inherited
+                        .iter()
+                        .filter(|slot| !settled || ioas.pinned(&[(*slot).clone()]))
+                        .cloned(),
+                )
+                .collect();
+            self.between.push(Mapped(Arc::new(MappedArea {
+                area: part(&mapped.0.area, *range)?,
+                segments: cut.clone(),
+                slot: slot.clone(),
+                inherited: slots.clone(),
+                gated: false,
+                leaving: false,
+            })));
+            segments.extend(cut);
+            inherited.extend(slots);
+            next = range.last().checked_add(1);
+        }
+        if let Some(first) = next
+            && first <= area.range.last()
+        {
+            segments.extend(fresh(ioas, area, first, area.range.last())?);
+        }
+        self.after.push(Mapped(Arc::new(MappedArea {
+            area: area.clone(),
+            segments,
+            slot,
+            inherited,
+            gated: false,
+            leaving: false,
+        })));
+        Ok(())
+    }
+
+    /// Plans what of an old area goes.
+    fn depart(&mut self, mapped: &Mapped, wanted: &IovaMap<Area>) -> Result<(), IoasError> {
+        let mut next = Some(mapped.range().first());
+        let mut gone = Vec::new();
+        for range in wanted.overlapping(mapped.range()).filter_map(|area| stays(mapped, area)) {
+            if let Some(first) = next
+                && let Some(before) = range.first().0.checked_sub(1)
+                && let Ok(gap) = IovaRange::new(first, mdev_dma::Iova(before))
+            {
+                gone.push(gap);
+            }
+            next = range.last().checked_add(1);
+        }
+        if let Some(gap) = next.and_then(|first| IovaRange::new(first, mapped.range().last()).ok()) {
+            gone.push(gap);
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.slots.extend(mapped.slots());
+        for range in gone {
+            self.between.push(Mapped(Arc::new(MappedArea {
+                area: part(&mapped.0.area, range)?,
+                segments: cut(&mapped.0.segments, range),
+                slot: mapped.0.slot.clone(),
+                inherited: mapped.0.inherited.clone(),
+                gated: true,
+                leaving: false,
+            })));
+            self.going.push(range);
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of an old area whose translation `area` leaves as it is. Gated bytes never stay.
+fn stays(mapped: &Mapped, area: &Area) -> Option<IovaRange> {
+    let common = mapped.range().intersection(area.range)?;
+    (!mapped.0.gated && mapped.0.area.translates_like(area, common)).then_some(common)
+}
+
+/// A sub-range of an area as an area of its own.
+fn part(area: &Area, range: IovaRange) -> Result<Area, IoasError> {
+    let extent = area.extent_at(range.first()).ok_or(IoasError::NotFound(range))?;
+    let skipped = range.first().0.wrapping_sub(area.range.first().0);
+    let log = area.log.and_then(|log| log.checked_add(skipped));
+    Ok(Area { range, extent, perm: area.perm, log })
+}
+
+/// New host memory for `first..=last` of a wanted area.
+fn fresh(
+    ioas: &Ioas,
+    area: &Area,
+    first: mdev_dma::Iova,
+    last: mdev_dma::Iova,
+) -> Result<Vec<Segment>, IoasError> {
+    let range = IovaRange::new(first, last).map_err(|_| IoasError::NotFound(area.range))?;
+    Ok(ioas.windows().segments(&part(area, range)?)?)
+}
+
+/// The segments within a range, cut at its ends. Keeps their windows, poisoned ones too.
+fn cut(segments: &[Segment], range: IovaRange) -> Vec<Segment> {
+    let within = segments.iter().filter_map(|segment| {
+        let common = segment.range.intersection(range)?;
+        let skipped = common.first().0.wrapping_sub(segment.range.first().0);
+        Some(Segment {
+            range: common,
+            window: segment.window.clone(),
+            offset: segment.offset.checked_add(skipped)?,
+        })
+    });
+    within.collect()
+}
+
+/// A planned replacement under way.
+pub struct Replace {
+    plan: Option<Plan>,
+    bytes: u64,
+}
+
+impl Replace {
+    pub fn new(plan: Plan) -> Replace {
+        Replace { plan: Some(plan), bytes: 0 }
+    }
+
+    fn install(ioas: &Ioas, areas: &[Mapped]) -> Result<Vec<Retired>, IoasError> {
+        let pieces: Vec<Piece> =
+            areas.iter().flat_map(|mapped| mapped.pieces().collect::<Vec<_>>()).collect();
+        let pieces = IovaMap::from_items(pieces).map_err(exists)?;
+        let areas = IovaMap::from_items(areas.to_vec()).map_err(exists)?;
+        Ok(ioas.state().install(areas, pieces))
+    }
+}
+
+impl Work for Replace {
+    fn begin(&mut self, ioas: &Ioas) -> Option<Result<Vec<Retired>, IoasError>> {
+        let plan = self.plan.as_ref()?;
+        if plan.going.is_empty() {
+            // Nothing has to be waited for: `finish` follows at once.
+            return Some(Ok(Vec::new()));
+        }
+        Some(Self::install(ioas, &plan.between))
+    }
+
+    fn notify(&mut self, ioas: &Ioas) {
+        for range in self.plan.iter().flat_map(|plan| &plan.going) {
+            ioas.notify(*range);
+        }
+    }
+
+    fn drained(&self, ioas: &Ioas) -> bool {
+        self.plan.as_ref().is_none_or(|plan| !ioas.pinned(&plan.slots))
+    }
+
+    fn finish(&mut self, ioas: &Ioas) -> Vec<Retired> {
+        let Some(plan) = self.plan.take() else { return Vec::new() };
+        for range in &plan.going {
+            self.bytes = self.bytes.saturating_add(u64::try_from(range.size()).unwrap_or(u64::MAX));
+        }
+        // The areas were checked for overlaps when the plan was made.
+        Self::install(ioas, &plan.after).unwrap_or_default()
+    }
+
+    fn fail(&mut self, _ioas: &Ioas) -> IovaRange {
+        let plan = self.plan.take();
+        plan.and_then(|plan| plan.going.first().copied()).unwrap_or(IovaRange::FULL)
+    }
+
+    fn ended(&mut self, ioas: &Ioas) {
+        ioas.state().replacing = false;
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}

@@ -1,0 +1,66 @@
+//! The primitives of the protocols, exchanged for loom's when `cfg(loom)` explores them.
+//!
+//! Only what takes part in a protocol goes through here. Reference counts of immutable data stay `std::sync::Arc`.
+
+use std::time::{Duration, Instant};
+
+#[cfg(loom)]
+pub use loom::{
+    cell::Cell,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicPtr, AtomicU64, Ordering, fence},
+    },
+    thread_local,
+};
+#[cfg(not(loom))]
+pub use std::{
+    cell::Cell,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicPtr, AtomicU64, Ordering, fence},
+    },
+    thread_local,
+};
+
+/// Takes a lock. A panic of another holder leaves data that every operation here re-validates, so poison is ignored.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A point in time after which a change gives up. Loom has no time: there it is never reached.
+#[derive(Copy, Clone, Debug)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// The instant `within` from now; never, if that is beyond what the clock can express.
+    pub fn within(within: Duration) -> Self {
+        if cfg!(loom) { Deadline(None) } else { Deadline(Instant::now().checked_add(within)) }
+    }
+
+    /// Whether it has passed.
+    pub fn passed(self) -> bool {
+        self.0.is_some_and(|at| Instant::now() >= at)
+    }
+}
+
+/// How a control thread waits for a worker: about 10 us of spinning, then yields, then short sleeps.
+#[derive(Default)]
+pub struct Backoff {
+    rounds: u32,
+}
+
+impl Backoff {
+    /// Waits a little, longer each time.
+    pub fn pause(&mut self) {
+        #[cfg(loom)]
+        loom::thread::yield_now();
+        #[cfg(not(loom))]
+        match self.rounds {
+            0..=255 => std::hint::spin_loop(),
+            256..=511 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(50)),
+        }
+        self.rounds = self.rounds.saturating_add(1);
+    }
+}

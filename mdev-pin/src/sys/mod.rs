@@ -1,0 +1,5 @@
+//! The unsafe part of the access layer: publication of tables, and slices that outlive a borrow.
+
+pub(crate) mod kept;
+pub(crate) mod pinned;
+pub(crate) mod published;

@@ -1,0 +1,189 @@
+//! UNSAFETY: why this file exists: lanes read the current table through a raw pointer, without a reference count,
+//! because a count shared by all workers costs more than everything else on the path. What makes it sound is kept
+//! in this file alone: a table is freed only by [`Retired`], after every lane that may have loaded it has left.
+
+use std::{mem::ManuallyDrop, sync::Arc};
+
+use mdev_dma::Iova;
+
+use crate::{
+    shard::{Grace, Shard},
+    sync::{AtomicPtr, Mutex, Ordering, lock},
+    table::{Piece, Table},
+};
+
+/// An access's pointer to its table, and the lanes that read through it.
+pub struct Published {
+    /// From `Arc::into_raw`; owns one count of the table.
+    current: AtomicPtr<Table>,
+    shards: Mutex<Vec<Arc<Shard>>>,
+}
+
+impl Published {
+    pub fn new(table: Arc<Table>) -> Arc<Self> {
+        let current = AtomicPtr::new(Arc::into_raw(table).cast_mut());
+        Arc::new(Published { current, shards: Mutex::new(Vec::new()) })
+    }
+
+    /// A new lane's end of this pointer.
+    pub fn reader(self: &Arc<Self>) -> Reader {
+        let shard = Arc::new(Shard::new());
+        let mut shards = lock(&self.shards);
+        shards.retain(in_use);
+        shards.push(shard.clone());
+        drop(shards);
+        Reader { published: self.clone(), shard, sequence: 0 }
+    }
+
+    /// Publishes `table`. The caller serialises publications (they all happen under the mutex of the space).
+    ///
+    /// A reader that is created after the shards were copied takes the lock after this thread did, and so loads
+    /// `table` or a later one.
+    pub fn replace(&self, table: Arc<Table>) -> Retired {
+        let old = self.current.swap(Arc::into_raw(table).cast_mut(), Ordering::AcqRel);
+        let mut shards = lock(&self.shards);
+        shards.retain(in_use);
+        let grace = Grace::begin(shards.iter().cloned());
+        drop(shards);
+        // SAFETY: `old` came from `Arc::into_raw` in `new` or in an earlier call, and the swap took it out of
+        // `current`, so this is the only place that turns its count back into an `Arc`.
+        let table = unsafe { Arc::from_raw(old) };
+        Retired { table: ManuallyDrop::new(table), grace, freed: false }
+    }
+
+    /// Pins out on `slot`, over all lanes.
+    pub fn pins_on(&self, slot: u32) -> u64 {
+        lock(&self.shards).iter().map(|shard| shard.pins_on(slot)).sum()
+    }
+
+    /// Pins out on all slots, over all lanes.
+    pub fn pins(&self) -> u64 {
+        lock(&self.shards).iter().map(|shard| shard.pins()).sum()
+    }
+}
+
+/// A shard is dropped from the list when its lane is gone (only the list holds it) and no pin refers to it.
+fn in_use(shard: &Arc<Shard>) -> bool {
+    Arc::strong_count(shard) > 1 || shard.pins() > 0
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        let current = self.current.load(Ordering::Acquire);
+        // A pin refers to its shard, and to memory that a table holds. An access that is dropped has been detached
+        // and drained; should that ever be wrong, the memory is leaked rather than freed under the pin.
+        let shards = std::mem::take(&mut *lock(&self.shards));
+        if shards.iter().any(|shard| shard.pins() > 0) {
+            log::error!("an access was dropped with pins out; its memory is never released");
+            std::mem::forget(shards);
+            return;
+        }
+        // SAFETY: the count that `new` or `replace` put into `current`. No reader is left: each holds an `Arc` of
+        // this object.
+        drop(unsafe { Arc::from_raw(current) });
+    }
+}
+
+/// A table that was replaced: freed when no lane can still be reading it, leaked if dropped before that is known.
+pub struct Retired {
+    table: ManuallyDrop<Arc<Table>>,
+    grace: Grace,
+    freed: bool,
+}
+
+impl Retired {
+    /// Frees the table if the grace is over; `true` then and ever after.
+    pub fn poll(&mut self) -> bool {
+        if !self.freed && self.grace.over() {
+            self.freed = true;
+            // SAFETY: dropped once, `freed` guards it, and not touched afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.table) };
+        }
+        self.freed
+    }
+}
+
+/// A lane's right to read the published table.
+pub struct Reader {
+    published: Arc<Published>,
+    shard: Arc<Shard>,
+    /// The value last stored in the shard.
+    sequence: u64,
+}
+
+impl Reader {
+    /// Opens a read-side section. A section that was forgotten (`mem::forget`) never ends for those who wait, but
+    /// can be followed by another one.
+    #[inline(always)]
+    pub fn enter(&mut self) -> Inside<'_> {
+        // From even to the next odd number; from odd (a forgotten section) to the odd number after it.
+        let odd = self.sequence.wrapping_add(1) | 1;
+        self.shard.enter(odd);
+        self.sequence = odd.wrapping_add(1);
+        let table = self.published.current.load(Ordering::Acquire);
+        // SAFETY: `table` came from `Arc::into_raw` and is freed only by a `Retired` whose grace began after the
+        // pointer was replaced. That grace waits for this shard, which is in `published.shards` because `reader()`
+        // put it there and `in_use` keeps it while `self.shard` lives: either the grace saw `odd` and waits for
+        // `Inside` to be dropped, or this load came after its fence and saw the replacement.
+        let table = unsafe { &*table };
+        Inside { table, shard: &self.shard, even: self.sequence }
+    }
+}
+
+/// Inside a read-side section.
+pub struct Inside<'r> {
+    table: &'r Table,
+    shard: &'r Arc<Shard>,
+    even: u64,
+}
+
+impl Inside<'_> {
+    /// Not longer than the section: the borrow is of `self`.
+    #[inline(always)]
+    pub fn table(&self) -> &Table {
+        self.table
+    }
+
+    /// The shard of the lane; registered, and so kept while a pin is counted on it.
+    pub fn shard(&self) -> &Shard {
+        self.shard
+    }
+
+    /// The piece at `iova`.
+    #[inline]
+    pub fn find(&self, iova: Iova) -> Option<Found<'_>> {
+        self.table.pieces.lookup(iova).map(|piece| Found { piece, inside: self })
+    }
+
+    /// All pieces, by IOVA.
+    pub fn pieces(&self) -> impl Iterator<Item = Found<'_>> {
+        self.table.pieces.iter().map(|piece| Found { piece, inside: self })
+    }
+}
+
+/// A piece that is proven to be of the table of a section: only [`Inside`] makes it.
+#[derive(Copy, Clone)]
+pub struct Found<'s> {
+    piece: &'s Piece,
+    inside: &'s Inside<'s>,
+}
+
+impl<'s> Found<'s> {
+    /// The piece itself.
+    #[inline(always)]
+    pub fn piece(&self) -> &'s Piece {
+        self.piece
+    }
+
+    /// The section it was found in.
+    pub fn inside(&self) -> &'s Inside<'s> {
+        self.inside
+    }
+}
+
+impl Drop for Inside<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.shard.leave(self.even);
+    }
+}

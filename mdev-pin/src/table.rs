@@ -1,0 +1,108 @@
+//! The immutable table that lanes read: pieces of host memory by IOVA.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use mdev_dma::{Area, HostWindow, IovaMap, IovaRange, Perm, Ranged, Segment};
+
+use crate::slot::Slot;
+
+/// An area as the space keeps it.
+#[derive(Clone)]
+pub struct Mapped(pub Arc<MappedArea>);
+
+/// See [`Mapped`].
+pub struct MappedArea {
+    pub area: Area,
+    /// The host memory behind it, in order, without gaps.
+    pub segments: Vec<Segment>,
+    /// Where new pins are counted.
+    pub slot: Slot,
+    /// Where pins taken before a re-cut are counted; they may lie in this area.
+    pub inherited: Vec<Slot>,
+    /// Lookups answer `EINVAL`; set by an unmap and never cleared, as `prevent_access` in `io_pagetable.c`.
+    pub gated: bool,
+    /// A change that will remove it is under way.
+    pub leaving: bool,
+}
+
+impl Mapped {
+    /// The same area with other flags.
+    pub fn with_flags(&self, gated: bool, leaving: bool) -> Self {
+        Mapped(Arc::new(MappedArea {
+            area: self.0.area.clone(),
+            segments: self.0.segments.clone(),
+            slot: self.0.slot.clone(),
+            inherited: self.0.inherited.clone(),
+            gated,
+            leaving,
+        }))
+    }
+
+    /// What lanes are to see of it.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let area = &self.0;
+        area.segments.iter().map(|segment| Piece {
+            range: segment.range,
+            window: segment.window.clone(),
+            offset: segment.offset,
+            perm: area.area.perm,
+            slot: area.slot.number(),
+            gated: area.gated,
+        })
+    }
+
+    /// Every slot on which a pin into this area may be counted.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        std::iter::once(self.0.slot.clone()).chain(self.0.inherited.iter().cloned())
+    }
+}
+
+impl Ranged for Mapped {
+    fn range(&self) -> IovaRange {
+        self.0.area.range
+    }
+}
+
+/// A part of an area that lies in one window.
+#[derive(Clone)]
+pub struct Piece {
+    pub range: IovaRange,
+    pub window: Arc<HostWindow>,
+    /// Of `range.first()` in the window.
+    pub offset: u64,
+    pub perm: Perm,
+    pub slot: u32,
+    pub gated: bool,
+}
+
+impl Ranged for Piece {
+    fn range(&self) -> IovaRange {
+        self.range
+    }
+}
+
+/// What an access publishes. Immutable; a change makes a new one.
+pub struct Table {
+    /// Different for every table of the process, so that it can stand for the table in a comparison.
+    pub id: u64,
+    /// `false` for the table of an access that is not attached: lookups answer `ENOENT`.
+    pub attached: bool,
+    pub pieces: IovaMap<Piece>,
+}
+
+/// Only makes numbers; it protects nothing.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl Table {
+    pub fn new(pieces: IovaMap<Piece>) -> Arc<Self> {
+        Arc::new(Table { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), attached: true, pieces })
+    }
+
+    pub fn detached() -> Arc<Self> {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Table { id, attached: false, pieces: IovaMap::new() })
+    }
+}
