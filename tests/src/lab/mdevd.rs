@@ -1,5 +1,6 @@
 //! The product under test.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,16 +16,44 @@ const STOP: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Mdevd {
     run: Running,
+    queues: u16,
+}
+
+/// The counters of one queue, as the product prints them: a name and a number each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    /// One counter, by the title of its column; a column that is not printed stands for 0.
+    pub fn get(&self, title: &str) -> u64 {
+        self.0.get(title).copied().unwrap_or_default()
+    }
+
+    /// Packets that went through the queue.
+    pub fn packets(&self) -> u64 {
+        self.get("packets")
+    }
+
+    /// Read a row of the table under its line of titles. The first column is the queue's number and name, two words under one title.
+    fn parse(titles: &str, row: &str) -> Option<Counters> {
+        let numbers =
+            row.split_whitespace().skip(2).map(|word| word.parse().ok()).collect::<Option<Vec<u64>>>()?;
+        let titles: Vec<&str> = titles.split_whitespace().skip(1).collect();
+        let whole = titles.len() == numbers.len() && !titles.is_empty();
+        whole.then(|| Counters(titles.into_iter().map(String::from).zip(numbers).collect()))
+    }
 }
 
 impl Mdevd {
-    /// Start `mdevd net` on `socket` in the test's working folder with more arguments, and wait until it listens.
+    /// Start `mdevd net` on `socket` in the test's working folder with this many queue pairs and more arguments, and wait until it listens.
     ///
     /// # Panics
     /// When it does not listen in time.
-    pub fn net(lab: &Lab, socket: &str, arguments: &[&str]) -> Mdevd {
+    pub fn net(lab: &Lab, socket: &str, queue_pairs: u16, arguments: &[&str]) -> Mdevd {
         let mut command = lab.product();
-        command.args(["net", "--socket-path", socket]).args(arguments);
+        command
+            .args(["net", "--socket-path", socket, "--queue-pairs", &queue_pairs.to_string()])
+            .args(arguments);
         command.env("RUST_LOG", "info");
         let mut run = Running::spawn("mdevd", command);
         let path = lab.work().join(socket);
@@ -33,7 +62,14 @@ impl Mdevd {
             let ended = run.wait(Duration::from_millis(5)).is_some();
             assert!(!ended && Instant::now() < deadline, "mdevd does not listen on {socket}");
         }
-        Mdevd { run }
+        Mdevd { run, queues: 2 * queue_pairs }
+    }
+
+    /// Start the product with exactly these arguments, for tests of its command line.
+    pub fn run(lab: &Lab, arguments: &[&str]) -> Running {
+        let mut command = lab.product();
+        command.args(arguments);
+        Running::spawn("mdevd", command)
     }
 
     /// The process id.
@@ -49,6 +85,22 @@ impl Mdevd {
     /// Wait for `what` in its log.
     pub fn expect(&mut self, what: &str, within: Duration) -> String {
         self.run.expect(what, within)
+    }
+
+    /// Ask for its counters: one entry for each queue, receive queues (even) and transmit queues (odd) in turn.
+    ///
+    /// # Panics
+    /// When it prints no such table in time.
+    pub fn counters(&mut self) -> Vec<Counters> {
+        self.run.signal(Signal::USR1);
+        let up_to_titles = self.run.expect(" packets ", STOP);
+        let titles = up_to_titles.lines().last().unwrap_or_default().to_owned();
+        let mut row = || self.run.expect("\n", STOP);
+        let rows: Vec<String> = (0..self.queues).map(|_| row()).collect();
+        let parse = |row: &String| {
+            Counters::parse(&titles, row).unwrap_or_else(|| panic!("no counters: {titles}{row}"))
+        };
+        rows.iter().map(parse).collect()
     }
 
     /// Ask it to drain and end; it must do so with status 0.
@@ -82,5 +134,26 @@ pub(super) fn build() -> Result<PathBuf, String> {
         Ok(status) if status.success() => Ok(profile_folder.join("mdevd")),
         Ok(status) => Err(format!("cargo build of mdevd ended with {status}")),
         Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TITLES: &str = "  queue       packets  bytes  drops  parks\n";
+
+    #[test]
+    fn a_row_is_read_by_its_titles() {
+        let counters =
+            Counters::parse(TITLES, "  1 transmit       12    768      3      0\n").expect("a row");
+        assert_eq!((counters.packets(), counters.get("bytes"), counters.get("drops")), (12, 768, 3));
+        assert_eq!(counters.get("receiver-full"), 0);
+    }
+
+    #[test]
+    fn a_row_that_does_not_fit_its_titles_is_none() {
+        assert_eq!(Counters::parse(TITLES, "  1 transmit  12  768\n"), None);
+        assert_eq!(Counters::parse(TITLES, "  1 transmit  12  x  1  2\n"), None);
     }
 }

@@ -25,7 +25,7 @@ mod testpmd;
 
 pub use hugepages::HugePages;
 pub use initramfs::{FileKind, Initramfs, shared_libraries};
-pub use mdevd::Mdevd;
+pub use mdevd::{Counters, Mdevd};
 pub use process::{Ended, Running, dying_with_us};
 pub use qemu::{Guest, QemuGuest};
 pub use qmp::Qmp;

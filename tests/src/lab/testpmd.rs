@@ -50,6 +50,7 @@ pub enum Pages {
 #[derive(Clone, Debug)]
 pub struct Testpmd {
     front_end: bool,
+    name: String,
     socket: String,
     queue_pairs: u16,
     ring_size: u16,
@@ -65,6 +66,7 @@ impl Testpmd {
     pub fn front_end(socket: &str, forward: Forward) -> Testpmd {
         Testpmd {
             front_end: true,
+            name: "front".into(),
             socket: socket.into(),
             queue_pairs: 1,
             ring_size: 256,
@@ -77,7 +79,13 @@ impl Testpmd {
 
     /// DPDK's own vhost back-end, which listens on `socket`.
     pub fn back_end(socket: &str, forward: Forward) -> Testpmd {
-        Testpmd { front_end: false, ..Testpmd::front_end(socket, forward) }
+        Testpmd { front_end: false, name: "back".into(), ..Testpmd::front_end(socket, forward) }
+    }
+
+    /// What this one is called among others that run beside it.
+    pub fn name(mut self, name: &str) -> Testpmd {
+        self.name = name.into();
+        self
     }
 
     /// Queue pairs.
@@ -121,21 +129,20 @@ impl Testpmd {
             command.env("LAB_HUGE", huge.page_size().to_string());
         }
         command.args(self.arguments());
-        let name = if self.front_end { "testpmd front-end" } else { "testpmd back-end" };
-        let mut run = Running::spawn(name, command);
+        let mut run = Running::spawn(&format!("testpmd {}", self.name), command);
         run.expect("Tx-pps:", START); // the first report comes at once and knows no rate yet
         Ok(RunningTestpmd { run, _huge: huge })
     }
 
     fn arguments(&self) -> Vec<String> {
         let far = std::thread::available_parallelism().map_or(0, |cores| cores.get().min(2) - 1);
-        let (prefix, forwarding_core, device) = if self.front_end {
+        let (forwarding_core, device) = if self.front_end {
             let mergeable = u8::from(self.mergeable);
             let shape =
                 format!("queues={},queue_size={},mrg_rxbuf={mergeable}", self.queue_pairs, self.ring_size);
-            ("front", far, format!("net_virtio_user0,path={},server=0,{shape}", self.socket))
+            (far, format!("net_virtio_user0,path={},server=0,{shape}", self.socket))
         } else {
-            ("back", 0, format!("net_vhost0,iface={},queues={}", self.socket, self.queue_pairs))
+            (0, format!("net_vhost0,iface={},queues={}", self.socket, self.queue_pairs))
         };
         let memory = match self.pages {
             Pages::Small => "--no-huge",
@@ -144,7 +151,7 @@ impl Testpmd {
         let mut arguments: Vec<String> = vec![
             format!("--lcores=0@{},1@{forwarding_core}", far - forwarding_core.min(far)),
             "--main-lcore=0".into(),
-            format!("--file-prefix={prefix}"),
+            format!("--file-prefix={}", self.name),
             memory.into(),
             "-m".into(),
             (MEMORY >> 20).to_string(),

@@ -1,5 +1,8 @@
 //! The product against peers nobody here wrote. `tests/lab/README.md` says what these tests need and change.
 
+mod net_connections;
+mod net_guest;
+mod net_testpmd;
 mod peers;
 
 use mdev_tests::lab::{Trial, runner};
@@ -7,5 +10,8 @@ use mdev_tests::lab::{Trial, runner};
 fn main() -> std::process::ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(peers::trials());
+    trials.extend(net_testpmd::trials());
+    trials.extend(net_connections::trials());
+    trials.extend(net_guest::trials());
     runner::main(&trials)
 }

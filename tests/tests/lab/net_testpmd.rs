@@ -1,0 +1,134 @@
+//! DPDK's virtio-user front-end on each link of `mdevd net`: packets flow, and both sides count the same ones.
+
+use mdev_tests::lab::setup::Wanted;
+use mdev_tests::lab::{Counters, Forward, Lab, Mdevd, Pages, Skip, Testpmd, Trial};
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Link {
+    Null,
+    Pktgen,
+    Loopback,
+}
+
+/// One way of connecting testpmd with mdevd.
+#[derive(Copy, Clone, Debug)]
+struct Case {
+    link: Link,
+    pairs: u16,
+    ring: u16,
+    mergeable: bool,
+    pages: Pages,
+    mode: &'static str,
+    size: u16,
+}
+
+use Link::{Loopback, Null, Pktgen};
+use Pages::{Huge, Small};
+
+const fn case(link: Link, pairs: u16, ring: u16, mergeable: bool, pages: Pages) -> Case {
+    Case { link, pairs, ring, mergeable, pages, mode: "adaptive", size: 64 }
+}
+
+/// The choice for every day: every value of every column with every link, and the corners that have gone wrong in other back-ends.
+const EVERY_DAY: [Case; 13] = [
+    case(Null, 1, 256, true, Small),
+    case(Null, 2, 1024, false, Huge),
+    Case { size: 1518, ..case(Null, 1, 64, true, Huge) },
+    case(Pktgen, 1, 64, true, Small),
+    case(Pktgen, 2, 1024, false, Small),
+    case(Pktgen, 1, 256, false, Huge),
+    case(Loopback, 1, 256, true, Small),
+    case(Loopback, 1, 64, false, Small),
+    case(Loopback, 2, 1024, true, Huge),
+    case(Loopback, 2, 512, false, Small),
+    case(Loopback, 1, 128, false, Huge),
+    Case { mode: "busy", ..case(Loopback, 2, 64, true, Small) },
+    Case { mode: "event", ..case(Loopback, 1, 1024, true, Small) },
+];
+
+pub fn trials() -> Vec<Trial> {
+    let cases = if Wanted::from_env().full { full() } else { EVERY_DAY.to_vec() };
+    cases.into_iter().map(|case| Trial::new(case.name(), move |lab| case.run(lab))).collect()
+}
+
+/// The full cross product.
+fn full() -> Vec<Case> {
+    let mut cases = EVERY_DAY.to_vec();
+    for link in [Null, Pktgen, Loopback] {
+        for pairs in [1, 2] {
+            for ring in [64, 128, 256, 512, 1024] {
+                for mergeable in [true, false] {
+                    for pages in [Small, Huge] {
+                        cases.push(case(link, pairs, ring, mergeable, pages));
+                    }
+                }
+            }
+        }
+    }
+    let mut names = std::collections::BTreeSet::new();
+    cases.retain(|case| names.insert(case.name()));
+    cases
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let link = format!("{:?}", self.link).to_lowercase();
+        let rx = if self.mergeable { "mergeable" } else { "single" };
+        let pages = format!("{:?}", self.pages).to_lowercase();
+        let Case { pairs, ring, mode, size, .. } = self;
+        format!("net_testpmd_{link}_carries_{size}_bytes_pairs_{pairs}_ring_{ring}_{rx}_{pages}_pages_{mode}")
+    }
+
+    fn run(&self, lab: &Lab) -> Result<(), Skip> {
+        let (link, forward) = match self.link {
+            Null => ("null", Forward::TxOnly),
+            Pktgen => ("pktgen,size=64", Forward::RxOnly),
+            Loopback => ("loopback", Forward::FlowGen),
+        };
+        let mut mdevd =
+            Mdevd::net(lab, "net.sock", self.pairs, &["--link", link, "--mode", self.mode, "--cpus", "0"]);
+        let mut testpmd = Testpmd::front_end("net.sock", forward)
+            .queue_pairs(self.pairs)
+            .ring_size(self.ring)
+            .mergeable(self.mergeable)
+            .pages(self.pages)
+            .packet_size(self.size)
+            .start(lab)?;
+        let rate = testpmd.next_rate();
+        eprintln!(
+            "{:?}: {:.2} Mpps sent, {:.2} Mpps received",
+            self.link,
+            rate.tx as f64 / 1e6,
+            rate.rx as f64 / 1e6
+        );
+        assert_eq!(rate.tx > 0, self.link != Pktgen, "{rate:?}");
+        assert_eq!(rate.rx > 0, self.link != Null, "{rate:?}");
+        let totals = testpmd.stop();
+        let counters = mdevd.counters();
+        eprintln!("{totals:?}\n{counters:#?}");
+
+        // What the front-end put on its rings and the device had not taken, or the device and the front-end had not, when it stopped.
+        let in_flight = u64::from(self.ring) * u64::from(self.pairs);
+        let (received, sent) = (sum(&counters, 0, "packets"), sum(&counters, 1, "packets"));
+        assert!(sent <= totals.tx && totals.tx - sent <= in_flight, "sent");
+        assert!(totals.rx <= received && received - totals.rx <= in_flight, "received");
+        assert!(self.link == Null || totals.rx > 0, "nothing was received");
+        assert!(self.link == Pktgen || sent > 0, "nothing was sent");
+        assert_eq!(sum(&counters, 0, "errors") + sum(&counters, 1, "errors"), 0, "errors");
+        if self.link == Null {
+            assert_eq!(sum(&counters, 1, "bytes"), sent * u64::from(self.size), "bytes of what was sent");
+        }
+        if self.link != Null {
+            for pair in counters.chunks(2) {
+                assert!(pair[0].packets() > 0, "a receive queue was left out");
+            }
+        }
+        mdevd.terminate();
+        Ok(())
+    }
+}
+
+/// The sum of a counter over the receive queues (`which` 0) or the transmit queues (1).
+fn sum(counters: &[Counters], which: usize, title: &str) -> u64 {
+    counters.iter().skip(which).step_by(2).map(|queue| queue.get(title)).sum()
+}
