@@ -3,5 +3,8 @@
 //! A session (one connection of a front-end) configures a device; workers run the device's queues; the daemon's one
 //! control thread ties both together.
 
+pub mod device;
 pub mod limit;
+pub mod link;
+pub mod ring;
 pub mod sys;

@@ -6,6 +6,8 @@
 mod event_fd;
 mod poll;
 mod timer;
+#[allow(unsafe_code)]
+pub(crate) mod tsc;
 
 pub use event_fd::{EventFd, Kicks};
 pub use poll::{Interest, Poll, Readiness, Ready};

@@ -1,0 +1,111 @@
+//! Devices: what a guest sees, whatever transport carries it.
+//!
+//! A [`Device`] is configuration and counters; it outlives connections and is shared by all threads. An [`Engine`] is
+//! the data path of a group of its queues (a net queue pair): it lives on the worker that runs them, from the first
+//! queue's start to the last queue's stop. A [`Queue`] is one running vring with its lane into guest memory.
+//!
+//! An engine never blocks, takes no lock and allocates nothing while it polls. One burst per queue and poll; what goes wrong with a
+//! queue (malformed ring, lost memory) is latched in that queue alone: `err` is written, the session answers NEEDS_RESET,
+//! and neither the other queues of the engine nor the other engines of the worker notice. A translation that is missing parks the
+//! queue, see [`Queue::trouble`].
+//!
+//! The traits know nothing of vhost-user; sessions and workers know nothing of Ethernet.
+
+pub mod net;
+mod queue;
+mod stats;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use crate::sys::EventFd;
+pub use queue::{Parked, Queue, QueueSetup};
+pub use stats::{DropCause, QueueCounters, QueueStats};
+
+/// The data path of one group of queues, on one worker.
+pub trait Engine: Send {
+    /// Takes over a queue that starts. A queue with the same index that is still here is replaced.
+    fn start_queue(&mut self, queue: Queue);
+
+    /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped.
+    fn stop_queue(&mut self, index: u16) -> Option<Queue>;
+
+    /// A queue that runs here, to change its call or err counter, or whether it is enabled.
+    fn queue_mut(&mut self, index: u16) -> Option<&mut Queue>;
+
+    /// One burst on each queue. Says how many chains were processed; 0 is idle.
+    fn poll(&mut self) -> u32;
+
+    /// Asks the drivers for kicks before the worker sleeps. True if there is work already: poll again instead.
+    fn arm(&mut self) -> bool;
+
+    /// Tells the drivers that the worker polls.
+    fn disarm(&mut self);
+
+    /// Whether one of the queues has failed ([`Queue::failed`]).
+    fn needs_reset(&self) -> bool;
+
+    /// When to poll again even if no kick comes, because a queue is parked.
+    fn next_deadline(&self) -> Option<Instant>;
+}
+
+/// What survives a connection. One trait for all transports.
+///
+/// Texts in errors are for the operator and end up in a log line.
+pub trait Device: Send + Sync {
+    /// Its name in logs and statistics.
+    fn name(&self) -> &str;
+
+    /// Vrings the device has; a vring index is less than this.
+    fn queue_count(&self) -> u16;
+
+    /// What GET_QUEUE_NUM answers. Network front-ends count queue pairs there, others vrings.
+    fn queue_number(&self) -> u64 {
+        self.queue_count().into()
+    }
+
+    /// The largest ring it accepts, in entries.
+    fn max_ring_size(&self) -> u16;
+
+    /// The virtio feature bits it offers. A transport adds its own.
+    fn features(&self) -> u64;
+
+    /// Whether the device can run with what the driver acknowledged.
+    ///
+    /// # Errors
+    /// What is missing, for instance VIRTIO_F_VERSION_1.
+    fn check_features(&self, acked: u64) -> Result<(), String>;
+
+    /// Reads the configuration space.
+    ///
+    /// # Errors
+    /// A range outside it.
+    fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String>;
+
+    /// Writes the configuration space.
+    ///
+    /// # Errors
+    /// A range outside it, or one that is read-only.
+    fn set_config(&self, offset: u32, data: &[u8]) -> Result<(), String>;
+
+    /// The group that a queue belongs to: its engine.
+    fn group(&self, queue: u16) -> u16;
+
+    /// A new engine for a group, with the features that were acknowledged.
+    fn engine(&self, group: u16, features: u64) -> Box<dyn Engine>;
+
+    /// The MTU the front-end told the guest (NET_SET_MTU).
+    ///
+    /// # Errors
+    /// Not a network device, or a value it cannot serve.
+    fn set_mtu(&self, mtu: u16) -> Result<(), String>;
+
+    /// The guest has moved here: make its address known where the device can (SEND_RARP).
+    fn rarp(&self, mac: [u8; 6]);
+
+    /// Back to the state after creation (RESET_DEVICE), counters excepted. Comes only while no queue runs.
+    fn reset(&self);
+
+    /// The counters of a queue. They live as long as the device.
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>>;
+}

@@ -1,0 +1,197 @@
+//! The virtio network device: queue pairs with a link behind them (virtio 1.3, 5.1).
+//!
+//! [`NetDevice`] is the configuration and the counters; each queue pair's [`Engine`] moves frames between the rings and a link
+//! ([`crate::link`]). Even vrings receive (the device writes), odd ones transmit. A poll takes up to 32 chains in two passes: find
+//! every buffer and fetch it, then copy; it publishes once. Frames are copied once. Nothing is published for a burst
+//! under which memory was lost.
+//!
+//! Several pairs work without a control queue of ours: QEMU and virtio-user serve that queue themselves and enable and disable
+//! vrings; they only want to see VIRTIO_NET_F_MQ and the number of pairs.
+//!
+//! What is dropped is counted by cause on the queue it was sent to ([`DropCause`]). Only what breaks the ring's
+//! rules fails a queue; a frame that is too short or too long does not.
+//!
+//! Not here: offloads (checksum, segmentation), a control queue, RSS, packed rings.
+//!
+//! [`DropCause`]: crate::device::DropCause
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod config;
+mod engine;
+mod header;
+mod incoming;
+mod outgoing;
+mod pieces;
+
+use std::sync::Arc;
+
+use super::{Device, Engine, QueueStats};
+use crate::link::{Generator, LinkKind, Sink};
+use crate::ring::MAX_RING_SIZE;
+use config::ConfigSpace;
+use engine::{Link, NetEngine};
+use header::{
+    F_EVENT_IDX, F_GUEST_ANNOUNCE, F_INDIRECT_DESC, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, F_VERSION_1,
+};
+
+pub use config::{MacError, parse_mac};
+
+/// Queue pairs a device may have.
+pub const MAX_QUEUE_PAIRS: u16 = 16;
+/// The smallest MTU of IPv4 (RFC 791), and of virtio-net.
+const MIN_MTU: u16 = 68;
+
+/// How a network device is made.
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// Its name in logs and statistics.
+    pub name: String,
+    /// Queue pairs, 1 to [`MAX_QUEUE_PAIRS`].
+    pub queue_pairs: u16,
+    /// The guest's address. Without one the front-end or the guest chooses.
+    pub mac: Option<[u8; 6]>,
+    /// The MTU the guest is told, at least 68.
+    pub mtu: Option<u16>,
+    /// What is behind it.
+    pub link: LinkKind,
+}
+
+/// A configuration that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetConfigError {
+    /// Too few or too many queue pairs.
+    #[error("a network device has 1 to {MAX_QUEUE_PAIRS} queue pairs, not {0}")]
+    QueuePairs(u16),
+    /// An MTU below what IPv4 needs.
+    #[error("MTU {0} is below {MIN_MTU}")]
+    Mtu(u16),
+    /// An address that no station can have.
+    #[error("the MAC address is a group address: its first octet must be even")]
+    GroupAddress,
+}
+
+/// A virtio network device.
+pub struct NetDevice {
+    config: NetConfig,
+    space: ConfigSpace,
+    stats: Vec<Arc<QueueStats>>,
+}
+
+impl NetDevice {
+    /// A device as configured.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn new(config: NetConfig) -> Result<Self, NetConfigError> {
+        if !(1..=MAX_QUEUE_PAIRS).contains(&config.queue_pairs) {
+            return Err(NetConfigError::QueuePairs(config.queue_pairs));
+        }
+        if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return Err(NetConfigError::Mtu(mtu));
+        }
+        if config.mac.is_some_and(|mac| mac[0] & 1 != 0) {
+            return Err(NetConfigError::GroupAddress);
+        }
+        let space = ConfigSpace::new(config.mac, config.queue_pairs, config.mtu);
+        let stats = (0..config.queue_pairs.saturating_mul(2)).map(|_| Arc::default()).collect();
+        Ok(Self { config, space, stats })
+    }
+}
+
+impl Device for NetDevice {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn queue_count(&self) -> u16 {
+        self.config.queue_pairs.saturating_mul(2)
+    }
+
+    fn queue_number(&self) -> u64 {
+        self.config.queue_pairs.into()
+    }
+
+    fn max_ring_size(&self) -> u16 {
+        MAX_RING_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        let mut features =
+            F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_MRG_RXBUF | F_STATUS | F_GUEST_ANNOUNCE;
+        if self.config.queue_pairs > 1 {
+            features |= F_MQ;
+        }
+        if self.config.mac.is_some() {
+            features |= F_MAC;
+        }
+        if self.config.mtu.is_some() {
+            features |= F_MTU;
+        }
+        features
+    }
+
+    fn check_features(&self, acked: u64) -> Result<(), String> {
+        if acked & F_VERSION_1 == 0 {
+            return Err(
+                "the driver did not accept VIRTIO_F_VERSION_1: legacy drivers are not served (with QEMU, \
+                        disable-legacy=on on the device shows whether the guest has a modern one)"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {
+        self.space.read(offset, out)
+    }
+
+    fn set_config(&self, _offset: u32, _data: &[u8]) -> Result<(), String> {
+        Err("the configuration space of a VERSION_1 network device is read-only".to_owned())
+    }
+
+    fn group(&self, queue: u16) -> u16 {
+        queue >> 1
+    }
+
+    fn engine(&self, _group: u16, features: u64) -> Box<dyn Engine> {
+        let link = match self.config.link {
+            LinkKind::Null => Link::Null(Sink::new()),
+            LinkKind::Loopback => Link::Loopback,
+            // A guest that chose its own address takes what is for everybody.
+            LinkKind::Pktgen { size } => {
+                Link::Pktgen(Generator::new(size, self.config.mac.unwrap_or([0xff; 6])))
+            }
+        };
+        Box::new(NetEngine::new(features, link))
+    }
+
+    fn set_mtu(&self, mtu: u16) -> Result<(), String> {
+        match self.config.mtu {
+            _ if mtu < MIN_MTU => Err(format!("MTU {mtu} is below {MIN_MTU}")),
+            Some(limit) if mtu > limit => Err(format!("MTU {mtu} is above the device's {limit}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn rarp(&self, _mac: [u8; 6]) {
+        // No link of ours leaves the process: there is no switch to tell.
+    }
+
+    fn reset(&self) {
+        // Configuration and counters are all there is, and both outlive a reset; engines end with their queues.
+    }
+
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.stats.get(usize::from(queue)).cloned()
+    }
+}

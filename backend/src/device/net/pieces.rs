@@ -1,0 +1,47 @@
+//! The buffers of chains, found in our own mapping.
+
+use mdev_dma::{GuestSlice, Perm, SgList};
+use mdev_pin::{Burst, ResolveError};
+use smallvec::SmallVec;
+
+use crate::ring::Buffer;
+
+/// Chains that one poll serves on one queue.
+pub(super) const BURST: usize = 32;
+/// Pieces a frame may be in; what DPDK's back-end accepts too.
+pub(super) const MAX_PIECES: usize = 256;
+
+/// Guest memory of one burst, flat. Room for what ordinary drivers do is on the stack.
+pub(super) type Pieces<'s> = SmallVec<[GuestSlice<'s>; 128]>;
+
+/// Appends the memory of a buffer. On an error nothing was appended.
+#[inline(always)]
+pub(super) fn resolve<'s>(
+    burst: &'s Burst<'_>,
+    buffer: Buffer,
+    perm: Perm,
+    pieces: &mut Pieces<'s>,
+) -> Result<(), ResolveError> {
+    match burst.slice(buffer.iova, buffer.len, perm) {
+        Ok(slice) => {
+            pieces.push(slice);
+            Ok(())
+        }
+        Err(ResolveError::Split) => resolve_split(burst, buffer, perm, pieces),
+        Err(error) => Err(error),
+    }
+}
+
+/// A buffer that crosses the border of two areas.
+#[cold]
+fn resolve_split<'s>(
+    burst: &'s Burst<'_>,
+    buffer: Buffer,
+    perm: Perm,
+    pieces: &mut Pieces<'s>,
+) -> Result<(), ResolveError> {
+    let mut list = SgList::new();
+    burst.sg(buffer.iova, buffer.len, perm, &mut list)?;
+    pieces.extend(list.iter());
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! A running vring: its ring, its way into guest memory, its counters, and what is wrong with it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mdev_pin::{Access, Lane};
+
+use super::{EventFd, QueueStats};
+use crate::limit::LogLimit;
+use crate::ring::{RingError, RingSetup, SplitRing};
+
+/// How long a queue waits for a translation that is missing, before that is an error.
+const PARK_LIMIT: Duration = Duration::from_secs(1);
+/// How often a parked queue looks again, whatever else happens.
+const PARK_STEP: Duration = Duration::from_millis(1);
+
+static FAILURES: LogLimit = LogLimit::new(8, Duration::from_secs(10));
+
+/// What a queue is started with.
+#[derive(Clone)]
+pub struct QueueSetup {
+    /// The vring's index in its device.
+    pub index: u16,
+    /// Its ring.
+    pub ring: RingSetup,
+    /// The device's attachment to guest memory. The worker takes a lane of it.
+    pub access: Access,
+    /// Written by the driver when it adds chains; `None` where the front-end asked for polling.
+    pub kick: Option<Arc<EventFd>>,
+    /// Written by the device when it used chains.
+    pub call: Option<Arc<EventFd>>,
+    /// Written by the device when the queue fails.
+    pub err: Option<Arc<EventFd>>,
+    /// Whether the vring is enabled: a disabled one supplies nothing and discards what it is given.
+    pub enabled: bool,
+}
+
+/// A running vring on its worker.
+pub struct Queue {
+    /// The vring's index in its device.
+    pub index: u16,
+    /// Its ring.
+    pub ring: SplitRing,
+    /// Its way into guest memory.
+    pub lane: Lane,
+    /// Written when chains were used and the driver wants to know.
+    pub call: Option<Arc<EventFd>>,
+    /// Written once when the queue fails.
+    pub err: Option<Arc<EventFd>>,
+    /// Written by the driver; the worker watches it.
+    pub kick: Option<Arc<EventFd>>,
+    /// Its counters.
+    pub stats: Arc<QueueStats>,
+    /// Whether the vring is enabled.
+    pub enabled: bool,
+    /// What is wrong for good. Such a queue is not looked at again.
+    pub failed: Option<RingError>,
+    /// What is missing for the moment.
+    pub parked: Option<Parked>,
+    /// Whether the driver knows that it need not kick.
+    pub(crate) quiet: bool,
+}
+
+/// A queue that waits for a translation.
+#[derive(Copy, Clone, Debug)]
+pub struct Parked {
+    /// The table in which it was missing.
+    generation: u64,
+    /// When waiting ends.
+    until: Instant,
+    /// When to look again even though the table has not changed.
+    look: Instant,
+}
+
+impl Queue {
+    /// A queue that starts, on the thread that will run it.
+    ///
+    /// # Errors
+    /// A ring size that cannot be. Whatever else is wrong shows when the queue is polled.
+    pub fn start(setup: QueueSetup, stats: Arc<QueueStats>) -> Result<Self, RingError> {
+        let QueueSetup { index, ring, access, kick, call, err, enabled } = setup;
+        Ok(Self {
+            index,
+            ring: SplitRing::new(ring)?,
+            lane: access.lane(),
+            call,
+            err,
+            kick,
+            stats,
+            enabled,
+            failed: None,
+            parked: None,
+            quiet: false,
+        })
+    }
+
+    /// Whether to look at the ring: it has not failed, and if it is parked there is a reason to look again.
+    #[inline(always)]
+    pub(crate) fn ready(&mut self) -> bool {
+        (self.failed.is_none() & self.parked.is_none()) || self.ready_again()
+    }
+
+    #[cold]
+    fn ready_again(&mut self) -> bool {
+        match &self.parked {
+            _ if self.failed.is_some() => false,
+            None => true,
+            Some(parked) => {
+                Instant::now() >= parked.look || self.lane.enter().generation() != parked.generation
+            }
+        }
+    }
+
+    /// Takes note of what a burst ended with. A missing translation parks the queue until the table changes, for at most one
+    /// second; everything else is latched: the queue is not looked at again until it is started anew.
+    #[cold]
+    pub fn trouble(&mut self, error: RingError) {
+        if self.failed.is_some() {
+            return;
+        }
+        if !error.is_transient() {
+            return self.fail(error);
+        }
+        let now = Instant::now();
+        let until = match self.parked {
+            Some(parked) if now >= parked.until => return self.fail(error),
+            Some(parked) => parked.until,
+            None => {
+                self.stats.add_park();
+                now.checked_add(PARK_LIMIT).unwrap_or(now)
+            }
+        };
+        let look = now.checked_add(PARK_STEP).unwrap_or(now).min(until);
+        self.parked = Some(Parked { generation: self.lane.enter().generation(), until, look });
+    }
+
+    /// A burst went well: what was missing is there.
+    #[inline(always)]
+    pub(crate) fn healed(&mut self) {
+        if self.parked.is_some() {
+            self.parked = None;
+        }
+    }
+
+    /// When a parked queue wants to be polled.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.parked.map(|parked| parked.look)
+    }
+
+    /// Tells the driver that chains were used.
+    #[inline]
+    pub(crate) fn call(&self) {
+        if let Some(call) = &self.call {
+            call.signal();
+            self.stats.add_call();
+        }
+    }
+
+    fn fail(&mut self, error: RingError) {
+        self.failed = Some(error);
+        self.parked = None;
+        self.stats.add_error();
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+        if let Some(left_out) = FAILURES.permit() {
+            log::warn!("queue {} stopped until it is reset: {error}{left_out}", self.index);
+        }
+    }
+}

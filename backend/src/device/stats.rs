@@ -1,0 +1,191 @@
+//! Counters of a queue: written by its worker, read by anybody.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sys::tsc;
+
+/// Why a frame or request was dropped instead of being served.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum DropCause {
+    /// The receiving queue is not running, or not enabled.
+    NoReceiver,
+    /// The receiving ring has no chain left.
+    ReceiverFull,
+    /// The receiver's chain is too small for the frame and must not be joined with others.
+    ReceiverSmall,
+    /// Shorter than its header and an Ethernet header.
+    Short,
+    /// Longer than the largest frame, or in too many pieces.
+    Oversize,
+    /// Discarded because its queue is disabled.
+    Disabled,
+}
+
+impl DropCause {
+    /// Every cause, in the order of [`QueueCounters::drops`].
+    pub const ALL: [DropCause; 6] = [
+        DropCause::NoReceiver,
+        DropCause::ReceiverFull,
+        DropCause::ReceiverSmall,
+        DropCause::Short,
+        DropCause::Oversize,
+        DropCause::Disabled,
+    ];
+
+    /// A word for statistics lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            DropCause::NoReceiver => "no-receiver",
+            DropCause::ReceiverFull => "receiver-full",
+            DropCause::ReceiverSmall => "receiver-small",
+            DropCause::Short => "short",
+            DropCause::Oversize => "oversize",
+            DropCause::Disabled => "disabled",
+        }
+    }
+}
+
+impl fmt::Display for DropCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The counters of one queue. Only the worker that runs the queue writes them, so a relaxed load and store do; nothing is
+/// written per packet.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct QueueStats {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    drops: [AtomicU64; DropCause::ALL.len()],
+    parks: AtomicU64,
+    kicks: AtomicU64,
+    calls: AtomicU64,
+    errors: AtomicU64,
+    busy_ticks: AtomicU64,
+    polls: AtomicU64,
+    empty_polls: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounters {
+    /// Frames or requests that went through the queue.
+    pub packets: u64,
+    /// Their bytes, virtio headers excluded.
+    pub bytes: u64,
+    /// What was dropped, by [`DropCause::ALL`].
+    pub drops: [u64; DropCause::ALL.len()],
+    /// How often a translation was missing.
+    pub parks: u64,
+    /// Kicks received.
+    pub kicks: u64,
+    /// Calls sent.
+    pub calls: u64,
+    /// Failures latched.
+    pub errors: u64,
+    /// Nanoseconds the worker spent in polls that found work.
+    pub busy_ns: u64,
+    /// Polls that found work.
+    pub polls: u64,
+    /// Polls that found none.
+    pub empty_polls: u64,
+}
+
+impl QueueCounters {
+    /// All drops together.
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().fold(0, |sum, &count| sum.wrapping_add(count))
+    }
+
+    /// The drops of one cause.
+    pub fn drops_by(&self, cause: DropCause) -> u64 {
+        self.drops.get(cause as usize).copied().unwrap_or_default()
+    }
+}
+
+#[inline(always)]
+fn add(counter: &AtomicU64, count: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+}
+
+impl Default for QueueStats {
+    fn default() -> Self {
+        tsc::start();
+        Self {
+            packets: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            drops: Default::default(),
+            parks: AtomicU64::new(0),
+            kicks: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            busy_ticks: AtomicU64::new(0),
+            polls: AtomicU64::new(0),
+            empty_polls: AtomicU64::new(0),
+        }
+    }
+}
+
+impl QueueStats {
+    /// The counters now. Not one instant: a burst may be counted in part.
+    pub fn counters(&self) -> QueueCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        QueueCounters {
+            packets: get(&self.packets),
+            bytes: get(&self.bytes),
+            drops: self.drops.each_ref().map(get),
+            parks: get(&self.parks),
+            kicks: get(&self.kicks),
+            calls: get(&self.calls),
+            errors: get(&self.errors),
+            busy_ns: tsc::to_ns(get(&self.busy_ticks)),
+            polls: get(&self.polls),
+            empty_polls: get(&self.empty_polls),
+        }
+    }
+
+    /// Counts kicks; the worker drains the counter they arrive in.
+    pub fn add_kicks(&self, count: u64) {
+        add(&self.kicks, count);
+    }
+
+    pub(crate) fn add_park(&self) {
+        add(&self.parks, 1);
+    }
+
+    pub(crate) fn add_call(&self) {
+        add(&self.calls, 1);
+    }
+
+    pub(crate) fn add_error(&self) {
+        add(&self.errors, 1);
+    }
+
+    /// Counts drops of one cause.
+    pub(crate) fn add_drops(&self, cause: DropCause, count: u64) {
+        if count != 0
+            && let Some(counter) = self.drops.get(cause as usize)
+        {
+            add(counter, count);
+        }
+    }
+
+    /// Counts one poll that found work and what it served.
+    #[inline]
+    pub(crate) fn add_burst(&self, packets: u64, bytes: u64, ticks: u64) {
+        add(&self.packets, packets);
+        add(&self.bytes, bytes);
+        add(&self.busy_ticks, ticks);
+        add(&self.polls, 1);
+    }
+
+    /// Counts one poll that found none.
+    #[inline(always)]
+    pub(crate) fn add_empty_poll(&self) {
+        add(&self.empty_polls, 1);
+    }
+}

@@ -1,0 +1,130 @@
+//! What can be wrong with a ring, each by its name.
+
+use mdev_pin::ResolveError;
+use thiserror::Error;
+
+/// The three parts of a split ring.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The descriptor table.
+    Descriptors,
+    /// The driver area: available ring.
+    Available,
+    /// The device area: used ring.
+    Used,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Part::Descriptors => "descriptor table",
+            Part::Available => "available ring",
+            Part::Used => "used ring",
+        })
+    }
+}
+
+/// Why a ring cannot be served. An empty ring is no error.
+///
+/// Everything here except [`RingError::is_transient`] is the driver's or the front-end's doing and is latched by the
+/// queue: nothing is read from that ring again until it is started anew.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
+pub enum RingError {
+    /// A ring has 1 to 32768 entries, a power of two (virtio 2.7).
+    #[error("ring size {0} is not a power of two from 1 to 32768")]
+    BadSize(u32),
+    /// A part does not start where virtio 2.7 wants it (16, 2 and 4 bytes).
+    #[error("the {0} is not aligned: the guest driver or the front-end's SET_VRING_ADDR is wrong")]
+    Misaligned(Part),
+    /// Two parts share bytes.
+    #[error("the {0} and the {1} overlap: the guest driver or the front-end's SET_VRING_ADDR is wrong")]
+    Overlap(Part, Part),
+    /// More chains are said to be available than the ring has entries.
+    #[error("available index {index} is more than {size} ahead of {next}")]
+    AvailJump {
+        /// The next index the device would take.
+        next: u16,
+        /// The index the driver published.
+        index: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// An entry of the available ring names no descriptor.
+    #[error("available ring names descriptor {head} in a table of {size}")]
+    HeadOutOfRange {
+        /// The descriptor named.
+        head: u16,
+        /// Entries of the table.
+        size: u16,
+    },
+    /// A descriptor continues at a descriptor that is not there.
+    #[error("descriptor continues at {next} in a table of {size}")]
+    NextOutOfRange {
+        /// The descriptor named.
+        next: u16,
+        /// Entries of the (possibly indirect) table.
+        size: u16,
+    },
+    /// A chain has more descriptors than its table: it runs in a circle.
+    #[error("descriptor chain is longer than its table of {size}: it loops")]
+    Loop {
+        /// Entries of the (possibly indirect) table.
+        size: u16,
+    },
+    /// A chain has more buffers than a device accepts.
+    #[error("descriptor chain has more than {limit} buffers")]
+    TooLong {
+        /// [`crate::ring::MAX_CHAIN`].
+        limit: usize,
+    },
+    /// An indirect table is empty, holds no whole number of descriptors, or more than a chain may have.
+    #[error("indirect table of {len} bytes: a multiple of 16 up to 16384 is wanted")]
+    IndirectSize {
+        /// Bytes of the table, as its descriptor says.
+        len: u32,
+    },
+    /// An indirect table inside an indirect table.
+    #[error("indirect descriptor inside an indirect table")]
+    IndirectNested,
+    /// A descriptor with both INDIRECT and NEXT.
+    #[error("descriptor is indirect and continues")]
+    IndirectAndNext,
+    /// An indirect descriptor although the feature was not negotiated.
+    #[error("indirect descriptor, but VIRTIO_F_INDIRECT_DESC was not negotiated")]
+    IndirectRefused,
+    /// A device-readable buffer after a device-writable one (virtio 2.7.4.2).
+    #[error("device-readable descriptor after a device-writable one")]
+    ReadAfterWrite,
+    /// A buffer without bytes. QEMU refuses these too.
+    #[error("descriptor of zero length")]
+    ZeroLength,
+    /// The buffers of one chain add up to 4 GiB or more (virtio 2.7.5.2).
+    #[error("descriptor chain describes 4 GiB or more")]
+    LengthOverflow,
+    /// A chain has no buffer in the direction its queue is for.
+    #[error("descriptor chain has no {0} buffer")]
+    WrongDirection(&'static str),
+    /// The ring or a buffer is not in memory the device may use that way.
+    #[error("guest memory: {0}")]
+    Memory(ResolveError),
+    /// The front-end took a page away under the device (a file that shrank, a full tmpfs, a bad page).
+    #[error("guest memory was lost while it was used: its file shrank, or its file system is full")]
+    Poisoned,
+}
+
+impl RingError {
+    /// Whether this may heal by itself: an address that has no translation now. The queue parks instead of failing,
+    /// because front-ends remove and add a region in separate messages.
+    pub fn is_transient(self) -> bool {
+        matches!(self, RingError::Memory(ResolveError::Hole | ResolveError::Gated | ResolveError::Detached))
+    }
+}
+
+impl From<ResolveError> for RingError {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::Poisoned => RingError::Poisoned,
+            other => RingError::Memory(other),
+        }
+    }
+}
