@@ -21,7 +21,8 @@ impl ConfigSpace {
         let mut bytes = [0; LEN];
         let mut fields = bytes.iter_mut();
         let mut put = |value: &[u8]| {
-            for (place, byte) in fields.by_ref().zip(value) {
+            // The value leads: a zip takes one more from its first side before it sees that the other has ended.
+            for (byte, place) in value.iter().zip(fields.by_ref()) {
                 *place = *byte;
             }
         };
