@@ -1,6 +1,6 @@
 //! A device's attachment to an address space.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use mdev_dma::IovaRange;
 
@@ -9,7 +9,7 @@ use crate::{
     error::{AccessError, IoasError},
     ioas::Ioas,
     lane::{self, Lane},
-    sync::{Backoff, Cell, Deadline, Mutex, lock, thread_local},
+    sync::{Arc, Backoff, Cell, Deadline, Mutex, lock, per_thread},
     sys::published::{Published, Retired},
     table::Table,
 };
@@ -32,9 +32,9 @@ impl AccessOps for IgnoreUnmap {
 /// How long a close waits for a callback into the device (`iommufd_object_remove` waits as long).
 const CALLBACK_BOUND: Duration = Duration::from_secs(60);
 
-thread_local! {
+per_thread! {
     /// Whether this thread is inside a callback, which a close must not wait for.
-    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+    IN_CALLBACK: bool = false
 }
 
 /// One device's attachment to an address space, and its own pointer to the published table.
@@ -52,7 +52,7 @@ struct Owner {
 /// What lanes, spaces and changes share of an access.
 pub struct AccessCore {
     pub(crate) published: Arc<Published>,
-    ops: Arc<dyn AccessOps>,
+    ops: std::sync::Arc<dyn AccessOps>,
     attachment: Mutex<Attachment>,
     callbacks: Mutex<Callbacks>,
 }
@@ -73,7 +73,7 @@ struct Callbacks {
 
 impl Access {
     /// A device's access, attached to nothing.
-    pub fn new(ops: Arc<dyn AccessOps>) -> Access {
+    pub fn new(ops: std::sync::Arc<dyn AccessOps>) -> Access {
         let core = AccessCore {
             published: Published::new(Table::detached()),
             ops,
@@ -116,7 +116,7 @@ impl Access {
     ///
     /// `Detached` \[ENOENT\], `Closed`, `WouldWaitForItself` \[EDEADLK\], `Busy` if another detach is under way.
     pub fn begin_detach(&self, within: Duration) -> Result<Change, AccessError> {
-        self.owner.core.begin_detach(within)
+        AccessCore::begin_detach(&self.owner.core, within)
     }
 
     /// Detaches if attached, then waits for callbacks in flight. After success no callback runs or starts.
@@ -149,7 +149,7 @@ impl Access {
     /// A read side for one queue.
     pub fn lane(&self) -> Lane {
         let core = self.owner.core.clone();
-        let reader = core.published.reader();
+        let reader = Published::reader(&core.published);
         Lane::new(core, reader)
     }
 
@@ -165,7 +165,7 @@ impl Drop for Owner {
         if !attached {
             return;
         }
-        let left = self.core.begin_detach(Duration::from_secs(1)).map(|change| change.wait());
+        let left = AccessCore::begin_detach(&self.core, Duration::from_secs(1)).map(|change| change.wait());
         if !matches!(left, Ok(Ok(_))) {
             // The space and the access hold each other, so nothing that a pin refers to is released.
             log::error!("an access was dropped while its device holds guest memory, which is kept for ever");
@@ -174,11 +174,11 @@ impl Drop for Owner {
 }
 
 impl AccessCore {
-    fn begin_detach(self: &Arc<Self>, within: Duration) -> Result<Change, AccessError> {
+    fn begin_detach(this: &Arc<Self>, within: Duration) -> Result<Change, AccessError> {
         if lane::inside_burst() {
             return Err(AccessError::WouldWaitForItself);
         }
-        let mut attachment = lock(&self.attachment);
+        let mut attachment = lock(&this.attachment);
         let ioas = match &*attachment {
             Attachment::Attached(ioas) => ioas.clone(),
             Attachment::Leaving(_) => return Err(AccessError::Busy),
@@ -187,7 +187,7 @@ impl AccessCore {
         };
         *attachment = Attachment::Leaving(ioas.clone());
         drop(attachment);
-        Ok(Change::begin(ioas, Deadline::within(within), Box::new(Detach { core: self.clone() })))
+        Ok(Change::begin(ioas, Deadline::within(within), Box::new(Detach { core: this.clone() })))
     }
 
     /// Publishes `table` to the lanes of this access. Under the mutex of the space.

@@ -1,6 +1,6 @@
 //! An address space: areas that map IOVAs to file extents, and the accesses attached to it.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use mdev_dma::{Area, IovaMap, IovaRange, MapError, Ranged, Windows};
 
@@ -11,7 +11,7 @@ use crate::{
     lane,
     replace::{Plan, Replace},
     slot::{Slot, Slots},
-    sync::{Deadline, Mutex, lock},
+    sync::{Arc, Deadline, Mutex, lock},
     sys::published::Retired,
     table::{Mapped, MappedArea, Piece, Table},
 };
@@ -24,7 +24,7 @@ pub struct Ioas {
 }
 
 struct Inner {
-    windows: Arc<Windows>,
+    windows: std::sync::Arc<Windows>,
     slots: Slots,
     state: Mutex<State>,
 }
@@ -49,7 +49,7 @@ struct Member {
 
 impl Ioas {
     /// An empty space whose areas will be mapped through `windows`.
-    pub fn new(windows: Arc<Windows>) -> Ioas {
+    pub fn new(windows: std::sync::Arc<Windows>) -> Ioas {
         let state = State {
             areas: IovaMap::new(),
             pieces: IovaMap::new(),
@@ -168,7 +168,7 @@ impl Ioas {
     }
 
     /// The windows that its areas are mapped through.
-    pub fn windows(&self) -> &Arc<Windows> {
+    pub fn windows(&self) -> &std::sync::Arc<Windows> {
         &self.inner.windows
     }
 
@@ -179,7 +179,7 @@ impl Ioas {
         }
         let segments = self.inner.windows.segments(&area)?;
         let slot = self.slot()?;
-        Ok(Mapped(Arc::new(MappedArea {
+        Ok(Mapped(std::sync::Arc::new(MappedArea {
             area,
             segments,
             slot,

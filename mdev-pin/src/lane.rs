@@ -1,8 +1,13 @@
 //! A worker's read side of an access.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::marker::PhantomData;
 
-use crate::{access::AccessCore, burst::Burst, sync, sys::published::Reader};
+use crate::{
+    access::AccessCore,
+    burst::Burst,
+    sync::{Arc, per_thread},
+    sys::published::Reader,
+};
 
 /// One queue's right to resolve IOVAs of an access; moves with its queue, is used by one thread at a time.
 ///
@@ -26,8 +31,8 @@ impl Lane {
     }
 }
 
-sync::thread_local! {
-    static DEPTH: sync::Cell<u32> = const { sync::Cell::new(0) };
+per_thread! {
+    DEPTH: u32 = 0
 }
 
 /// Counts the bursts of this thread, so that a control operation can refuse to wait for itself.

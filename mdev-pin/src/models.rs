@@ -76,7 +76,7 @@ fn space(ops: Arc<dyn AccessOps>) -> (Ioas, Access) {
 
 fn model(f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(5);
     builder.check(f);
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
 const LEAF: usize = 32;
 const MIDDLE: usize = 64;
@@ -41,7 +41,8 @@ impl Shard {
     /// Announces a burst; what is loaded after it is protected until [`Shard::leave`]. `odd` must be odd and new.
     #[inline(always)]
     pub fn enter(&self, odd: u64) {
-        self.sequence.store(odd, Ordering::Relaxed);
+        // Release: a grace period that waits for an earlier burst may see this value instead of the end of that one.
+        self.sequence.store(odd, Ordering::Release);
         // Orders the announcement before the load of the published pointer. Its partner is the fence in
         // `Grace::begin`: either the writer sees the announcement, or this lane sees the new table.
         fence(Ordering::SeqCst);
@@ -107,12 +108,12 @@ impl Count {
 /// A wait until every lane of a set has left the burst it was in when the wait began.
 #[derive(Default)]
 pub struct Grace {
-    inside: Vec<(std::sync::Arc<Shard>, u64)>,
+    inside: Vec<(Arc<Shard>, u64)>,
 }
 
 impl Grace {
     /// Begins after the new table was stored. `shards` are all lanes that may have loaded the old one.
-    pub fn begin(shards: impl IntoIterator<Item = std::sync::Arc<Shard>>) -> Self {
+    pub fn begin(shards: impl IntoIterator<Item = Arc<Shard>>) -> Self {
         // See `Shard::enter`.
         fence(Ordering::SeqCst);
         let inside = shards.into_iter().map(|shard| {

@@ -1,6 +1,7 @@
 //! The primitives of the protocols, exchanged for loom's when `cfg(loom)` explores them.
 //!
-//! Only what takes part in a protocol goes through here. Reference counts of immutable data stay `std::sync::Arc`.
+//! Only what takes part in a protocol goes through here: the counts of objects that hold its atomics, too, since
+//! loom must see that they are freed after their last use. Counts of immutable data stay `std::sync::Arc`.
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +9,31 @@ use std::time::{Duration, Instant};
 pub use loom::{
     cell::Cell,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicPtr, AtomicU64, Ordering, fence},
     },
-    thread_local,
 };
 #[cfg(not(loom))]
 pub use std::{
     cell::Cell,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicPtr, AtomicU64, Ordering, fence},
     },
-    thread_local,
 };
+
+/// A thread-local cell, of loom's threads under loom (whose macro takes no `const` block).
+macro_rules! per_thread {
+    ($(#[$doc:meta])* $name:ident: $of:ty = $init:expr) => {
+        #[cfg(loom)]
+        loom::thread_local! { $(#[$doc])* static $name: crate::sync::Cell<$of> = crate::sync::Cell::new($init); }
+        #[cfg(not(loom))]
+        std::thread_local! {
+            $(#[$doc])* static $name: crate::sync::Cell<$of> = const { crate::sync::Cell::new($init) };
+        }
+    };
+}
+pub(crate) use per_thread;
 
 /// Takes a lock. A panic of another holder leaves data that every operation here re-validates, so poison is ignored.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

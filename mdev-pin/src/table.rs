@@ -7,7 +7,7 @@ use std::sync::{
 
 use mdev_dma::{Area, HostWindow, IovaMap, IovaRange, Perm, Ranged, Segment};
 
-use crate::slot::Slot;
+use crate::{slot::Slot, sync};
 
 /// An area as the space keeps it.
 #[derive(Clone)]
@@ -97,12 +97,12 @@ pub struct Table {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Table {
-    pub fn new(pieces: IovaMap<Piece>) -> Arc<Self> {
-        Arc::new(Table { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), attached: true, pieces })
+    pub fn new(pieces: IovaMap<Piece>) -> sync::Arc<Self> {
+        sync::Arc::new(Table { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), attached: true, pieces })
     }
 
-    pub fn detached() -> Arc<Self> {
+    pub fn detached() -> sync::Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Table { id, attached: false, pieces: IovaMap::new() })
+        sync::Arc::new(Table { id, attached: false, pieces: IovaMap::new() })
     }
 }

@@ -2,13 +2,13 @@
 //! because a count shared by all workers costs more than everything else on the path. What makes it sound is kept
 //! in this file alone: a table is freed only by [`Retired`], after every lane that may have loaded it has left.
 
-use std::{mem::ManuallyDrop, sync::Arc};
+use std::mem::ManuallyDrop;
 
 use mdev_dma::Iova;
 
 use crate::{
     shard::{Grace, Shard},
-    sync::{AtomicPtr, Mutex, Ordering, lock},
+    sync::{Arc, AtomicPtr, Mutex, Ordering, lock},
     table::{Piece, Table},
 };
 
@@ -26,13 +26,13 @@ impl Published {
     }
 
     /// A new lane's end of this pointer.
-    pub fn reader(self: &Arc<Self>) -> Reader {
+    pub fn reader(this: &Arc<Self>) -> Reader {
         let shard = Arc::new(Shard::new());
-        let mut shards = lock(&self.shards);
+        let mut shards = lock(&this.shards);
         shards.retain(in_use);
         shards.push(shard.clone());
         drop(shards);
-        Reader { published: self.clone(), shard, sequence: 0 }
+        Reader { published: this.clone(), shard, sequence: 0 }
     }
 
     /// Publishes `table`. The caller serialises publications (they all happen under the mutex of the space).
