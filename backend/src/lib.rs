@@ -8,3 +8,4 @@ pub mod limit;
 pub mod link;
 pub mod ring;
 pub mod sys;
+pub mod worker;

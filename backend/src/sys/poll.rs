@@ -35,21 +35,22 @@ pub struct Readiness {
 /// One descriptor that is ready: the number it was added with, and how.
 pub type Ready = (u64, Readiness);
 
+/// How many descriptors one [`Poll::wait`] reports; others that are ready come with the next.
+const AT_ONCE: usize = 64;
+
 /// A set of descriptors and the numbers they go by.
 #[derive(Debug)]
 pub struct Poll {
     epoll: RawFd,
-    events: Vec<Event>,
 }
 
 impl Poll {
-    /// An empty set that reports up to 64 descriptors at a time.
+    /// An empty set.
     ///
     /// # Errors
     /// What epoll_create1(2) answers.
     pub fn new() -> io::Result<Self> {
-        let epoll = epoll::create(true)?;
-        Ok(Self { epoll, events: vec![Event::new(Events::empty(), 0); 64] })
+        Ok(Self { epoll: epoll::create(true)? })
     }
 
     /// Watches `fd`, which goes by the number `key`.
@@ -76,22 +77,24 @@ impl Poll {
         let _ = self.control(ControlOptions::EPOLL_CTL_DEL, fd, 0, Interest::empty());
     }
 
-    /// Waits until something is ready or `timeout` (rounded up to milliseconds; `None`: for ever) is over.
-    /// A signal ends the wait with nothing ready.
+    /// Waits until something is ready or `timeout` (rounded up to milliseconds; `None`: for ever) is over, and
+    /// leaves what is ready in `ready`. A signal ends the wait with nothing ready.
     ///
     /// # Errors
     /// None that a correct program sees.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<impl Iterator<Item = Ready> + '_> {
+    pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        ready.clear();
         let millis = match timeout {
             None => -1,
             Some(time) => i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
         };
-        let count = match epoll::wait(self.epoll, millis, &mut self.events) {
+        let mut events = [Event::new(Events::empty(), 0); AT_ONCE];
+        let count = match epoll::wait(self.epoll, millis, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
-        Ok(self.events.iter().take(count).map(|event| {
+        ready.extend(events.iter().take(count).map(|event| {
             let events = Events::from_bits_truncate(event.events);
             let readiness = Readiness {
                 readable: events.contains(Events::EPOLLIN),
@@ -99,7 +102,8 @@ impl Poll {
                 hung_up: events.intersects(Events::EPOLLHUP | Events::EPOLLERR),
             };
             (event.data, readiness)
-        }))
+        }));
+        Ok(())
     }
 
     fn control(&self, what: ControlOptions, fd: impl AsFd, key: u64, interest: Interest) -> io::Result<()> {

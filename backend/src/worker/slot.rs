@@ -1,0 +1,216 @@
+//! One engine on its worker: its queues, the watch over their kicks, and the report of what they latch.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::device::{Device, Engine, Queue, QueueSetup, QueueStats};
+use crate::limit::LogLimit;
+use crate::ring::{QueueState, RingError};
+use crate::sys::{EventFd, Interest, Kicks, Poll};
+
+use super::{EventSink, WorkerEvent};
+
+static STILLBORN: LogLimit = LogLimit::new(10, Duration::from_secs(10));
+static UNWATCHED: LogLimit = LogLimit::new(10, Duration::from_secs(10));
+
+/// One engine and the queues that run in it.
+pub(super) struct Slot {
+    pub(super) device_key: u64,
+    pub(super) group: u16,
+    device: Arc<dyn Device>,
+    pub(super) engine: Box<dyn Engine>,
+    queues: Vec<Member>,
+}
+
+/// What the worker keeps of a queue beside the engine's own state.
+struct Member {
+    index: u16,
+    /// The number its kick goes by in the worker's poll.
+    key: u64,
+    kick: Option<Arc<EventFd>>,
+    /// The kick wakes the worker.
+    watched: bool,
+    stats: Arc<QueueStats>,
+    /// A latched error has been reported.
+    reported: bool,
+    /// The ring could not be made: where it would have stood.
+    stillborn: Option<QueueState>,
+}
+
+impl Slot {
+    pub(super) fn new(device: Arc<dyn Device>, device_key: u64, group: u16, features: u64) -> Self {
+        let engine = device.engine(group, features);
+        Slot { device_key, group, device, engine, queues: Vec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    pub(super) fn has(&self, device_key: u64, index: u16) -> bool {
+        self.device_key == device_key && self.member(index).is_some()
+    }
+
+    /// Runs a queue from now on; its kick goes by `key`.
+    pub(super) fn start(&mut self, setup: QueueSetup, key: u64, poll: &Poll, sink: &EventSink) {
+        let stats = self.device.queue_stats(setup.index).unwrap_or_default();
+        let state = QueueState { next_avail: setup.ring.next_avail };
+        let mut member = Member {
+            index: setup.index,
+            key,
+            kick: setup.kick.clone(),
+            watched: false,
+            stats: stats.clone(),
+            reported: false,
+            stillborn: None,
+        };
+        let err = setup.err.clone();
+        match Queue::start(setup, stats) {
+            Ok(queue) => {
+                self.engine.start_queue(queue);
+                member.watch(self.device.name(), poll);
+            }
+            Err(error) => {
+                if let Some(err) = err {
+                    err.signal();
+                }
+                if let Some(left_out) = STILLBORN.permit() {
+                    let (name, index) = (self.device.name(), member.index);
+                    log::warn!("{name}: queue {index} cannot run: {error}{left_out}");
+                }
+                member.stillborn = Some(state);
+                member.tell(self.device_key, error, sink);
+            }
+        }
+        self.queues.push(member);
+    }
+
+    /// Ends a queue: where it stood, and whether it had no latched error. `None` when it does not run here.
+    pub(super) fn stop(&mut self, index: u16, poll: &Poll) -> Option<(QueueState, bool)> {
+        let at = self.queues.iter().position(|member| member.index == index)?;
+        let member = self.queues.swap_remove(at);
+        member.unwatch(poll);
+        if let Some(state) = member.stillborn {
+            return Some((state, false));
+        }
+        let queue = self.engine.stop_queue(index)?;
+        Some((queue.ring.state(), queue.failed.is_none()))
+    }
+
+    pub(super) fn set_call(&mut self, index: u16, call: Option<Arc<EventFd>>) {
+        if let Some(queue) = self.engine.queue_mut(index) {
+            queue.call = call;
+        }
+    }
+
+    pub(super) fn set_err(&mut self, index: u16, err: Option<Arc<EventFd>>) {
+        if let Some(queue) = self.engine.queue_mut(index) {
+            queue.err = err;
+        }
+    }
+
+    pub(super) fn enable(&mut self, index: u16, enabled: bool) {
+        if let Some(queue) = self.engine.queue_mut(index) {
+            queue.enabled = enabled;
+        }
+    }
+
+    /// One burst on each queue; whether there was work. Errors that latched are reported.
+    pub(super) fn round(&mut self, sink: &EventSink) -> bool {
+        let work = self.engine.poll() > 0;
+        if self.engine.needs_reset() {
+            self.report_latched(sink);
+        }
+        work
+    }
+
+    #[cold]
+    fn report_latched(&mut self, sink: &EventSink) {
+        for member in self.queues.iter_mut().filter(|member| !member.reported) {
+            let error = self.engine.queue_mut(member.index).and_then(|queue| queue.failed);
+            if let Some(error) = error {
+                member.tell(self.device_key, error, sink);
+            }
+        }
+    }
+
+    /// A kick came under `key`: counts it. `hung_up`: it will never come again. Whether the key is of this slot.
+    pub(super) fn kicked(&mut self, key: u64, hung_up: bool, poll: &Poll) -> bool {
+        let Some(member) = self.queues.iter_mut().find(|member| member.key == key) else { return false };
+        if member.count_kicks() == Kicks::Broken || hung_up {
+            member.unwatch(poll);
+            member.watched = false;
+            if let Some(left_out) = UNWATCHED.permit() {
+                let (name, index) = (self.device.name(), member.index);
+                log::warn!(
+                    "{name}: the kick of queue {index} broke; looking at its ring every millisecond{left_out}"
+                );
+            }
+        }
+        true
+    }
+
+    /// Counts kicks that came while nobody slept.
+    pub(super) fn count_kicks(&mut self) {
+        for member in &mut self.queues {
+            member.count_kicks();
+        }
+    }
+
+    /// A queue here cannot wake the worker.
+    pub(super) fn is_blind(&self) -> bool {
+        self.queues.iter().any(|member| !member.watched && !member.reported)
+    }
+
+    /// When a parked queue wants to look again.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.engine.next_deadline()
+    }
+
+    fn member(&self, index: u16) -> Option<&Member> {
+        self.queues.iter().find(|member| member.index == index)
+    }
+}
+
+impl Member {
+    fn watch(&mut self, device: &str, poll: &Poll) {
+        let Some(kick) = &self.kick else { return };
+        match poll.add(kick.as_ref(), self.key, Interest::READ | Interest::EDGE) {
+            Ok(()) => self.watched = true,
+            Err(error) => self.unwatchable(device, &error),
+        }
+    }
+
+    fn unwatchable(&self, device: &str, error: &io::Error) {
+        if let Some(left_out) = UNWATCHED.permit() {
+            let index = self.index;
+            log::warn!(
+                "{device}: the kick of queue {index} cannot be watched ({error}); \
+                 looking at its ring every millisecond{left_out}"
+            );
+        }
+    }
+
+    fn unwatch(&self, poll: &Poll) {
+        self.count_kicks();
+        if let (Some(kick), true) = (&self.kick, self.watched) {
+            poll.remove(kick.as_ref());
+        }
+    }
+
+    fn count_kicks(&self) -> Kicks {
+        let Some(kick) = &self.kick else { return Kicks::None };
+        let kicks = kick.drain();
+        if let Kicks::Some(count) = kicks {
+            self.stats.add_kicks(count);
+        }
+        kicks
+    }
+
+    /// Tells the control thread of the queue's latched error, once.
+    fn tell(&mut self, device_key: u64, error: RingError, sink: &EventSink) {
+        self.reported = true;
+        sink.tell(WorkerEvent::Failed { device_key, index: self.index, error });
+    }
+}

@@ -1,0 +1,209 @@
+//! A device whose rings are counters in our own memory: everything a worker does can be seen, and a driver is one line.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use mdev_dma::{Iova, IovaRange};
+use mdev_pin::{Access, AccessOps};
+
+use crate::device::{Device, Engine, Queue, QueueSetup, QueueStats};
+use crate::ring::{RingAddr, RingError, RingSetup};
+use crate::sys::EventFd;
+
+/// Queues of the toy; two of them are a group.
+pub const QUEUES: usize = 8;
+
+/// A ring: `added` is the driver's index, `taken` the device's.
+#[derive(Default)]
+pub struct Ring {
+    pub added: AtomicU64,
+    pub taken: AtomicU64,
+    /// The driver need not kick.
+    quiet: AtomicBool,
+    /// The next look at the ring latches an error.
+    pub malformed: AtomicBool,
+    /// The ring is parked until then.
+    pub parked: Mutex<Option<Instant>>,
+    pub kick: Option<Arc<EventFd>>,
+    pub stats: Arc<QueueStats>,
+}
+
+impl Ring {
+    /// Adds one entry and kicks if the device wants that, as a virtio driver does.
+    pub fn add(&self) {
+        self.added.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if !self.quiet.load(Ordering::Relaxed)
+            && let Some(kick) = &self.kick
+        {
+            kick.signal();
+        }
+    }
+
+    pub fn wants_kicks(&self) -> bool {
+        !self.quiet.load(Ordering::Relaxed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.taken.load(Ordering::Acquire) == self.added.load(Ordering::Acquire)
+    }
+}
+
+pub struct Toy {
+    pub rings: Vec<Arc<Ring>>,
+}
+
+impl Toy {
+    /// A device whose queues have these kicks.
+    pub fn with_kicks(kick: impl Fn(usize) -> Option<Arc<EventFd>>) -> Arc<Toy> {
+        let rings =
+            (0..QUEUES).map(|index| Arc::new(Ring { kick: kick(index), ..Ring::default() })).collect();
+        Arc::new(Toy { rings })
+    }
+
+    pub fn new() -> Arc<Toy> {
+        Toy::with_kicks(|_| Some(Arc::new(EventFd::new().unwrap())))
+    }
+
+    pub fn setup(&self, index: u16) -> QueueSetup {
+        struct Nothing;
+        impl AccessOps for Nothing {
+            fn on_unmap(&self, _: IovaRange) {}
+        }
+        let part = |at| RingAddr::Iova(Iova(at));
+        let ring = RingSetup {
+            size: 256,
+            desc: part(0),
+            avail: part(0x1000),
+            used: part(0x2000),
+            event_idx: false,
+            indirect: false,
+            next_avail: 100 + index,
+        };
+        let kick = self.rings[usize::from(index)].kick.clone();
+        let err = Some(Arc::new(EventFd::new().unwrap()));
+        QueueSetup {
+            index,
+            ring,
+            access: Access::new(Arc::new(Nothing)),
+            kick,
+            call: None,
+            err,
+            enabled: true,
+        }
+    }
+}
+
+struct ToyEngine {
+    rings: Vec<Arc<Ring>>,
+    queues: Vec<Queue>,
+}
+
+impl ToyEngine {
+    fn serve(ring: &Ring, queue: &mut Queue) -> u32 {
+        if queue.failed.is_some() || !queue.enabled {
+            return 0;
+        }
+        if ring.malformed.load(Ordering::Relaxed) {
+            queue.trouble(RingError::Poisoned);
+            return 0;
+        }
+        if ring.parked.lock().unwrap().is_some_and(|until| Instant::now() < until) {
+            return 0;
+        }
+        *ring.parked.lock().unwrap() = None;
+        // One burst is at most four entries.
+        let taken = ring.taken.load(Ordering::Relaxed);
+        let burst = (ring.added.load(Ordering::Acquire) - taken).min(4);
+        ring.taken.store(taken + burst, Ordering::Release);
+        u32::try_from(burst).unwrap()
+    }
+}
+
+impl Engine for ToyEngine {
+    fn start_queue(&mut self, queue: Queue) {
+        self.queues.push(queue);
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<Queue> {
+        let at = self.queues.iter().position(|queue| queue.index == index)?;
+        Some(self.queues.remove(at))
+    }
+
+    fn queue_mut(&mut self, index: u16) -> Option<&mut Queue> {
+        self.queues.iter_mut().find(|queue| queue.index == index)
+    }
+
+    fn poll(&mut self) -> u32 {
+        let rings = &self.rings;
+        self.queues.iter_mut().map(|queue| Self::serve(&rings[usize::from(queue.index)], queue)).sum()
+    }
+
+    fn arm(&mut self) -> bool {
+        let rings = || self.queues.iter().filter(|queue| queue.failed.is_none() && queue.enabled);
+        for queue in rings() {
+            self.rings[usize::from(queue.index)].quiet.store(false, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        rings().any(|queue| {
+            let ring = &self.rings[usize::from(queue.index)];
+            !ring.is_empty() && ring.parked.lock().unwrap().is_none()
+        })
+    }
+
+    fn disarm(&mut self) {
+        for queue in &self.queues {
+            self.rings[usize::from(queue.index)].quiet.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.queues.iter().any(|queue| queue.failed.is_some())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.queues
+            .iter()
+            .filter_map(|queue| *self.rings[usize::from(queue.index)].parked.lock().unwrap())
+            .min()
+    }
+}
+
+impl Device for Toy {
+    fn name(&self) -> &str {
+        "toy"
+    }
+    fn queue_count(&self) -> u16 {
+        QUEUES as u16
+    }
+    fn max_ring_size(&self) -> u16 {
+        256
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn check_features(&self, _: u64) -> Result<(), String> {
+        Ok(())
+    }
+    fn config(&self, _: u32, _: &mut [u8]) -> Result<(), String> {
+        Ok(())
+    }
+    fn set_config(&self, _: u32, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+    fn group(&self, queue: u16) -> u16 {
+        queue / 2
+    }
+    fn engine(&self, _: u16, _: u64) -> Box<dyn Engine> {
+        Box::new(ToyEngine { rings: self.rings.clone(), queues: Vec::new() })
+    }
+    fn set_mtu(&self, _: u16) -> Result<(), String> {
+        Ok(())
+    }
+    fn rarp(&self, _: [u8; 6]) {}
+    fn reset(&self) {}
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.rings.get(usize::from(queue)).map(|ring| ring.stats.clone())
+    }
+}
