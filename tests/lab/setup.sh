@@ -17,10 +17,15 @@ MODULES="virtio_net"
 fail() { echo "lab: $*" >&2; exit 1; }
 [ -e "$DIR" ] && exit 0
 [ "$(id -u)" = 0 ] || fail "only root can enter another root file system"
-for tool in apt-get apt-cache dpkg-deb unshare chroot setpriv xz; do
+for tool in apt-get apt-cache dpkg-deb unshare chroot setpriv flock xz; do
     command -v $tool >/dev/null || fail "$tool is not installed"
 done
 [ "$(dpkg --print-architecture)" = amd64 ] || fail "the lab is made of amd64 packages"
+
+# One at a time, also when whoever started us was killed and we were not.
+exec 9>"$DIR.lock"
+flock -w 900 9 || fail "another set-up of $DIR takes too long"
+[ -e "$DIR" ] && exit 0
 
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/$' | head -n 1) || true
 [ -n "$mirror" ] || fail "apt has no Debian mirror in its sources"
@@ -49,7 +54,8 @@ Acquire::Retries "3";
 DPkg::Post-Invoke {};
 CONF
 export APT_CONFIG="$APT/conf" DEBIAN_FRONTEND=noninteractive
-apt-get update -qq || fail "apt-get update failed: is the Debian mirror reachable?"
+apt-get update -qq -o APT::Update::Error-Mode=any || fail "apt-get update failed: is the Debian mirror reachable?"
+apt-get autoclean -qq # what an earlier run fetched and the mirror has replaced since
 
 # testpmd lives in a development package whose headers and static libraries nobody here needs: take its libraries, not its -dev friends.
 testpmd_needs=$(apt-cache depends dpdk-dev | awk '$1 == "Depends:" && $2 !~ /-dev$|^python|^<|-support$/ { print $2 }')

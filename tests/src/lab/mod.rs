@@ -39,19 +39,18 @@ pub use testpmd::{Forward, Pages, Rate, RunningTestpmd, Testpmd, Totals};
 pub struct Lab {
     root: PathBuf,
     product: PathBuf,
-    work: tempfile::TempDir,
+    work: PathBuf,
 }
 
 impl Lab {
-    /// A lab with a new, empty working folder. `root` is what [`setup::root`] returned, `product` the `mdevd` binary.
-    pub fn new(root: PathBuf, product: PathBuf) -> std::io::Result<Lab> {
-        let work = tempfile::Builder::new().prefix("mdevd-lab-").tempdir()?;
-        Ok(Lab { root, product, work })
+    /// A lab of these: the root that [`setup::root`] returned, the `mdevd` binary, and an empty folder below the machine's `/tmp`.
+    pub fn new(root: PathBuf, product: PathBuf, work: PathBuf) -> Lab {
+        Lab { root, product, work }
     }
 
-    /// The test's own folder; gone when the lab is dropped.
+    /// The test's own folder; the runner removes it when the test is over, however it ended.
     pub fn work(&self) -> &Path {
-        self.work.path()
+        &self.work
     }
 
     /// The lab's root folder.

@@ -14,10 +14,11 @@ use super::{Lab, Running, dying_with_us, mdevd};
 /// How long one test may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Names the test that this process is to run, and where its lab and the product are.
+/// Names the test that this process is to run, and where its lab, the product and its working folder are.
 const TRIAL: &str = "MDEVD_LAB_TRIAL";
 const ROOT: &str = "MDEVD_LAB_ROOT";
 const PRODUCT: &str = "MDEVD_LAB_PRODUCT";
+const WORK: &str = "MDEVD_LAB_WORK";
 
 /// The exit status of a test's process that skipped.
 const SKIPPED: u8 = 77;
@@ -168,7 +169,7 @@ fn prepare(wanted: Wanted) -> Result<Ready, Outcome> {
 /// In the test's own process: run it.
 fn run_here(trials: &[Trial], name: &str) -> ExitCode {
     let path = |variable| std::env::var_os(variable).map(PathBuf::from).unwrap_or_default();
-    let lab = Lab::new(path(ROOT), path(PRODUCT)).expect("a working folder");
+    let lab = Lab::new(path(ROOT), path(PRODUCT), path(WORK));
     let trial = trials.iter().find(|trial| trial.name == name).expect("a test of this name");
     match (trial.run)(&lab) {
         Ok(()) => ExitCode::SUCCESS,
@@ -185,7 +186,15 @@ fn run_apart(trial: &Trial, ready: &Ready, show_output: bool) -> Outcome {
         Ok(this) => dying_with_us(this),
         Err(error) => return Outcome::Failed(format!("this program cannot find itself: {error}")),
     };
-    command.env(TRIAL, &trial.name).env(ROOT, &ready.root).env(PRODUCT, &ready.product);
+    let work = match tempfile::Builder::new().prefix("mdevd-lab-").tempdir() {
+        Ok(work) => work,
+        Err(error) => return Outcome::Failed(format!("no working folder: {error}")),
+    };
+    command
+        .env(TRIAL, &trial.name)
+        .env(ROOT, &ready.root)
+        .env(PRODUCT, &ready.product)
+        .env(WORK, work.path());
     let mut run = Running::spawn(&trial.name, command);
     let status = run.wait(LIMIT);
     let output = run.output();
