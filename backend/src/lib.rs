@@ -6,6 +6,7 @@
 pub mod device;
 pub mod limit;
 pub mod link;
+pub mod report;
 pub mod ring;
 pub mod sys;
 pub mod worker;
