@@ -4,6 +4,7 @@
 //! control thread ties both together.
 
 pub mod device;
+pub mod driver;
 pub mod limit;
 pub mod link;
 pub mod report;

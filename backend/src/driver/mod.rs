@@ -1,0 +1,34 @@
+//! The other side of the socket: a guest's memory, its virtqueue drivers, and the vhost-user front-end that hands
+//! them to a device.
+//!
+//! `mdevd perf` drives devices with it, and tests use it as a driver that behaves well by default and badly on request.
+//!
+//! # Objects
+//!
+//! - [`GuestMemory`]: memory files of our own making, mapped through the same windows that a device uses, with an allocator that only
+//!   grows.
+//! - [`SplitQueue`]: the driver's side of a split virtqueue: chains are *prepared* once (descriptors written),
+//!   *offered* any number of times, *published* in batches, and taken back *used*.
+//!   [`RawRing`] writes anything at all into the same ring.
+//! - [`net`]: receive and transmit queues of a network device on top of it.
+//! - [`FrontEnd`]: the vhost-user conversation: features, memory, rings, enable, stop.
+//!
+//! # Locks, blocking, failing
+//!
+//! There are no locks; every object belongs to one thread at a time and may be moved. Only [`FrontEnd`] blocks, on the device's
+//! replies, and never longer than its time-out. What the device writes is checked as strictly as a device checks its
+//! driver: an index that jumps or an entry that names no outstanding chain is a [`DriverError`].
+//!
+//! # What it does not implement
+//!
+//! Packed rings, the control queue, offloads, an IOMMU between driver and device.
+mod front_end;
+mod memory;
+pub mod net;
+mod raw;
+mod split;
+
+pub use front_end::{FrontEnd, FrontEndError, RingFds};
+pub use memory::{GuestMemory, MemoryError, MemoryOptions, Part, Region};
+pub use raw::RawRing;
+pub use split::{DriverError, Piece, RingAddresses, RingOptions, SplitQueue, Used};

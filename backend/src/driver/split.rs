@@ -1,0 +1,441 @@
+//! The driver's side of a split virtqueue (virtio 1.3, section 2.7).
+use super::memory::{GuestMemory, MemoryError, Part};
+use super::raw::RawRing;
+use mdev_dma::{GuestSlice, Iova};
+use mdev_protocol::virtio::split::{
+    AVAIL_ALIGN, DESC_ALIGN, Desc, FLAGS_OFFSET, IDX_OFFSET, USED_ALIGN, UsedElem,
+    VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+    VIRTQ_USED_F_NO_NOTIFY, avail_entry, avail_len, desc_len, is_size, needs_event, used_entry, used_len,
+};
+use std::sync::atomic::{Ordering, fence};
+
+/// Descriptors in each chain's indirect table.
+const INDIRECT_PIECES: usize = 16;
+/// Bytes of such a table.
+const INDIRECT_LEN: u64 = (INDIRECT_PIECES * size_of::<Desc>()) as u64;
+/// Each part of a ring starts on lines of its own: the two sides write to different parts.
+const LINES: u64 = 128;
+
+/// What ring to make.
+#[derive(Copy, Clone, Debug)]
+pub struct RingOptions {
+    /// Descriptors: a power of two, at most 32,768.
+    pub size: u16,
+    /// `VIRTIO_RING_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// Chains of more than one piece go into indirect tables (`VIRTIO_RING_F_INDIRECT_DESC` was negotiated).
+    pub indirect: bool,
+}
+
+impl RingOptions {
+    /// A ring of `size` descriptors without any feature.
+    pub fn plain(size: u16) -> Self {
+        RingOptions { size, event_idx: false, indirect: false }
+    }
+}
+
+/// One piece of a chain.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The guest address of its first byte.
+    pub at: Iova,
+    /// Bytes.
+    pub len: u32,
+    /// The device writes it; otherwise it reads it.
+    pub device_writes: bool,
+}
+
+/// A chain that the device has used.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// The chain's head.
+    pub head: u16,
+    /// Bytes the device says it wrote.
+    pub len: u32,
+}
+
+/// Guest addresses of the three parts of a ring.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct RingAddresses {
+    /// The descriptor table.
+    pub desc: Iova,
+    /// The available ring.
+    pub avail: Iova,
+    /// The used ring.
+    pub used: Iova,
+}
+
+/// What went wrong between driver and device.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The size is no ring's.
+    #[error("a ring has a power of two of descriptors, at most 32768, not {0}")]
+    Size(u16),
+    /// There is no memory for the ring or its buffers.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The chain is empty, or longer than the free descriptors or the indirect table.
+    #[error("no chain of {pieces} pieces can be made with {free} free descriptors")]
+    NoDescriptors {
+        /// Pieces of the chain.
+        pieces: usize,
+        /// Free descriptors.
+        free: usize,
+    },
+    /// The caller named a head that is no chain, or one that the device has.
+    #[error("descriptor {0} heads no chain that the driver holds")]
+    NotHeld(u16),
+    /// The device's used index is further than the chains that it has.
+    #[error("the device used {used} chains but has only {outstanding}: is it a virtio device?")]
+    UsedIndexJump {
+        /// By how much the index moved.
+        used: u16,
+        /// Chains that the device has.
+        outstanding: u16,
+    },
+    /// The device used what is no chain of the ring or none that it has.
+    #[error("the device used descriptor {0}, which heads no chain that it has")]
+    UsedTwice(u32),
+    /// The device says that it wrote more, or less, than makes sense.
+    #[error("the device says it wrote {len} bytes into a buffer of {capacity}")]
+    UsedLength {
+        /// Bytes by the used entry.
+        len: u32,
+        /// Bytes that there are.
+        capacity: u32,
+    },
+    /// The device used only some of the buffers of one packet.
+    #[error("the device says a packet spans {wanted} buffers, but used only {used} of them")]
+    TornPacket {
+        /// `num_buffers` of the packet's header.
+        wanted: u16,
+        /// Buffers that are used.
+        used: u16,
+    },
+}
+
+/// Where a chain's bookkeeping stands.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Chain {
+    /// Heads nothing.
+    None,
+    /// The driver has it.
+    Held,
+    /// The device has it.
+    Outstanding,
+}
+
+/// The driver's side of one split ring.
+///
+/// A chain is known by its head. It is prepared once, then goes round: [`offer`](Self::offer), [`publish`](Self::publish),
+/// [`pop`](Self::pop). The driver's own records say what is free and what is outstanding; nothing is ever derived from
+/// what the device could have overwritten.
+pub struct SplitQueue {
+    desc: Part,
+    avail: Part,
+    used: Part,
+    /// One indirect table for each head, if the ring has them.
+    tables: Option<Part>,
+    options: RingOptions,
+    free: Vec<u16>,
+    chains: Vec<Chain>,
+    /// The descriptors that belong to each chain, head first.
+    members: Vec<Vec<u16>>,
+    pieces: Vec<u8>,
+    outstanding: u16,
+    next_avail: u16,
+    published: u16,
+    next_used: u16,
+}
+
+impl SplitQueue {
+    /// An empty ring in the guest's memory, with calls not wanted.
+    ///
+    /// # Errors
+    /// [`DriverError::Size`], [`DriverError::Memory`].
+    pub fn new(memory: &mut GuestMemory, options: RingOptions) -> Result<Self, DriverError> {
+        let size = options.size;
+        if !is_size(size.into()) {
+            return Err(DriverError::Size(size));
+        }
+        let mut part = |len: usize, align: u64| memory.allocate(len as u64, align.max(LINES));
+        let mut queue = SplitQueue {
+            desc: part(desc_len(size), DESC_ALIGN)?,
+            avail: part(avail_len(size, true), AVAIL_ALIGN)?,
+            used: part(used_len(size, true), USED_ALIGN)?,
+            tables: options
+                .indirect
+                .then(|| part(usize::from(size) * INDIRECT_LEN as usize, 16))
+                .transpose()?,
+            options,
+            free: (0..size).rev().collect(),
+            chains: vec![Chain::None; size.into()],
+            members: vec![Vec::new(); size.into()],
+            pieces: vec![0; size.into()],
+            outstanding: 0,
+            next_avail: 0,
+            published: 0,
+            next_used: 0,
+        };
+        queue.want_calls(false);
+        Ok(queue)
+    }
+
+    /// The ring's options.
+    pub fn options(&self) -> RingOptions {
+        self.options
+    }
+
+    /// Where its parts are.
+    pub fn addresses(&self) -> RingAddresses {
+        RingAddresses { desc: self.desc.at, avail: self.avail.at, used: self.used.at }
+    }
+
+    /// Chains that the device has.
+    pub fn outstanding(&self) -> u16 {
+        self.outstanding
+    }
+
+    /// The head that the next prepared chain gets; `None` if no descriptor is free.
+    pub fn next_head(&self) -> Option<u16> {
+        self.free.last().copied()
+    }
+
+    /// Writes a chain and returns its head. The driver holds it.
+    ///
+    /// # Errors
+    /// [`DriverError::NoDescriptors`].
+    pub fn prepare(&mut self, pieces: &[Piece]) -> Result<u16, DriverError> {
+        let indirect = self.tables.is_some() && pieces.len() > 1;
+        let needed = if indirect { 1 } else { pieces.len() };
+        let none = DriverError::NoDescriptors { pieces: pieces.len(), free: self.free.len() };
+        if pieces.is_empty()
+            || needed > self.free.len()
+            || pieces.len() > usize::from(u8::MAX)
+            || (indirect && pieces.len() > INDIRECT_PIECES)
+        {
+            return Err(none);
+        }
+        let members = self.free.split_off(self.free.len() - needed);
+        let members: Vec<u16> = members.into_iter().rev().collect();
+        let Some(&head) = members.first() else { return Err(none) };
+        if indirect {
+            let at = Iova(self.table_at(head).map_or(0, |(at, _)| at.0));
+            if let Some((_, table)) = self.table_at(head) {
+                let places: Vec<u16> = (0..pieces.len() as u16).collect();
+                write_chain(&table, &places, pieces);
+            }
+            let whole = Desc {
+                addr: at.0,
+                len: (pieces.len() * size_of::<Desc>()) as u32,
+                flags: VIRTQ_DESC_F_INDIRECT,
+                next: 0,
+            };
+            self.write_desc(head, whole);
+        } else if let Some(table) = self.desc.slice() {
+            write_chain(&table, &members, pieces);
+        }
+        if let (Some(chain), Some(own), Some(count)) = (
+            self.chains.get_mut(usize::from(head)),
+            self.members.get_mut(usize::from(head)),
+            self.pieces.get_mut(usize::from(head)),
+        ) {
+            *chain = Chain::Held;
+            *own = members;
+            *count = pieces.len() as u8;
+        }
+        Ok(head)
+    }
+
+    /// How many pieces the chain of this head has; 0 if it heads none.
+    #[inline]
+    pub fn pieces(&self, head: u16) -> usize {
+        usize::from(self.pieces.get(usize::from(head)).copied().unwrap_or(0))
+    }
+
+    /// Changes the length of the last piece of a held chain.
+    ///
+    /// # Errors
+    /// [`DriverError::NotHeld`].
+    #[inline]
+    pub fn resize_last(&mut self, head: u16, len: u32) -> Result<(), DriverError> {
+        self.held(head)?;
+        let pieces = self.pieces(head);
+        let members = self.members.get(usize::from(head)).map_or(&[][..], Vec::as_slice);
+        let (table, place) = if members.len() == pieces {
+            (self.desc.slice(), members.last().map_or(0, |&last| usize::from(last)))
+        } else {
+            (self.table_at(head).map(|(_, table)| table), pieces.saturating_sub(1))
+        };
+        let field = place * size_of::<Desc>() + std::mem::offset_of!(Desc, len);
+        table.and_then(|table| table.write(field, len.to_le())).ok_or(DriverError::NotHeld(head))
+    }
+
+    /// Gives up a held chain: its descriptors are free again.
+    ///
+    /// # Errors
+    /// [`DriverError::NotHeld`].
+    pub fn release(&mut self, head: u16) -> Result<(), DriverError> {
+        self.held(head)?;
+        if let (Some(chain), Some(own)) =
+            (self.chains.get_mut(usize::from(head)), self.members.get_mut(usize::from(head)))
+        {
+            *chain = Chain::None;
+            self.free.extend(own.drain(..).rev());
+        }
+        Ok(())
+    }
+
+    /// Puts a held chain into the available ring. The device sees it at the next [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// [`DriverError::NotHeld`].
+    #[inline]
+    pub fn offer(&mut self, head: u16) -> Result<(), DriverError> {
+        match self.chains.get_mut(usize::from(head)) {
+            Some(chain @ Chain::Held) => *chain = Chain::Outstanding,
+            _ => return Err(DriverError::NotHeld(head)),
+        }
+        let slot = self.next_avail & (self.options.size - 1);
+        if let Some(avail) = self.avail.slice() {
+            let _ = avail.store_u16(avail_entry(slot), head, Ordering::Relaxed);
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    /// Lets the device see all that was offered; true if it wants to be kicked for it.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.next_avail);
+        let (Some(avail), Some(used)) = (self.avail.slice(), self.used.slice()) else { return false };
+        if old == new {
+            return false;
+        }
+        let _ = avail.store_u16(IDX_OFFSET, new, Ordering::Release);
+        self.published = new;
+        // The index must be visible before we look whether the device sleeps, as it looks at the index after saying so.
+        fence(Ordering::SeqCst);
+        if self.options.event_idx {
+            let event = used.load_u16(used_entry(self.options.size), Ordering::Relaxed).unwrap_or(old);
+            needs_event(event, new, old)
+        } else {
+            used.load_u16(FLAGS_OFFSET, Ordering::Relaxed).unwrap_or(0) & VIRTQ_USED_F_NO_NOTIFY == 0
+        }
+    }
+
+    /// How many used chains there are to [`pop`](Self::pop).
+    ///
+    /// # Errors
+    /// [`DriverError::UsedIndexJump`].
+    #[inline]
+    pub fn ready(&self) -> Result<u16, DriverError> {
+        let index = self.used.slice().and_then(|used| used.load_u16(IDX_OFFSET, Ordering::Acquire));
+        let used = index.unwrap_or(self.next_used).wrapping_sub(self.next_used);
+        if used > self.outstanding {
+            return Err(DriverError::UsedIndexJump { used, outstanding: self.outstanding });
+        }
+        Ok(used)
+    }
+
+    /// Takes the next used chain; the driver holds it again. Only as often as [`ready`](Self::ready) said.
+    ///
+    /// # Errors
+    /// [`DriverError::UsedTwice`].
+    #[inline]
+    pub fn pop(&mut self) -> Result<Used, DriverError> {
+        let slot = self.next_used & (self.options.size - 1);
+        let entry =
+            self.used.slice().and_then(|used| used.read::<UsedElem>(used_entry(slot))).unwrap_or_default();
+        let head = entry.id as u16;
+        match self.chains.get_mut(entry.id as usize) {
+            Some(chain @ Chain::Outstanding) => *chain = Chain::Held,
+            _ => return Err(DriverError::UsedTwice(entry.id)),
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+        self.outstanding = self.outstanding.saturating_sub(1);
+        Ok(Used { head, len: entry.len })
+    }
+
+    /// Says whether the device shall call when it has used chains; after saying yes look at [`ready`](Self::ready) once
+    /// more before sleeping. With event index the wish holds for the next used chain only, and a refusal for the next
+    /// 65,535.
+    pub fn want_calls(&mut self, wanted: bool) {
+        let Some(avail) = self.avail.slice() else { return };
+        if self.options.event_idx {
+            let event = if wanted { self.next_used } else { self.next_used.wrapping_sub(1) };
+            let _ = avail.store_u16(avail_entry(self.options.size), event, Ordering::Relaxed);
+        } else {
+            let flags = if wanted { 0 } else { VIRTQ_AVAIL_F_NO_INTERRUPT };
+            let _ = avail.store_u16(FLAGS_OFFSET, flags, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// The index that the device is to start from when this ring is handed to it: everything before it is used.
+    pub fn base(&self) -> u16 {
+        self.next_used
+    }
+
+    /// Starts the ring anew, as after a reset of the device: indices at zero, every outstanding chain is held again.
+    /// The device must have been stopped.
+    pub fn reset(&mut self) {
+        for part in [&self.avail, &self.used] {
+            if let Some(slice) = part.slice() {
+                slice.fill(0);
+            }
+        }
+        self.chains
+            .iter_mut()
+            .filter(|chain| **chain == Chain::Outstanding)
+            .for_each(|chain| *chain = Chain::Held);
+        (self.outstanding, self.next_avail, self.published, self.next_used) = (0, 0, 0, 0);
+        self.want_calls(false);
+    }
+
+    /// The heads that the driver holds.
+    pub fn held_heads(&self) -> impl Iterator<Item = u16> + '_ {
+        let held = |(head, chain): (usize, &Chain)| (*chain == Chain::Held).then_some(head as u16);
+        self.chains.iter().enumerate().filter_map(held)
+    }
+
+    /// The ring's memory, to be written with anything at all.
+    pub fn raw(&self) -> RawRing<'_> {
+        RawRing::new(&self.desc, &self.avail, &self.used, self.options.size)
+    }
+
+    fn held(&self, head: u16) -> Result<(), DriverError> {
+        match self.chains.get(usize::from(head)) {
+            Some(Chain::Held) => Ok(()),
+            _ => Err(DriverError::NotHeld(head)),
+        }
+    }
+
+    fn table_at(&self, head: u16) -> Option<(Iova, GuestSlice<'_>)> {
+        let tables = self.tables.as_ref()?;
+        let offset = u64::from(head) * INDIRECT_LEN;
+        Some((tables.at.checked_add(offset)?, tables.range(offset, INDIRECT_LEN)?))
+    }
+
+    fn write_desc(&self, place: u16, desc: Desc) {
+        if let Some(table) = self.desc.slice() {
+            let _ = table.write(usize::from(place) * size_of::<Desc>(), desc);
+        }
+    }
+}
+
+/// Writes pieces into the given places of a descriptor table, each linked to the next.
+fn write_chain(table: &GuestSlice<'_>, places: &[u16], pieces: &[Piece]) {
+    for (position, (&place, piece)) in places.iter().zip(pieces).enumerate() {
+        let next = places.get(position + 1);
+        let flags = if piece.device_writes { VIRTQ_DESC_F_WRITE } else { 0 }
+            | if next.is_some() { VIRTQ_DESC_F_NEXT } else { 0 };
+        let desc = Desc { addr: piece.at.0, len: piece.len, flags, next: next.copied().unwrap_or(0) };
+        let _ = table.write(usize::from(place) * size_of::<Desc>(), desc);
+    }
+}
+
+#[cfg(test)]
+#[path = "split_tests.rs"]
+mod tests;
