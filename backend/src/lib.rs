@@ -7,6 +7,7 @@ pub mod device;
 pub mod driver;
 pub mod limit;
 pub mod link;
+pub mod perf;
 pub mod report;
 pub mod ring;
 pub mod sys;

@@ -1,0 +1,284 @@
+//! Timing: threads that drive their pairs, cut into slices.
+use super::drive::{Care, Counts, Direction, Pair};
+use super::roundtrip::pin_to;
+use crate::driver::{DriverError, RingFds};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Rounds over all pairs between two looks at the clock.
+const ROUNDS: u32 = 16;
+/// After this long without an arrival, what is under way in a loop is lost.
+const GIVE_UP: Duration = Duration::from_millis(100);
+/// After this long without an arrival the device is taken for dead.
+const STALL: Duration = Duration::from_secs(3);
+/// How often the peer is looked after.
+const WATCH: Duration = Duration::from_millis(200);
+
+/// Why a run ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The device broke the rules of the ring.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The device gave up on a ring.
+    #[error("the device has given up on a ring of pair {0} (its err counter was signalled); look at its log")]
+    RingFailed(usize),
+    /// Nothing arrives.
+    #[error("no packet for {} s: does the back-end's configuration suit this direction?", .0.as_secs())]
+    Stalled(Duration),
+    /// The device's process is gone.
+    #[error("the back-end closed the connection or died in the middle of the run")]
+    PeerGone,
+    /// Ctrl-C, or SIGTERM.
+    #[error("interrupted")]
+    Interrupted,
+    /// A thread could not be pinned.
+    #[error("cannot run on processor {cpu}: {source}")]
+    Pin {
+        /// The processor.
+        cpu: usize,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
+    /// A driving thread died.
+    #[error("a driving thread ended by itself: please report this")]
+    Thread,
+}
+
+/// A pair with the counters by which its rings are kicked.
+pub struct Member {
+    /// The pair.
+    pub pair: Pair,
+    /// Of the receive ring.
+    pub rx: RingFds,
+    /// Of the transmit ring.
+    pub tx: RingFds,
+}
+
+/// How long to run.
+#[derive(Copy, Clone, Debug)]
+pub struct Plan {
+    /// Time before the first slice.
+    pub warm_up: Duration,
+    /// Time of a slice.
+    pub slice: Duration,
+    /// Slices.
+    pub slices: usize,
+}
+
+/// What happened in a slice, all pairs together.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// Its true length in seconds.
+    pub seconds: f64,
+    /// What was counted in it.
+    pub counts: Counts,
+}
+
+/// Drives all members for the time of the plan, spread over `cpus`, one thread on each (none of them: one thread, not pinned).
+/// `at_boundary` is called on this thread after the warm-up and after each slice, `alive` now and then.
+///
+/// # Errors
+/// [`RunError`]. The rings are then in an undefined state.
+pub fn drive(
+    members: &mut [Member],
+    plan: &Plan,
+    cpus: &[usize],
+    stop: &AtomicBool,
+    mut at_boundary: impl FnMut(usize),
+    alive: impl Fn() -> bool,
+) -> Result<Vec<Slice>, RunError> {
+    let each = members.len().div_ceil(cpus.len().max(1)).max(1);
+    let threads = members.len().div_ceil(each);
+    let barrier = Barrier::new(threads);
+    let abort = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (boundaries, events) = channel();
+        let mut running = Vec::with_capacity(threads);
+        for (number, group) in members.chunks_mut(each).enumerate() {
+            let boundaries = (number == 0).then(|| boundaries.clone());
+            let (barrier, abort, cpu) = (&barrier, &abort, cpus.get(number).copied());
+            running.push(scope.spawn(move || {
+                let pinned =
+                    cpu.map_or(Ok(()), |cpu| pin_to(cpu).map_err(|source| RunError::Pin { cpu, source }));
+                barrier.wait();
+                let result =
+                    pinned.and_then(|()| one_thread(group, number * each, plan, stop, abort, boundaries));
+                if result.is_err() {
+                    abort.store(true, Ordering::Relaxed);
+                }
+                result
+            }));
+        }
+        drop(boundaries);
+        let gone = watch(&events, plan.slices, &abort, &mut at_boundary, alive);
+        let mut all: Vec<Slice> = Vec::new();
+        let mut failure = None;
+        for thread in running {
+            match thread.join().unwrap_or(Err(RunError::Thread)) {
+                Ok(slices) if all.is_empty() => all = slices,
+                Ok(slices) => {
+                    all.iter_mut().zip(&slices).for_each(|(sum, part)| sum.counts.merge(&part.counts));
+                }
+                // The first thread's own trouble says more than "interrupted" of those that followed it.
+                Err(RunError::Interrupted) if failure.is_some() => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        match failure {
+            _ if gone => Err(RunError::PeerGone),
+            Some(error) => Err(error),
+            None => Ok(all),
+        }
+    })
+}
+
+/// Passes boundaries on until the last one, or until the threads end; true if the peer died meanwhile.
+fn watch(
+    events: &Receiver<()>,
+    slices: usize,
+    abort: &AtomicBool,
+    at_boundary: &mut impl FnMut(usize),
+    alive: impl Fn() -> bool,
+) -> bool {
+    let mut seen = 0;
+    while seen <= slices {
+        match events.recv_timeout(WATCH) {
+            Ok(()) => {
+                at_boundary(seen);
+                seen += 1;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if !alive() {
+            abort.store(true, Ordering::Relaxed);
+            return true;
+        }
+    }
+    !alive()
+}
+
+fn one_thread(
+    members: &mut [Member],
+    first: usize,
+    plan: &Plan,
+    stop: &AtomicBool,
+    abort: &AtomicBool,
+    boundaries: Option<Sender<()>>,
+) -> Result<Vec<Slice>, RunError> {
+    let mut slices = Vec::with_capacity(plan.slices);
+    let mut started = Instant::now();
+    let mut last_arrival = started;
+    let mut ends = started + plan.warm_up;
+    let mut warm = false;
+    while slices.len() < plan.slices {
+        let mut arrived = 0;
+        for _ in 0..ROUNDS {
+            for member in &mut *members {
+                arrived += round(member, true)?;
+            }
+        }
+        let now = Instant::now();
+        if arrived > 0 {
+            last_arrival = now;
+        } else {
+            idle(members, first, now - last_arrival)?;
+        }
+        if now >= ends {
+            let mut counts = Counts::default();
+            members.iter_mut().for_each(|member| counts.merge(&member.pair.take()));
+            if warm {
+                slices.push(Slice { seconds: (now - started).as_secs_f64(), counts });
+            }
+            (warm, started, ends) = (true, now, now + plan.slice);
+            if let Some(boundaries) = &boundaries {
+                // Nobody listens any more only when the run is over.
+                let _ = boundaries.send(());
+            }
+        }
+        if stop.load(Ordering::Relaxed) || abort.load(Ordering::Relaxed) {
+            return Err(RunError::Interrupted);
+        }
+    }
+    Ok(slices)
+}
+
+/// One poll of one pair, with the kicks it takes; how many packets arrived.
+#[inline]
+fn round(member: &mut Member, send: bool) -> Result<u32, DriverError> {
+    let polled = member.pair.poll(send)?;
+    if polled.kick_rx {
+        member.rx.kick.signal();
+    }
+    if polled.kick_tx {
+        member.tx.kick.signal();
+    }
+    Ok(polled.packets)
+}
+
+/// Nothing arrived for a while.
+fn idle(members: &mut [Member], first: usize, since: Duration) -> Result<(), RunError> {
+    if since < GIVE_UP {
+        return Ok(());
+    }
+    for (number, member) in members.iter_mut().enumerate() {
+        if [&member.rx, &member.tx]
+            .into_iter()
+            .any(|fds| matches!(fds.err.drain(), crate::sys::Kicks::Some(_)))
+        {
+            return Err(RunError::RingFailed(first + number));
+        }
+        if member.pair.direction() == Direction::Loop {
+            member.pair.give_up_in_flight();
+        }
+    }
+    if since > STALL { Err(RunError::Stalled(since)) } else { Ok(()) }
+}
+
+/// Drives members on this thread, checking every byte, until `packets` have arrived, then lets what is under way come in.
+/// What was counted, all pairs together.
+///
+/// # Errors
+/// [`RunError`].
+pub fn verify(
+    members: &mut [Member],
+    packets: u64,
+    stop: &AtomicBool,
+    alive: impl Fn() -> bool,
+) -> Result<Counts, RunError> {
+    let mut counts = Counts::default();
+    let mut last_arrival = Instant::now();
+    members.iter_mut().for_each(|member| member.pair.set_care(Care::Bytes));
+    let mut quiet = false;
+    while !quiet {
+        let send = counts.packets < packets;
+        let mut arrived = 0;
+        for member in &mut *members {
+            arrived += round(member, send)?;
+            counts.merge(&member.pair.take());
+        }
+        let now = Instant::now();
+        if arrived > 0 {
+            last_arrival = now;
+        } else {
+            if now - last_arrival >= WATCH && !alive() {
+                return Err(RunError::PeerGone);
+            }
+            idle(members, 0, now - last_arrival)?;
+        }
+        let under_way = members.iter().any(|member| member.pair.in_flight() > 0);
+        quiet = !send && !under_way;
+        if stop.load(Ordering::Relaxed) {
+            return Err(RunError::Interrupted);
+        }
+    }
+    members.iter_mut().for_each(|member| {
+        counts.merge(&member.pair.take());
+        member.pair.set_care(Care::Numbers);
+    });
+    Ok(counts)
+}
