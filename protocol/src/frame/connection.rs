@@ -73,7 +73,8 @@ impl<M: Incoming> Connection<M> {
     /// The connection is of no more use.
     pub fn receive(&mut self) -> Result<Received<M>, ReceiveError<M::Error>> {
         loop {
-            let (read, fds, fds_lost) = match read_piece(self.socket.as_fd(), self.decoder.space()) {
+            let space = self.decoder.space().map_err(ReceiveError::Stream)?;
+            let (read, fds, fds_lost) = match read_piece(self.socket.as_fd(), space) {
                 Ok(piece) => piece,
                 Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
                 // A peer that closes without having read all we sent.

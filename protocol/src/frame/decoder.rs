@@ -1,7 +1,8 @@
 //! From pieces of a stream to messages, without I/O.
 
-use super::{FdError, Fds, Incoming, MAX_FDS};
 use zerocopy::FromBytes;
+
+use super::{FdError, Fds, Incoming, MAX_FDS};
 
 /// A message as it came.
 #[derive(Debug)]
@@ -69,8 +70,15 @@ impl<M: Incoming> Decoder<M> {
 
     /// Where the next bytes of the stream belong: never empty, and never longer than what is left of the message
     /// or of its header.
-    pub fn space(&mut self) -> &mut [u8] {
-        self.buffer.get_mut(self.filled..).unwrap_or_default()
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::advance`].
+    pub fn space(&mut self) -> Result<&mut [u8], M::Error> {
+        match &self.broken {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.buffer.get_mut(self.filled..).unwrap_or_default()),
+        }
     }
 
     /// Takes note that the first `read` bytes of [`Decoder::space`] have been filled and that `fds` came with
@@ -84,7 +92,9 @@ impl<M: Incoming> Decoder<M> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
-        self.take_fds(fds, fds_lost);
+        if read > 0 {
+            self.take_fds(fds, fds_lost);
+        }
         self.filled = self.filled.saturating_add(read).min(self.buffer.len());
         if self.filled < self.buffer.len() {
             return Ok(None);
@@ -115,7 +125,7 @@ impl<M: Incoming> Decoder<M> {
         let mut taken: usize = 0;
         loop {
             let rest = piece.get(taken..).unwrap_or_default();
-            let space = self.space();
+            let space = self.space()?;
             let read = rest.len().min(space.len());
             for (to, from) in space.iter_mut().zip(rest) {
                 *to = *from;
@@ -126,6 +136,11 @@ impl<M: Incoming> Decoder<M> {
                 return Ok((taken, done));
             }
         }
+    }
+
+    /// Bytes of memory and descriptors that are held between two calls.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.buffer.capacity(), self.fds.len())
     }
 
     fn take_fds(&mut self, fds: Fds, fds_lost: bool) {

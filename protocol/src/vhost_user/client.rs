@@ -304,3 +304,6 @@ impl Client {
         self.call(&message(vring), eventfd.as_slice()).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ mod backend;
 mod client;
 mod feature;
 mod frontend;
+#[cfg(test)]
+pub(crate) mod golden;
 mod header;
 mod list;
 mod payload;

@@ -7,3 +7,6 @@ pub mod feature;
 pub mod net;
 pub mod split;
 pub mod status;
+
+#[cfg(test)]
+mod tests;
