@@ -11,39 +11,13 @@ use std::{
     time::Duration,
 };
 
-use loom::{cell::UnsafeCell, sync::Mutex, thread};
+use loom::{sync::Mutex, thread};
 use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use crate::{Access, AccessOps, IgnoreUnmap, Ioas, Pin, ResolveError};
+use crate::{Access, AccessOps, IgnoreUnmap, Ioas, Pin, ResolveError, sys::watched::Memory};
 
 const FOREVER: Duration = Duration::MAX;
-
-/// The guest's memory, as loom sees it.
-struct Memory(UnsafeCell<u32>);
-
-// SAFETY: that access to it is ordered is what the models check; loom panics where it is not.
-#[allow(unsafe_code)]
-unsafe impl Sync for Memory {}
-// SAFETY: it is a number.
-#[allow(unsafe_code)]
-unsafe impl Send for Memory {}
-
-impl Memory {
-    fn new() -> Arc<Self> {
-        Arc::new(Memory(UnsafeCell::new(0)))
-    }
-
-    /// A device touches it.
-    fn touch(&self) {
-        self.0.with(|_| ());
-    }
-
-    /// Its owner reuses it, sure that no device can touch it.
-    fn reuse(&self) {
-        self.0.with_mut(|_| ());
-    }
-}
 
 fn windows() -> Arc<Windows> {
     static WINDOWS: OnceLock<Arc<Windows>> = OnceLock::new();

@@ -3,3 +3,5 @@
 pub(crate) mod kept;
 pub(crate) mod pinned;
 pub(crate) mod published;
+#[cfg(all(test, loom))]
+pub(crate) mod watched;
