@@ -49,17 +49,19 @@ impl<'a> Guest<'a> {
         self
     }
 
-    /// A virtio-net NIC on the vhost-user socket `socket`.
+    /// A virtio-net NIC `nic0` on the vhost-user socket `socket`, behind the port `port0`, where it can be unplugged.
     pub fn vhost_user_net(self, socket: &str, queue_pairs: u16) -> Guest<'a> {
         let vectors = 2 * queue_pairs + 2;
         let multiqueue = if queue_pairs > 1 { format!(",mq=on,vectors={vectors}") } else { String::new() };
         self.arguments(&[
+            "-device",
+            "pcie-root-port,id=port0,slot=1,chassis=1",
             "-chardev",
             &format!("socket,id=c0,path={socket}"),
             "-netdev",
             &format!("vhost-user,id=n0,chardev=c0,queues={queue_pairs}"),
             "-device",
-            &format!("virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:12:34:56{multiqueue}"),
+            &format!("virtio-net-pci,netdev=n0,romfile=,id=nic0,bus=port0,mac=52:54:00:12:34:56{multiqueue}"),
         ])
     }
 
@@ -85,7 +87,8 @@ impl<'a> Guest<'a> {
             "-accel",
             "tcg,thread=multi",
         ]);
-        command.args(["-cpu", "max", "-smp", &self.cores.to_string(), "-m", &memory]);
+        command.args(["-cpu", "max", "-smp", &self.cores.to_string()]);
+        command.args(["-m", &format!("{memory},slots=4,maxmem=2G")]); // modules may be plugged
         command.args(["-object", &format!("memory-backend-memfd,id=mem,size={memory},share=on")]);
         command.args([
             "-nodefaults",

@@ -1,5 +1,6 @@
 //! QEMU's monitor protocol: one JSON object a line, over a unix socket.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,6 +15,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Qmp {
     lines: BufReader<UnixStream>,
+    passed: VecDeque<Value>,
 }
 
 impl Qmp {
@@ -33,19 +35,21 @@ impl Qmp {
             std::thread::sleep(Duration::from_millis(10));
         };
         stream.set_read_timeout(Some(ANSWER)).expect("a time limit above zero");
-        let mut qmp = Qmp { lines: BufReader::new(stream) };
+        let mut qmp = Qmp { lines: BufReader::new(stream), passed: VecDeque::new() };
         qmp.line();
         qmp.execute("qmp_capabilities", json!({}));
         qmp
     }
 
-    /// Execute a command and return what it returned. Events that arrive before are passed over.
+    /// Execute a command and return what it returned. Events that arrive before its answer are kept for [`Qmp::event`], those that came
+    /// before the command are forgotten.
     ///
     /// # Panics
     /// When QEMU answers with an error or not at all.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
         let mut request = json!({ "execute": command, "arguments": arguments }).to_string();
         request.push('\n');
+        self.passed.clear();
         self.lines.get_mut().write_all(request.as_bytes()).expect("the monitor listens");
         loop {
             let mut answer = self.line();
@@ -55,17 +59,21 @@ impl Qmp {
             if let Some(returned) = answer.get_mut("return") {
                 return returned.take();
             }
+            self.passed.push_back(answer);
         }
     }
 
-    /// Wait for an event of this name and return it.
+    /// Wait for an event of this name that is the one meant, and return it.
     ///
     /// # Panics
     /// When none arrives.
-    pub fn event(&mut self, name: &str) -> Value {
+    pub fn event(&mut self, name: &str, meant: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let line = self.line();
-            if line.get("event").and_then(Value::as_str) == Some(name) {
+            let line = match self.passed.pop_front() {
+                Some(event) => event,
+                None => self.line(),
+            };
+            if line["event"] == name && meant(&line) {
                 return line;
             }
         }

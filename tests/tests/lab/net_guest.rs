@@ -1,19 +1,21 @@
 //! A Linux guest in QEMU with a virtio-net NIC on `mdevd net`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mdev_tests::lab::{Guest, Lab, Mdevd, QemuGuest, Skip, Trial};
+use serde_json::json;
 
 /// How long the guest's exchange of frames may take; it does thousands a second.
 const EXCHANGE: Duration = Duration::from_secs(60);
 
-/// The script: bring the link up, say so, then obey the console: `frames COUNT`, `reboot`, `off`.
+/// The script: obey the console. `up` brings the link up and says so, `frames COUNT`, `reboot`, `off`.
 const OBEY: &str = r#"
-ip link set eth0 up
-until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
-echo "link: up"
 while read -r command count; do
     case $command in
+        up)
+            until ip link set eth0 up 2>/dev/null; do sleep 0.1; done
+            until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
+            echo "link: up" ;;
         frames) guest-frames eth0 "$count" ;;
         reboot) reboot -f ;;
         off) exit 0 ;;
@@ -26,6 +28,8 @@ pub fn trials() -> Vec<Trial> {
         Trial::new("net_guest_brings_its_link_up_and_gets_its_frames_back", frames_come_back),
         Trial::new("net_guest_with_two_queue_pairs_gets_its_frames_back", two_pairs),
         Trial::new("net_guest_works_again_after_pause_reboot_and_reset", reboots),
+        Trial::new("net_guest_nic_unplugged_and_plugged_again_on_one_connection_works", replugged),
+        Trial::new("net_guest_gets_and_loses_memory_while_frames_flow", memory_plugged),
         Trial::new("net_guest_killed_makes_room_for_a_new_one_on_the_same_socket", killed),
     ]
 }
@@ -40,8 +44,13 @@ fn guest<'a>(lab: &'a Lab, name: &str, queue_pairs: u16) -> Guest<'a> {
 /// Wait until the guest's link is up and let it exchange frames.
 fn works(guest: &mut QemuGuest, count: u32) {
     guest.booted();
-    guest.expect("link: up", EXCHANGE);
+    link_up(guest);
     exchange(guest, count);
+}
+
+fn link_up(guest: &mut QemuGuest) {
+    guest.type_in("up\n");
+    guest.expect("link: up", EXCHANGE);
 }
 
 fn exchange(guest: &mut QemuGuest, count: u32) {
@@ -78,8 +87,8 @@ fn reboots(lab: &Lab) -> Result<(), Skip> {
     let mdevd = Mdevd::net(lab, "net.sock", 1, &["--link", "loopback"]);
     let mut guest = guest(lab, "guest", 1).start();
     works(&mut guest, 500);
-    guest.qmp().execute("stop", serde_json::json!({}));
-    guest.qmp().execute("cont", serde_json::json!({}));
+    guest.qmp().execute("stop", json!({}));
+    guest.qmp().execute("cont", json!({}));
     exchange(&mut guest, 500);
     guest.type_in("reboot\n");
     works(&mut guest, 500);
@@ -95,10 +104,7 @@ fn killed(lab: &Lab) -> Result<(), Skip> {
     let mut first = guest(lab, "first", 1).start();
     works(&mut first, 500);
     first.type_in("frames 1000000\n"); // killed in the middle of it
-    let before = mdevd.counters()[1].packets();
-    while mdevd.counters()[1].packets() < before + 100 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    passes(&mut mdevd, 100);
     first.kill();
     assert!(mdevd.alive());
     let mut second = guest(lab, "second", 1).start();
@@ -106,4 +112,56 @@ fn killed(lab: &Lab) -> Result<(), Skip> {
     second.quit();
     mdevd.terminate();
     Ok(())
+}
+
+/// QEMU keeps the connection over an unplug and begins a new session on it, with the memory it has announced before.
+fn replugged(lab: &Lab) -> Result<(), Skip> {
+    let mdevd = Mdevd::net(lab, "net.sock", 1, &["--link", "loopback"]);
+    let mut guest = guest(lab, "guest", 1).start();
+    works(&mut guest, 300);
+    guest.qmp().execute("device_del", json!({ "id": "nic0" }));
+    guest.qmp().event("DEVICE_DELETED", |event| event["data"]["device"] == "nic0");
+    guest.qmp().execute(
+        "device_add",
+        json!({ "driver": "virtio-net-pci", "netdev": "n0", "bus": "port0", "id": "nic0" }),
+    );
+    link_up(&mut guest);
+    exchange(&mut guest, 300);
+    guest.quit();
+    mdevd.terminate();
+    Ok(())
+}
+
+/// A memory module comes and goes beside running rings: regions are added and removed without a stop.
+fn memory_plugged(lab: &Lab) -> Result<(), Skip> {
+    let mut mdevd = Mdevd::net(lab, "net.sock", 1, &["--link", "loopback"]);
+    let mut guest = guest(lab, "guest", 1).start();
+    works(&mut guest, 300);
+    guest.type_in("frames 1000000\n");
+    for _ in 0..3 {
+        let module =
+            json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": 128 << 20, "share": true });
+        guest.qmp().execute("object-add", module);
+        guest.qmp().execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm0", "memdev": "more" }));
+        passes(&mut mdevd, 500);
+        guest.qmp().execute("device_del", json!({ "id": "dimm0" }));
+        guest.qmp().event("DEVICE_DELETED", |event| event["data"]["device"] == "dimm0");
+        guest.qmp().execute("object-del", json!({ "id": "more" }));
+        passes(&mut mdevd, 500);
+    }
+    let counters = mdevd.counters();
+    assert!(counters.iter().all(|queue| queue.get("errors") == 0), "{counters:#?}");
+    guest.quit();
+    mdevd.terminate();
+    Ok(())
+}
+
+/// Wait until so many more packets have come from the guest.
+fn passes(mdevd: &mut Mdevd, packets: u64) {
+    let start = mdevd.counters()[1].packets();
+    let give_up = Instant::now() + EXCHANGE;
+    while mdevd.counters()[1].packets() < start + packets {
+        assert!(Instant::now() < give_up, "the guest's frames have stopped");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
