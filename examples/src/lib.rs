@@ -1,1 +1,10 @@
 //! How to use the access layer: short programs that teach one thing each.
+//!
+//! They are in `examples/`, need no privileges, and end by themselves:
+//!
+//! | run | to see |
+//! |---|---|
+//! | `cargo run -p mdev-examples --example map_and_pin` | guest memory as a place in a file; an unmap that waits for a pin |
+//! | `cargo run -p mdev-examples --example unmap_under_load` | a worker in bursts while its memory is unmapped and mapped again |
+//!
+//! This library is empty; a package of examples must have one.

@@ -1,0 +1,52 @@
+//! Every example runs to its end and says what it promises.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What an example of this name writes to standard output.
+///
+/// `cargo test` builds the examples of a package before its tests, into a folder beside them.
+fn run(name: &str) -> String {
+    let this = std::env::current_exe().expect("a running program has a path");
+    let folder: PathBuf = this.ancestors().nth(2).expect("target/PROFILE/deps/this").join("examples");
+    let output = Command::new(folder.join(name)).output().unwrap_or_else(|error| {
+        panic!("{name}: {error}; run all of `cargo test -p mdev-examples`, which builds it")
+    });
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{name}: {}\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+/// The number behind `label` in what an example wrote.
+fn number(said: &str, label: &str) -> u64 {
+    let rest = said.split_once(label).unwrap_or_else(|| panic!("no {label:?} in\n{said}")).1;
+    let digits: String = rest.chars().skip_while(|c| *c == ' ').take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|error| panic!("{label:?} {rest:?}: {error}"))
+}
+
+#[test]
+fn map_and_pin_shows_a_gate_that_closes_at_once_and_an_unmap_that_waits() {
+    let said = run("map_and_pin");
+    let lines: Vec<&str> = said.lines().collect();
+    let expected = [
+        "mapped 0x40000000..=0x401fffff",
+        "the byte behind the area: the range is not mapped completely",
+        "pins out: 1",
+        "asked to let go of 0x40000000..=0x401fffff",
+        "a lookup now: the area is gated by an unmap",
+        "the pin reads: hello",
+        "the unmap has returned: false",
+        "the pin is gone: 2097152 bytes unmapped, pins out: 0",
+        "a lookup afterwards: the range is not mapped completely",
+        "a lookup after the close: the access is not attached",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn unmap_under_load_unmaps_under_a_worker_that_writes_and_maps_no_window_anew() {
+    let said = run("unmap_under_load");
+    assert!(number(&said, "writes:") > 0, "{said}");
+    assert_eq!(number(&said, "unmaps:"), 500, "{said}");
+    assert_eq!(number(&said, "windows mapped in all that time:"), 1, "{said}");
+}
