@@ -12,8 +12,8 @@ use crate::{
     replace::{Plan, Replace},
     slot::{Slot, Slots},
     sync::{Arc, Deadline, Mutex, lock},
-    sys::published::Retired,
-    table::{Mapped, MappedArea, Piece, Table},
+    sys::{piece::Piece, published::Retired},
+    table::{Mapped, MappedArea, Table},
 };
 
 /// The address space of a guest, as a software device sees it (`struct iommufd_ioas`). Cloning shares it; the areas

@@ -9,8 +9,8 @@ use crate::{
     error::IoasError,
     ioas::{Ioas, exists},
     slot::Slot,
-    sys::published::Retired,
-    table::{Mapped, MappedArea, Piece},
+    sys::{piece::Piece, published::Retired},
+    table::{Mapped, MappedArea},
 };
 
 /// A replacement worked out against the areas of one moment.

@@ -5,9 +5,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mdev_dma::{Area, HostWindow, IovaMap, IovaRange, Perm, Ranged, Segment};
+use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment, poison_epoch};
 
-use crate::{slot::Slot, sync};
+use crate::{slot::Slot, sync, sys::piece::Piece};
 
 /// An area as the space keeps it.
 #[derive(Clone)]
@@ -44,14 +44,8 @@ impl Mapped {
     /// What lanes are to see of it.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let area = &self.0;
-        area.segments.iter().map(|segment| Piece {
-            range: segment.range,
-            window: segment.window.clone(),
-            offset: segment.offset,
-            perm: area.area.perm,
-            slot: area.slot.number(),
-            gated: area.gated,
-        })
+        let piece = |segment| Piece::new(segment, area.area.perm, area.slot.number(), area.gated);
+        area.segments.iter().filter_map(piece)
     }
 
     /// Every slot on which a pin into this area may be counted.
@@ -66,24 +60,6 @@ impl Ranged for Mapped {
     }
 }
 
-/// A part of an area that lies in one window.
-#[derive(Clone)]
-pub struct Piece {
-    pub range: IovaRange,
-    pub window: Arc<HostWindow>,
-    /// Of `range.first()` in the window.
-    pub offset: u64,
-    pub perm: Perm,
-    pub slot: u32,
-    pub gated: bool,
-}
-
-impl Ranged for Piece {
-    fn range(&self) -> IovaRange {
-        self.range
-    }
-}
-
 /// What an access publishes. Immutable; a change makes a new one.
 pub struct Table {
     /// Different for every table of the process, so that it can stand for the table in a comparison.
@@ -91,6 +67,8 @@ pub struct Table {
     /// `false` for the table of an access that is not attached: lookups answer `ENOENT`.
     pub attached: bool,
     pub pieces: IovaMap<Piece>,
+    /// A poison epoch at which none of its windows was poisoned, if there was one when it was made.
+    pub clean_at: Option<u64>,
 }
 
 /// Only makes numbers; it protects nothing.
@@ -98,11 +76,18 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Table {
     pub fn new(pieces: IovaMap<Piece>) -> sync::Arc<Self> {
-        sync::Arc::new(Table { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), attached: true, pieces })
+        let epoch = poison_epoch();
+        // Until a page is lost somewhere in the process, nothing has to be looked at.
+        let clean = epoch == 0 || !pieces.iter().any(|piece| piece.window().poisoned());
+        Self::with(true, pieces, clean.then_some(epoch))
     }
 
     pub fn detached() -> sync::Arc<Self> {
+        Self::with(false, IovaMap::new(), None)
+    }
+
+    fn with(attached: bool, pieces: IovaMap<Piece>, clean_at: Option<u64>) -> sync::Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        sync::Arc::new(Table { id, attached: false, pieces: IovaMap::new() })
+        sync::Arc::new(Table { id, attached, pieces, clean_at })
     }
 }

@@ -1,6 +1,7 @@
 //! The unsafe part of the access layer: publication of tables, and slices that outlive a borrow.
 
 pub(crate) mod kept;
+pub(crate) mod piece;
 pub(crate) mod pinned;
 pub(crate) mod published;
 #[cfg(all(test, loom))]

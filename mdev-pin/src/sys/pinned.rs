@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::{
     shard::Shard,
-    sys::published::{Found, Inside},
+    sys::{piece::Found, published::Inside},
 };
 
 /// A piece of pinned memory, counted on `slot`.
@@ -38,23 +38,18 @@ impl Pinned {
         Pinned { shard: NonNull::from(inside.shard()), parts: SmallVec::new() }
     }
 
-    /// Adds `len` bytes at `offset` of a piece; `false` if they do not lie in it, cannot be counted, or the piece
-    /// was found in the section of another lane.
-    pub fn add(&mut self, found: Found<'_>, offset: u64, len: usize) -> bool {
-        let piece = found.piece();
+    /// Adds at most `len` bytes at `offset` of a piece; `false` if they cannot be counted, or the piece was found in
+    /// the section of another lane.
+    pub fn add(&mut self, found: Found<'_>, offset: u64, len: u64) -> bool {
         let shard = found.inside().shard();
-        let within = u128::from(offset).saturating_add(len as u128) <= piece.range.size();
-        let slice = piece.offset.checked_add(offset).and_then(|at| piece.window.slice(at, len));
-        let (true, true, Some(slice)) = (within, self.shard == NonNull::from(shard), slice) else {
-            return false;
-        };
-        let (address, len) = slice.as_io_vec_parts();
+        let slot = found.piece().slot();
         // The section is open and on this thread (neither `Burst` nor what borrows it is `Send`), so this is the
         // shard's only writer, and an unmap that gates the piece waits for the section before it reads the count.
-        if !shard.acquire(piece.slot) {
+        if self.shard != NonNull::from(shard) || !shard.acquire(slot) {
             return false;
         }
-        self.parts.push(Part { slot: piece.slot, address, len });
+        let (address, len) = found.memory(offset, len).as_io_vec_parts();
+        self.parts.push(Part { slot, address, len });
         true
     }
 

@@ -2,14 +2,15 @@
 //! because a count shared by all workers costs more than everything else on the path. What makes it sound is kept
 //! in this file alone: a table is freed only by [`Retired`], after every lane that may have loaded it has left.
 
-use std::mem::ManuallyDrop;
+use std::{cell::Cell, mem::ManuallyDrop};
 
-use mdev_dma::Iova;
+use mdev_dma::poison_epoch;
 
 use crate::{
     shard::{Grace, Shard},
     sync::{Arc, AtomicPtr, Mutex, Ordering, lock},
-    table::{Piece, Table},
+    sys::piece::{Found, Hint},
+    table::Table,
 };
 
 /// An access's pointer to its table, and the lanes that read through it.
@@ -32,7 +33,7 @@ impl Published {
         shards.retain(in_use);
         shards.push(shard.clone());
         drop(shards);
-        Reader { published: this.clone(), shard, sequence: 0 }
+        Reader { published: this.clone(), shard, sequence: 0, remembered: Cell::new(Remembered::NOTHING) }
     }
 
     /// Publishes `table`. The caller serialises publications (they all happen under the mutex of the space).
@@ -109,6 +110,20 @@ pub struct Reader {
     shard: Arc<Shard>,
     /// The value last stored in the shard.
     sequence: u64,
+    remembered: Cell<Remembered>,
+}
+
+/// The piece hit last, with what makes it still good in a later section: the same table, and no page lost since.
+#[derive(Copy, Clone)]
+struct Remembered {
+    table: u64,
+    epoch: u64,
+    hint: Hint<'static>,
+}
+
+impl Remembered {
+    /// No table has the id 0.
+    const NOTHING: Self = Remembered { table: 0, epoch: 0, hint: Hint::NONE };
 }
 
 impl Reader {
@@ -126,14 +141,20 @@ impl Reader {
         // put it there and `in_use` keeps it while `self.shard` lives: either the grace saw `odd` and waits for
         // `Inside` to be dropped, or this load came after its fence and saw the replacement.
         let table = unsafe { &*table };
-        Inside { table, shard: &self.shard, even: self.sequence }
+        // After the announcement: a page that is lost from here on differs from this.
+        let epoch = poison_epoch();
+        let remembered = self.remembered.get();
+        if remembered.table != table.id || remembered.epoch != epoch {
+            self.remembered.set(Remembered { table: table.id, epoch, hint: Hint::NONE });
+        }
+        Inside { table, reader: self, even: self.sequence }
     }
 }
 
 /// Inside a read-side section.
 pub struct Inside<'r> {
     table: &'r Table,
-    shard: &'r Arc<Shard>,
+    reader: &'r Reader,
     even: u64,
 }
 
@@ -144,46 +165,39 @@ impl Inside<'_> {
         self.table
     }
 
+    /// The piece that was remembered last.
+    #[inline(always)]
+    pub fn hint(&self) -> Hint<'_> {
+        // SAFETY: `enter` cleared what was not remembered in `self.table`, which is read during the borrow of
+        // `self`; and `remember` took the rest from a piece of it.
+        unsafe { self.reader.remembered.get().hint.for_section() }
+    }
+
+    /// Remembers a piece, if it is of this section's table.
+    #[inline(always)]
+    pub fn remember(&self, found: Found<'_>) {
+        if std::ptr::eq(found.inside().table, self.table) {
+            // SAFETY: it is handed out again only by `hint`, while a section reads the table with this id.
+            let hint = unsafe { Hint::of(found).for_section() };
+            self.reader.remembered.set(Remembered { hint, ..self.reader.remembered.get() });
+        }
+    }
+
+    /// The poison epoch at which the section was opened.
+    #[inline(always)]
+    pub fn epoch(&self) -> u64 {
+        self.reader.remembered.get().epoch
+    }
+
     /// The shard of the lane; registered, and so kept while a pin is counted on it.
     pub fn shard(&self) -> &Shard {
-        self.shard
-    }
-
-    /// The piece at `iova`.
-    #[inline]
-    pub fn find(&self, iova: Iova) -> Option<Found<'_>> {
-        self.table.pieces.lookup(iova).map(|piece| Found { piece, inside: self })
-    }
-
-    /// All pieces, by IOVA.
-    pub fn pieces(&self) -> impl Iterator<Item = Found<'_>> {
-        self.table.pieces.iter().map(|piece| Found { piece, inside: self })
-    }
-}
-
-/// A piece that is proven to be of the table of a section: only [`Inside`] makes it.
-#[derive(Copy, Clone)]
-pub struct Found<'s> {
-    piece: &'s Piece,
-    inside: &'s Inside<'s>,
-}
-
-impl<'s> Found<'s> {
-    /// The piece itself.
-    #[inline(always)]
-    pub fn piece(&self) -> &'s Piece {
-        self.piece
-    }
-
-    /// The section it was found in.
-    pub fn inside(&self) -> &'s Inside<'s> {
-        self.inside
+        &self.reader.shard
     }
 }
 
 impl Drop for Inside<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.shard.leave(self.even);
+        self.reader.shard.leave(self.even);
     }
 }

@@ -1,0 +1,201 @@
+//! UNSAFETY: why this file exists: the host address of a piece of guest memory is kept as a number beside the window
+//! that makes it valid, so that a lookup need not follow the window. Only this file makes pieces and the slices of
+//! them, and only for as long as a table that holds the piece is being read.
+
+use std::sync::Arc;
+
+use mdev_dma::{FileExtent, GuestSlice, HostWindow, Iova, IovaRange, Perm, Ranged, Segment};
+
+use crate::{sys::published::Inside, table::Table};
+
+/// A part of an area that lies in one window, as lanes see it.
+#[derive(Clone)]
+pub struct Piece {
+    range: IovaRange,
+    /// Of `range.first()`; `range.size()` bytes from here lie in the window.
+    address: usize,
+    window: Arc<HostWindow>,
+    /// Where pins on it are counted.
+    slot: u32,
+    perm: Perm,
+    gated: bool,
+}
+
+impl Piece {
+    /// `None` if the segment does not lie in its window, which the windows of `mdev_dma` never give.
+    pub fn new(segment: &Segment, perm: Perm, slot: u32, gated: bool) -> Option<Piece> {
+        let size = usize::try_from(segment.range.size()).ok()?;
+        let (address, _) = segment.window.slice(segment.offset, size)?.as_io_vec_parts();
+        Some(Piece { range: segment.range, address, window: segment.window.clone(), slot, perm, gated })
+    }
+
+    pub fn perm(&self) -> Perm {
+        self.perm
+    }
+
+    pub fn gated(&self) -> bool {
+        self.gated
+    }
+
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    pub fn window(&self) -> &HostWindow {
+        &self.window
+    }
+
+    /// Where its bytes are in the file, first and last.
+    pub fn file_bytes(&self) -> (u64, u64) {
+        let base = self.window.slice(0, 0).map_or(self.address, |slice| slice.as_io_vec_parts().0);
+        let first = self.window.file_offset().saturating_add(self.address.saturating_sub(base) as u64);
+        (first, first.saturating_add(self.last_offset()))
+    }
+
+    /// Whether `at` lies in it.
+    pub fn maps(&self, at: &FileExtent) -> bool {
+        let (first, last) = self.file_bytes();
+        self.window.file().id() == at.file.id() && at.offset >= first && at.offset <= last
+    }
+
+    /// Offset of its last byte.
+    #[inline(always)]
+    fn last_offset(&self) -> u64 {
+        self.range.last().0.wrapping_sub(self.range.first().0)
+    }
+
+    /// Bytes from `offset` to the end, at most `len`; 0 behind the end.
+    #[inline(always)]
+    fn clamp(&self, offset: u64, len: u64) -> u64 {
+        match self.last_offset().checked_sub(offset) {
+            Some(behind) => len.min(behind.saturating_add(1)),
+            None => 0,
+        }
+    }
+
+    /// The window's bit in the set of those that a burst touched, hashed by address. Two windows may share one.
+    #[inline(always)]
+    pub fn window_bit(&self) -> u64 {
+        1 << ((Arc::as_ptr(&self.window).addr() >> 7) & 63)
+    }
+}
+
+impl Ranged for Piece {
+    #[inline(always)]
+    fn range(&self) -> IovaRange {
+        self.range
+    }
+}
+
+/// A piece that is proven to be of the table of a section: only [`Inside`] gives it out.
+#[derive(Copy, Clone)]
+pub struct Found<'s> {
+    piece: &'s Piece,
+    inside: &'s Inside<'s>,
+}
+
+impl<'s> Found<'s> {
+    /// The piece at `iova` of the section's table.
+    #[inline(always)]
+    pub fn at(inside: &'s Inside<'s>, iova: Iova) -> Option<Self> {
+        inside.table().pieces.lookup(iova).map(|piece| Found { piece, inside })
+    }
+
+    /// All pieces of the section's table, by IOVA.
+    pub fn all(inside: &'s Inside<'s>) -> impl Iterator<Item = Found<'s>> {
+        inside.table().pieces.iter().map(|piece| Found { piece, inside })
+    }
+
+    /// The piece itself.
+    #[inline(always)]
+    pub fn piece(&self) -> &'s Piece {
+        self.piece
+    }
+
+    /// The section it was found in.
+    #[inline(always)]
+    pub fn inside(&self) -> &'s Inside<'s> {
+        self.inside
+    }
+
+    /// At most `len` bytes at `offset` of the piece; fewer where it ends.
+    #[inline(always)]
+    pub fn memory(&self, offset: u64, len: u64) -> GuestSlice<'s> {
+        let len = self.piece.clamp(offset, len);
+        let address = self.piece.address.wrapping_add(if len == 0 { 0 } else { offset as usize });
+        // SAFETY: `Piece::new` took the address from a slice of the whole range, and `clamp` keeps within that. The
+        // window is held by the piece, the piece by the table, and the table is read during `'s`.
+        unsafe { GuestSlice::from_raw_parts(address, len as usize) }
+    }
+}
+
+/// The piece hit last, flattened so that a hit costs two comparisons; for use in one section.
+#[derive(Copy, Clone)]
+pub struct Hint<'s> {
+    first: u64,
+    /// Bytes that may be read, and written: 0 where the piece does not permit it.
+    readable: u64,
+    writable: u64,
+    address: usize,
+    /// See [`Piece::window_bit`].
+    pub window_bit: u64,
+    /// The section's table outlives the hint.
+    _table: std::marker::PhantomData<&'s Table>,
+}
+
+impl<'s> Hint<'s> {
+    /// One that nothing hits.
+    pub const NONE: Self = Hint {
+        first: 0,
+        readable: 0,
+        writable: 0,
+        address: 0,
+        window_bit: 0,
+        _table: std::marker::PhantomData,
+    };
+
+    /// Remembers a piece that may be touched.
+    #[inline(always)]
+    pub fn of(found: Found<'s>) -> Self {
+        let piece = found.piece;
+        let size = piece.last_offset().saturating_add(1);
+        let if_permitted = |perm| if piece.perm.contains(perm) { size } else { 0 };
+        Hint {
+            first: piece.range.first().0,
+            readable: if_permitted(Perm::READ),
+            writable: if_permitted(Perm::WRITE),
+            address: piece.address,
+            window_bit: piece.window_bit(),
+            _table: std::marker::PhantomData,
+        }
+    }
+
+    /// The same with another lifetime.
+    ///
+    /// # Safety
+    ///
+    /// It is used only while the table that holds the piece is being read.
+    #[inline(always)]
+    pub unsafe fn for_section<'r>(self) -> Hint<'r> {
+        let Hint { first, readable, writable, address, window_bit, _table } = self;
+        Hint { first, readable, writable, address, window_bit, _table: std::marker::PhantomData }
+    }
+
+    /// `len` bytes at `iova`, if they lie in the piece and it permits `perm`.
+    #[inline(always)]
+    pub fn slice(&self, iova: Iova, len: u32, perm: Perm) -> Option<GuestSlice<'s>> {
+        let size = match (perm.contains(Perm::READ), perm.contains(Perm::WRITE)) {
+            (_, false) => self.readable,
+            (false, true) => self.writable,
+            (true, true) => self.readable.min(self.writable),
+        };
+        let offset = iova.0.wrapping_sub(self.first);
+        // `len - 1` wraps for a length of zero, which so never hits.
+        if offset >= size || u64::from(len).wrapping_sub(1) >= size.wrapping_sub(offset) {
+            return None;
+        }
+        let address = self.address.wrapping_add(offset as usize);
+        // SAFETY: as in `Found::memory`: `offset + len` lies within the piece, by the comparisons above.
+        Some(unsafe { GuestSlice::from_raw_parts(address, len as usize) })
+    }
+}
