@@ -10,5 +10,6 @@ pub mod link;
 pub mod perf;
 pub mod report;
 pub mod ring;
+pub mod session;
 pub mod sys;
 pub mod worker;

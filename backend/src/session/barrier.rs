@@ -1,0 +1,138 @@
+//! Release barriers: replies that wait until the device has let go.
+//!
+//! A barrier is what is left to do of a message, kept as a value. While there is one the session takes no further
+//! message of its connection, so replies leave in the order of their requests. It is looked at when a queue has
+//! stopped and at every tick.
+
+use std::time::{Duration, Instant};
+
+use mdev_pin::{Change, IoasError};
+use mdev_protocol::vhost_user::{FrontendReply, VringState};
+
+use super::error::Refusal;
+use super::reply::{Asker, Outcome};
+use super::vring::{Run, Vring};
+use super::{POLL, Queues, Session};
+
+/// A message whose reply has to wait.
+pub(super) struct Barrier {
+    asker: Asker,
+    wait: Wait,
+    then: Then,
+    /// When to give up waiting for rings. Changes of the address space know their own deadline.
+    deadline: Option<Instant>,
+}
+
+/// What a barrier waits for.
+pub(super) enum Wait {
+    /// This ring has no request in flight.
+    Ring(u16),
+    /// No ring has a request in flight.
+    Rings,
+    /// What is no longer in the table is out of reach, and so are its pins.
+    Table(Change),
+}
+
+/// What is done then.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Tell where the ring stopped (`GET_VRING_BASE`).
+    Base(u16),
+    /// Forget errors, and with `device` also what the device was told (`SET_STATUS` 0, `RESET_DEVICE`).
+    Reset {
+        /// Whether the device as a whole is meant.
+        device: bool,
+    },
+    /// Drop the memory and all that was told of the rings (`SET_OWNER`).
+    StartOver,
+    /// Start the rings that waited for memory (`SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG`).
+    Resume,
+}
+
+impl Session {
+    /// Makes the message that is being served wait.
+    pub(super) fn hold(&mut self, asker: Asker, wait: Wait, then: Then) {
+        let deadline = match wait {
+            Wait::Rings => Instant::now().checked_add(self.options.barrier),
+            Wait::Ring(_) | Wait::Table(_) => None,
+        };
+        self.barrier = Some(Barrier { asker, wait, then, deadline });
+    }
+
+    /// Goes on with what waited, as far as it can.
+    pub(super) fn advance(&mut self, queues: &mut dyn Queues) {
+        while let Some(mut barrier) = self.barrier.take() {
+            let Some(result) = barrier.poll(&self.vrings, self.options.barrier) else {
+                self.barrier = Some(barrier);
+                return;
+            };
+            let outcome = match result {
+                Ok(()) => self.resume(queues, barrier.asker, barrier.then),
+                Err(refusal) => {
+                    self.give_up(queues, &refusal);
+                    Err(refusal)
+                }
+            };
+            self.conclude(barrier.asker, outcome);
+        }
+    }
+
+    fn resume(&mut self, queues: &mut dyn Queues, asker: Asker, then: Then) -> Result<Outcome, Refusal> {
+        match then {
+            Then::Base(index) => {
+                let base = self.vrings.get(usize::from(index)).map_or(0, |vring| vring.base);
+                let state = VringState { index: u32::from(index), num: u32::from(base) };
+                Ok(Outcome::Reply(FrontendReply::GetVringBase(state)))
+            }
+            Then::Reset { device } => {
+                self.reset(queues, device);
+                Ok(Outcome::Done)
+            }
+            Then::StartOver => self.start_over(asker),
+            Then::Resume => {
+                self.start_rings(queues);
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    /// The device did not let go in time. The front-end is told, but some take no notice of it.
+    fn give_up(&mut self, queues: &mut dyn Queues, refusal: &Refusal) {
+        self.needs_reset = true;
+        self.stop_rings(queues);
+        log::error!(
+            "{}: {refusal}; its queues are stopped and it asks for a reset. The front-end was told, but QEMU \
+             prints this error at most and goes on as if the memory were free",
+            self.name
+        );
+    }
+}
+
+impl Barrier {
+    /// When it wants to be looked at again.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        match self.wait {
+            Wait::Table(_) => now.checked_add(POLL),
+            Wait::Ring(_) | Wait::Rings => self.deadline,
+        }
+    }
+
+    fn poll(&mut self, vrings: &[Vring], within: Duration) -> Option<Result<(), Refusal>> {
+        let stopping = |vring: &Vring| matches!(vring.run, Run::Stopping { .. });
+        let released = match &mut self.wait {
+            Wait::Ring(index) => !vrings.get(usize::from(*index)).is_some_and(stopping),
+            Wait::Rings => !vrings.iter().any(stopping),
+            Wait::Table(change) => {
+                return change.poll().map(|done: Result<u64, IoasError>| match done {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.into()),
+                });
+            }
+        };
+        match self.deadline {
+            _ if released => Some(Ok(())),
+            Some(deadline) if Instant::now() >= deadline => Some(Err(Refusal::StillRunning(within))),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What can go wrong with a connection, and with one message on it.
+
+use std::io;
+use std::time::Duration;
+
+use mdev_pin::IoasError;
+use mdev_protocol::frame::{ReceiveError, SendError};
+use mdev_protocol::vhost_user::{MessageError, ProtocolFeatures};
+use thiserror::Error;
+
+use super::memory::MemoryError;
+
+/// Why a connection is over. It is to be closed; nothing is wrong with its device.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The front-end has closed the connection, or died.
+    #[error("the front-end closed the connection")]
+    Closed,
+    /// Nothing that follows on the stream can be believed.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError<MessageError>),
+    /// A reply cannot be sent, and the front-end would wait for it.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The socket failed.
+    #[error("the connection's socket failed: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// Why one message was not obeyed. The session goes on.
+#[derive(Debug, Error)]
+pub(super) enum Refusal {
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("{0:?} was not negotiated by SET_PROTOCOL_FEATURES")]
+    NotNegotiated(ProtocolFeatures),
+    #[error("this device does not support it; the front-end should not use it unless it is offered")]
+    Unsupported,
+    #[error("features {0:#x} were not offered")]
+    NotOffered(u64),
+    #[error("protocol features {0:?} were not offered")]
+    ProtocolNotOffered(ProtocolFeatures),
+    #[error("{0}")]
+    Device(String),
+    #[error("there is no ring {index}, the device has {count}")]
+    NoSuchRing { index: u32, count: usize },
+    #[error("ring {0} runs: stop it with GET_VRING_BASE first")]
+    RingRuns(u32),
+    #[error("{size} descriptors: the size must be a power of two up to {max}")]
+    RingSize { size: u32, max: u16 },
+    #[error("base {0:#x} exceeds 16 bits")]
+    Base(u32),
+    #[error("{0:#x} is neither 0 nor 1")]
+    Enable(u32),
+    #[error("an eventfd is wanted: {0}")]
+    EventFd(io::Error),
+    #[error("a connected stream socket is wanted: {0}")]
+    Channel(io::Error),
+    #[error("no file descriptor came with it")]
+    NoFd,
+    #[error("an MTU of {0} bytes is not possible")]
+    Mtu(u64),
+    #[error("device status {0:#x} exceeds 8 bits")]
+    Status(u64),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Ioas(#[from] IoasError),
+    #[error("the device still has requests in flight after {0:?}")]
+    StillRunning(Duration),
+}

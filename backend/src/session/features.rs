@@ -1,0 +1,196 @@
+//! Features, ownership, status and reset: the messages about the device as a whole.
+
+use mdev_protocol::vhost_user::{FrontendReply, FrontendRequest, Header, ProtocolFeatures};
+use mdev_protocol::virtio::feature::VHOST_USER_F_PROTOCOL_FEATURES;
+use mdev_protocol::virtio::status::{DEVICE_NEEDS_RESET, FEATURES_OK};
+
+use super::barrier::{Then, Wait};
+use super::error::Refusal;
+use super::memory::Keys;
+use super::reply::{Asker, Outcome};
+use super::vring::Vring;
+use super::{Queues, Session};
+
+/// What is offered: what works.
+pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::RARP)
+    .union(ProtocolFeatures::REPLY_ACK)
+    .union(ProtocolFeatures::MTU)
+    .union(ProtocolFeatures::BACKEND_REQ)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::BACKEND_SEND_FD)
+    .union(ProtocolFeatures::RESET_DEVICE)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::GPA_ADDRESSES);
+
+/// What both ends have agreed to.
+#[derive(Copy, Clone, Debug, Default)]
+pub(super) struct Negotiated {
+    /// The virtio features, with vhost-user's own bit.
+    virtio: Virtio,
+    /// The protocol features.
+    pub(super) protocol: ProtocolFeatures,
+}
+
+/// How far `SET_FEATURES` has come.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+enum Virtio {
+    #[default]
+    Unknown,
+    Accepted(u64),
+    Refused,
+}
+
+impl Negotiated {
+    /// Whether the sender of this header gets an acknowledgement for a request that has no other reply.
+    pub(super) fn acknowledges(&self, header: &Header) -> bool {
+        header.needs_reply() && self.protocol.contains(ProtocolFeatures::REPLY_ACK)
+    }
+
+    /// How the front-end names addresses.
+    pub(super) fn keys(&self) -> Keys {
+        if self.protocol.contains(ProtocolFeatures::GPA_ADDRESSES) { Keys::Guest } else { Keys::User }
+    }
+
+    /// The features between driver and device, once they are settled.
+    pub(super) fn features(&self) -> Option<u64> {
+        match self.virtio {
+            Virtio::Accepted(features) => Some(features & !VHOST_USER_F_PROTOCOL_FEATURES),
+            Virtio::Unknown | Virtio::Refused => None,
+        }
+    }
+
+    /// Whether the features were refused.
+    pub(super) fn is_refused(&self) -> bool {
+        self.virtio == Virtio::Refused
+    }
+}
+
+impl Session {
+    /// Whether the protocol features that make a request legal were negotiated.
+    pub(super) fn permit(&self, request: FrontendRequest) -> Result<(), Refusal> {
+        let missing = request.row().needs.difference(self.negotiated.protocol);
+        if missing.is_empty() { Ok(()) } else { Err(Refusal::NotNegotiated(missing)) }
+    }
+
+    pub(super) fn get_features(&self) -> Outcome {
+        Outcome::Reply(FrontendReply::GetFeatures(self.offered_features()))
+    }
+
+    /// The same features again are no change: QEMU sends them once for each pair of queues, while the first pair runs.
+    pub(super) fn set_features(
+        &mut self,
+        queues: &mut dyn Queues,
+        features: u64,
+    ) -> Result<Outcome, Refusal> {
+        let wanted = Virtio::Accepted(features);
+        if wanted != self.negotiated.virtio {
+            if let Some(running) = self.vrings.iter().position(|vring| !vring.is_idle()) {
+                return Err(Refusal::RingRuns(running as u32));
+            }
+            self.negotiated.virtio = Virtio::Refused;
+            let unknown = features & !self.offered_features();
+            if unknown != 0 {
+                return Err(Refusal::NotOffered(unknown));
+            }
+            let between_driver_and_device = features & !VHOST_USER_F_PROTOCOL_FEATURES;
+            self.device.check_features(between_driver_and_device).map_err(Refusal::Device)?;
+            self.negotiated.virtio = wanted;
+        }
+        if features & VHOST_USER_F_PROTOCOL_FEATURES == 0 {
+            // Such a front-end has no message to enable rings with.
+            self.enable_rings(queues, true);
+        }
+        self.start_rings(queues);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<Outcome, Refusal> {
+        let unknown = features.difference(OFFERED);
+        if !unknown.is_empty() {
+            return Err(Refusal::ProtocolNotOffered(unknown));
+        }
+        self.negotiated.protocol = features;
+        Ok(Outcome::Done)
+    }
+
+    /// A new session begins on this connection: QEMU says so when the device is plugged again while the socket
+    /// stayed open. What belongs to the one before goes, through the barriers that protect its memory.
+    pub(super) fn set_owner(&mut self, queues: &mut dyn Queues, asker: Asker) -> Outcome {
+        self.stop_rings(queues);
+        self.hold(asker, Wait::Rings, Then::StartOver);
+        Outcome::Later
+    }
+
+    /// Second half of [`Session::set_owner`]: the rings have stopped. The protocol features and the back-end channel
+    /// are the new session's already, QEMU sets them first.
+    pub(super) fn start_over(&mut self, asker: Asker) -> Result<Outcome, Refusal> {
+        self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
+        self.negotiated.virtio = Virtio::Unknown;
+        self.status = 0;
+        self.needs_reset = false;
+        if self.regions.is_empty() { Ok(Outcome::Done) } else { self.change_table(asker, Default::default()) }
+    }
+
+    /// Deprecated; the specification leaves it to us to ignore it or to disable the rings.
+    pub(super) fn reset_owner(&mut self, queues: &mut dyn Queues) -> Outcome {
+        self.enable_rings(queues, false);
+        Outcome::Done
+    }
+
+    pub(super) fn reset_device(&mut self, queues: &mut dyn Queues, asker: Asker) -> Outcome {
+        self.stop_rings(queues);
+        self.hold(asker, Wait::Rings, Then::Reset { device: true });
+        Outcome::Later
+    }
+
+    pub(super) fn set_status(
+        &mut self,
+        queues: &mut dyn Queues,
+        asker: Asker,
+        status: u64,
+    ) -> Result<Outcome, Refusal> {
+        self.status = u8::try_from(status).map_err(|_| Refusal::Status(status))?;
+        if self.status != 0 {
+            return Ok(Outcome::Done);
+        }
+        // QEMU sends it at every stop of the machine, and expects memory and descriptors to be there afterwards.
+        self.stop_rings(queues);
+        self.hold(asker, Wait::Rings, Then::Reset { device: false });
+        Ok(Outcome::Later)
+    }
+
+    /// The rings have stopped: what went wrong is forgotten. Memory regions stay, front-ends do not send them again;
+    /// so do the descriptors for calls and errors.
+    pub(super) fn reset(&mut self, queues: &mut dyn Queues, device: bool) {
+        self.needs_reset = false;
+        self.status = 0;
+        for vring in &mut self.vrings {
+            vring.failed = false;
+            vring.distrusted = false;
+            if device {
+                vring.enabled = false;
+                vring.base = 0;
+            }
+        }
+        if device && !queues.busy_elsewhere(self.conn) {
+            self.device.reset();
+        }
+    }
+
+    pub(super) fn get_status(&self) -> Outcome {
+        let mut status = self.status;
+        if self.needs_reset || self.vrings.iter().any(|vring| vring.failed) {
+            status |= DEVICE_NEEDS_RESET;
+        }
+        if self.negotiated.is_refused() {
+            status &= !FEATURES_OK;
+        }
+        Outcome::Reply(FrontendReply::GetStatus(u64::from(status)))
+    }
+
+    fn offered_features(&self) -> u64 {
+        self.device.features() | VHOST_USER_F_PROTOCOL_FEATURES
+    }
+}

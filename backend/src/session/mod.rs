@@ -1,0 +1,380 @@
+//! The vhost-user session: what one front-end, on one connection, has said about its device.
+//!
+//! # What it is
+//!
+//! A state machine without a thread. The daemon's control thread calls [`Session::readable`] when the socket has
+//! something to read, [`Session::tick`] when time has passed, [`Session::queue_stopped`] when a worker has let go of
+//! a ring; the session answers on the socket and drives rings through [`Queues`]. Nothing in here waits for a
+//! worker, for the front-end, or for another session.
+//!
+//! # Objects
+//!
+//! | file | the question it answers |
+//! |---|---|
+//! | `dispatch` | which message does what |
+//! | `features` | features, ownership, status and reset |
+//! | `table`, `memory` | which memory is there |
+//! | `rings`, `vring` | how rings are described, started and stopped |
+//! | `config` | configuration space and the back-end channel |
+//! | `barrier` | which replies wait, and for what |
+//! | `reply` | who is answered, and what a refusal looks like |
+//! | `queues` | what a session asks of the running side |
+//!
+//! A session owns its address space (`Ioas`), the device's attachment to it (`Access`), the table of regions, the
+//! places of the rings and the descriptors for kick, call and err. They end with the connection. The device owns its
+//! configuration; it outlives every connection and any number of them may be open: what arrives on one never touches
+//! the rings of another. Rings that may not start yet because those of another connection run are remembered, and
+//! started by [`Session::device_free`].
+//!
+//! # Release barriers
+//!
+//! | message | its success reply says | and waits for |
+//! |---|---|---|
+//! | `REM_MEM_REG`, `SET_MEM_TABLE`, `ADD_MEM_REG` | what is not in the table is out of reach | lanes to leave the bursts in which they could see it, then its pins; 30 s |
+//! | `GET_VRING_BASE` | every request of the ring is finished, the base is final | the worker, as long as the I/O takes |
+//! | `RESET_DEVICE`, `SET_STATUS` 0 | no ring of this connection runs | all its workers; 30 s |
+//! | `SET_OWNER` | nothing of the session before is left | all its workers, then its whole memory; 30 s each |
+//!
+//! From the moment a barrier of the first or last row is answered nothing will touch that guest memory any more: no
+//! table shows it, no burst is left that could have seen an older table, and no pin holds it.
+//!
+//! A barrier is kept as a value; while there is one, no further message of that connection is read (front-ends wait
+//! for the reply anyway), and the end of the connection is noticed all the same, by its hang-up. Past the deadline
+//! the message is answered with an error, the rings stop, the device asks for a reset, and a line in the log says that
+//! the front-end may take no notice of that.
+//!
+//! # Locks
+//!
+//! None. A session belongs to the control thread.
+//!
+//! # What never fails
+//!
+//! A message that cannot be obeyed costs nothing but itself: it is answered as a refusal and logged, at a bounded
+//! rate. Only a stream that has lost its frame, or a socket that fails, ends the connection. A front-end that does not
+//! read its replies is not read from.
+//!
+//! # What it does not implement
+//!
+//! Dirty logging, device IOTLB, in-flight log, postcopy, in-band notifications, packed rings, device state transfer;
+//! none of them is offered. The requests of the back-end channel ask for no replies.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod barrier;
+mod config;
+mod dispatch;
+mod error;
+mod features;
+mod memory;
+mod queues;
+mod reply;
+mod rings;
+mod table;
+mod vring;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mdev_dma::{FilePolicy, Windows};
+use mdev_pin::{Access, Change, IgnoreUnmap, Ioas};
+use mdev_protocol::frame::{Connection, Received};
+use mdev_protocol::vhost_user::{BackendReply, FrontendMessage};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, shutdown};
+
+use crate::device::Device;
+use crate::limit::LogLimit;
+use crate::ring::{QueueState, RingError};
+
+use barrier::Barrier;
+use features::Negotiated;
+use memory::Regions;
+use reply::Asker;
+use vring::{Run, Vring};
+
+pub use error::SessionError;
+pub use features::OFFERED as OFFERED_PROTOCOL_FEATURES;
+pub use memory::{MAX_SLOTS, MemoryError};
+pub use queues::{Queues, StartError};
+
+/// How many messages are served before other connections have their turn.
+const TURN: usize = 64;
+/// How often the address space is asked whether a change of it has finished.
+const POLL: Duration = Duration::from_micros(200);
+
+/// What an operator may choose.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Which files guest memory may lie in.
+    pub files: FilePolicy,
+    /// How long the device may take to let go of memory or rings before a reply says that it did not.
+    pub barrier: Duration,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { files: FilePolicy::default(), barrier: Duration::from_secs(30) }
+    }
+}
+
+/// One connection of a front-end. See the [module](self).
+pub struct Session {
+    conn: u64,
+    name: String,
+    link: Connection<FrontendMessage>,
+    /// Where requests to the front-end go.
+    channel: Option<Connection<BackendReply>>,
+    /// The configuration has changed and the front-end has not been told.
+    change_unsaid: bool,
+    device: Arc<dyn Device>,
+    options: SessionOptions,
+    negotiated: Negotiated,
+    /// The device status that the front-end has set.
+    status: u8,
+    /// The device as a whole is in trouble, beside what single rings know.
+    needs_reset: bool,
+    regions: Regions,
+    ioas: Ioas,
+    access: Access,
+    vrings: Vec<Vring>,
+    /// Stops so far, for tokens.
+    stops: u32,
+    barrier: Option<Barrier>,
+    life: Life,
+    /// Why the connection is to be closed, if that came up where nobody could be told.
+    fault: Option<SessionError>,
+    log_limit: LogLimit,
+}
+
+/// How far the end has come.
+enum Life {
+    Open,
+    /// Rings are being stopped.
+    Stopping,
+    /// The device is letting go of the memory.
+    Detaching(Change),
+    Closed,
+}
+
+impl Session {
+    /// A session on a connection that was just made, with the usual options.
+    ///
+    /// `conn` is the connection's number, which no other has. `windows` is the daemon's.
+    ///
+    /// # Errors
+    /// None that a fresh address space gives.
+    pub fn new(
+        conn: u64,
+        socket: impl Into<OwnedFd>,
+        device: Arc<dyn Device>,
+        windows: Arc<Windows>,
+    ) -> io::Result<Session> {
+        Self::with_options(conn, socket, device, windows, SessionOptions::default())
+    }
+
+    /// [`Session::new`] with other options.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_options(
+        conn: u64,
+        socket: impl Into<OwnedFd>,
+        device: Arc<dyn Device>,
+        windows: Arc<Windows>,
+        options: SessionOptions,
+    ) -> io::Result<Session> {
+        let ioas = Ioas::new(windows);
+        // Engines that hold a pin beyond a burst cancel that I/O when their queue is stopped.
+        let access = Access::new(Arc::new(IgnoreUnmap));
+        access.attach(&ioas).map_err(io::Error::other)?;
+        let vrings = (0..device.queue_count()).map(|_| Vring::default()).collect();
+        Ok(Session {
+            conn,
+            name: device.name().to_owned(),
+            link: Connection::new(socket),
+            channel: None,
+            change_unsaid: false,
+            device,
+            options,
+            negotiated: Negotiated::default(),
+            status: 0,
+            needs_reset: false,
+            regions: Regions::default(),
+            ioas,
+            access,
+            vrings,
+            stops: 0,
+            barrier: None,
+            life: Life::Open,
+            fault: None,
+            log_limit: LogLimit::new(10, Duration::from_secs(10)),
+        })
+    }
+
+    /// The connection's socket, to be watched for what [`Session::wants_read`] and [`Session::wants_write`] say
+    /// after each call of any other function.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
+    }
+
+    /// Whether messages are taken now. Not while a reply is outstanding: the next message might depend on it.
+    pub fn wants_read(&self) -> bool {
+        self.fault.is_some() || (self.is_open() && self.barrier.is_none() && self.link.pending_output() == 0)
+    }
+
+    /// Whether replies wait for room in the socket.
+    pub fn wants_write(&self) -> bool {
+        self.is_open() && self.link.pending_output() > 0
+    }
+
+    /// Serves what has arrived. A hang-up is noticed even while no messages are taken.
+    ///
+    /// # Errors
+    /// Why the connection is over: [`Session::close`] is to be called.
+    pub fn readable(&mut self, queues: &mut dyn Queues) -> Result<(), SessionError> {
+        if !self.wants_read() && self.has_hung_up() {
+            return Err(SessionError::Closed);
+        }
+        for _ in 0..TURN {
+            if let Some(fault) = self.fault.take() {
+                return Err(fault);
+            }
+            if !self.wants_read() {
+                break;
+            }
+            match self.link.receive()? {
+                Received::Message(frame) => self.serve(queues, frame),
+                Received::Rejected { header, error } => {
+                    self.conclude(Asker::new(header, None), Err(error.into()));
+                }
+                Received::WouldBlock => break,
+                Received::Closed => return Err(SessionError::Closed),
+            }
+        }
+        self.fault.take().map_or(Ok(()), Err)
+    }
+
+    /// Sends what the socket takes now.
+    ///
+    /// # Errors
+    /// As [`Session::readable`].
+    pub fn writable(&mut self, _queues: &mut dyn Queues) -> Result<(), SessionError> {
+        self.link.flush()?;
+        Ok(())
+    }
+
+    /// Looks at what waits. Says when to be called again, if nothing else happens before.
+    pub fn tick(&mut self, queues: &mut dyn Queues, now: Instant) -> Option<Instant> {
+        self.advance(queues);
+        self.advance_close();
+        match &self.life {
+            Life::Open => self.barrier.as_ref()?.due(now),
+            Life::Detaching(_) => now.checked_add(POLL),
+            Life::Stopping | Life::Closed => None,
+        }
+    }
+
+    /// A ring that was told to stop has none of its requests in flight any more.
+    pub fn queue_stopped(&mut self, queues: &mut dyn Queues, token: u64, state: QueueState) {
+        self.ring_stopped(queues, token, state);
+        self.advance(queues);
+        self.advance_close();
+    }
+
+    /// A running ring has failed and is not looked at any more; its worker has signalled err.
+    pub fn queue_failed(&mut self, index: u16, error: &RingError) {
+        let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
+        if vring.run == Run::Running {
+            vring.failed = true;
+            log::debug!("{}: connection {}: ring {index} asks for a reset: {error}", self.name, self.conn);
+        }
+    }
+
+    /// The device's rings run on no connection any more: those that waited here start.
+    pub fn device_free(&mut self, queues: &mut dyn Queues) {
+        if self.is_open() {
+            self.start_rings(queues);
+        }
+    }
+
+    /// Ends the session. Its rings stop, then the device lets go of its memory; see [`Session::is_closed`]. The socket
+    /// is shut down at once.
+    pub fn close(&mut self, queues: &mut dyn Queues) {
+        if !self.is_open() {
+            return;
+        }
+        self.life = Life::Stopping;
+        self.fault = None;
+        self.barrier = None;
+        self.channel = None;
+        let _ = shutdown(&self.link, Shutdown::Both);
+        self.stop_rings(queues);
+        self.advance_close();
+    }
+
+    /// Whether the end is complete: no ring runs, nothing holds the guest's memory. Until then a session that was
+    /// closed wants its ticks and stops; one that is dropped earlier leaves the memory to the workers that use it.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.life, Life::Closed)
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.life, Life::Open)
+    }
+
+    fn advance_close(&mut self) {
+        if matches!(self.life, Life::Stopping) {
+            if self.vrings.iter().any(|vring| matches!(vring.run, Run::Stopping { .. })) {
+                return;
+            }
+            self.life = match self.access.begin_detach(self.options.barrier) {
+                Ok(change) => Life::Detaching(change),
+                Err(_) => Life::Closed,
+            };
+        }
+        let Life::Detaching(change) = &mut self.life else { return };
+        match change.poll() {
+            None => return,
+            Some(Ok(_)) => {}
+            Some(Err(error)) => log::error!(
+                "{}: connection {} is closed, but the device holds on to its memory: {error}",
+                self.name,
+                self.conn
+            ),
+        }
+        self.life = Life::Closed;
+        self.vrings.clear();
+        self.regions = Regions::default();
+        let released = self.access.close(Duration::ZERO).is_ok()
+            && self.ioas.replace_table(Vec::new(), Duration::ZERO).is_ok();
+        log::debug!("{}: connection {}: memory released: {released}", self.name, self.conn);
+    }
+
+    /// Sends a reply. What goes wrong ends the connection at its next turn.
+    fn send(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.link.send(bytes, &[]) {
+            self.fault = Some(error.into());
+            let _ = shutdown(&self.link, Shutdown::Both);
+        }
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.link, PollFlags::RDHUP)];
+        let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        ready.is_ok() && fds.iter().any(|fd| fd.revents().intersects(over))
+    }
+}

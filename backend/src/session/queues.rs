@@ -1,0 +1,47 @@
+//! What a session may ask of the running side of its device.
+
+use std::sync::Arc;
+
+use crate::device::{Device, QueueSetup};
+use crate::sys::EventFd;
+
+/// The queues of one device, as the sessions on it see them. The daemon implements it over its workers.
+///
+/// Nothing here waits for a worker. `conn` is the number the session was made with; the rings of a device run on one
+/// connection at a time, and calls for a ring that runs on another connection change nothing.
+pub trait Queues {
+    /// Starts a ring: whether or not the driver kicks, what is available is taken.
+    ///
+    /// # Errors
+    /// [`StartError::OtherConnection`] while a ring of this device runs on another connection. The session is told
+    /// by [`Session::device_free`](super::Session::device_free) when that has ended.
+    fn start(&mut self, conn: u64, features: u64, setup: QueueSetup) -> Result<(), StartError>;
+
+    /// Stops a ring. `false`: it does not run on this connection. `true`: when no request of the ring is in flight
+    /// any more, [`Session::queue_stopped`](super::Session::queue_stopped) follows with this `token`, which no
+    /// other stop of any session has.
+    fn stop(&mut self, conn: u64, index: u16, token: u64) -> bool;
+
+    /// Gives a running ring another eventfd for its notifications, or none.
+    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>);
+
+    /// Gives a running ring another eventfd for its failure, or none.
+    fn set_err(&mut self, conn: u64, index: u16, err: Option<Arc<EventFd>>);
+
+    /// Enables or disables a running ring. A disabled ring is served without side effects.
+    fn set_enabled(&mut self, conn: u64, index: u16, enabled: bool);
+
+    /// Whether a ring of this device runs on another connection than `conn`.
+    fn busy_elsewhere(&self, conn: u64) -> bool;
+
+    /// The device.
+    fn device(&self) -> &Arc<dyn Device>;
+}
+
+/// Why a ring was not started.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// Rings of the device run on another connection.
+    #[error("the device's rings run on another connection; they start here when that one has stopped them")]
+    OtherConnection,
+}

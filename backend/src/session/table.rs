@@ -1,0 +1,63 @@
+//! Messages about memory: each makes a new table of regions, and its reply waits until the device has let go of
+//! what is not in it any more.
+
+use mdev_protocol::frame::Fds;
+use mdev_protocol::vhost_user::{FrontendReply, MemoryRegion, MemoryTable};
+
+use super::Session;
+use super::barrier::{Then, Wait};
+use super::error::Refusal;
+use super::memory::{Added, MAX_SLOTS, Regions};
+use super::reply::{Asker, Outcome};
+
+impl Session {
+    pub(super) fn get_max_mem_slots(&self) -> Outcome {
+        Outcome::Reply(FrontendReply::GetMaxMemSlots(MAX_SLOTS as u64))
+    }
+
+    pub(super) fn set_mem_table(
+        &mut self,
+        asker: Asker,
+        table: &MemoryTable,
+        fds: Fds,
+    ) -> Result<Outcome, Refusal> {
+        let keys = self.negotiated.keys();
+        let regions = self.regions.replaced(table.regions(), fds, keys, &self.options.files)?;
+        self.change_table(asker, regions)
+    }
+
+    pub(super) fn add_mem_reg(
+        &mut self,
+        asker: Asker,
+        region: &MemoryRegion,
+        fds: Fds,
+    ) -> Result<Outcome, Refusal> {
+        let keys = self.negotiated.keys();
+        let fd = fds.into_iter().next().ok_or(Refusal::NoFd)?;
+        let regions = match self.regions.with(region, fd, keys, &self.options.files)? {
+            Added::Table(regions) => regions,
+            Added::AlreadyThere => {
+                // Without a ring that is started this is a front-end that begins anew and forgot to say so.
+                let starts_over = self.vrings.iter().all(|vring| vring.kick.is_none());
+                let mut regions = self.regions.clone();
+                regions.renew(region, keys, starts_over);
+                regions
+            }
+        };
+        self.change_table(asker, regions)
+    }
+
+    pub(super) fn rem_mem_reg(&mut self, asker: Asker, region: &MemoryRegion) -> Result<Outcome, Refusal> {
+        let regions = self.regions.without(region, self.negotiated.keys())?;
+        self.change_table(asker, regions)
+    }
+
+    /// Makes `regions` the memory of this connection. They are what the front-end wants from now on, even where the
+    /// device keeps something longer than it may: a later change tries again to get it back.
+    pub(super) fn change_table(&mut self, asker: Asker, regions: Regions) -> Result<Outcome, Refusal> {
+        let change = self.ioas.begin_replace(regions.areas(), self.options.barrier)?;
+        self.regions = regions;
+        self.hold(asker, Wait::Table(change), Then::Resume);
+        Ok(Outcome::Later)
+    }
+}

@@ -1,0 +1,251 @@
+//! Replies that wait until the device has let go (contract K11, scenario 22), and what happens meanwhile.
+
+use std::os::fd::AsFd;
+
+use mdev_dma::{Iova, Perm};
+use mdev_pin::Pin;
+use mdev_protocol::vhost_user::{FrontendMessage as M, FrontendReply as R, ProtocolFeatures as P};
+use mdev_protocol::virtio::status::DEVICE_NEEDS_RESET;
+
+use super::House;
+use super::front::{Front, MIB, USER, ack, eventfd, memfd, region, state};
+use super::mock::Note;
+use crate::session::SessionError;
+
+const NEEDS_RESET: u64 = DEVICE_NEEDS_RESET as u64;
+const DIMM: u64 = 64 * MIB;
+
+/// A front-end with a ring running and a second region, and a pin of the device in that region.
+fn with_pin(house: &mut House) -> (Front, Pin) {
+    let mut front = house.connect();
+    let _file = front.settle(house);
+    let dimm = memfd(MIB);
+    front.done(house, M::AddMemReg(region(DIMM, MIB, USER + DIMM)), &[dimm.as_fd()]);
+    front.start(house, 0, 0);
+    let pin = pin_at(house, DIMM + 4096).unwrap();
+    (front, pin)
+}
+
+fn pin_at(house: &mut House, iova: u64) -> Option<Pin> {
+    let access = house.queues.running[&0].access.clone();
+    let mut lane = access.lane();
+    let burst = lane.enter();
+    burst.pin(Iova(iova), 512, Perm::READ).ok()
+}
+
+fn remove_dimm() -> M {
+    M::RemMemReg(region(DIMM, MIB, USER + DIMM))
+}
+
+#[test]
+fn removal_is_answered_when_the_last_pin_is_gone() {
+    let mut house = House::new(2);
+    let (mut front, pin) = with_pin(&mut house);
+    assert_eq!(front.ask_with(&mut house, &remove_dimm(), &[]), None, "the device holds it");
+    assert!(pin_at(&mut house, DIMM).is_none(), "no new pin while it goes");
+    assert!(pin_at(&mut house, 4096).is_some(), "the rest of the memory does not notice");
+    // What comes after waits its turn.
+    front.send(&M::GetStatus, &[], true);
+    house.pump();
+    assert_eq!(front.receive(), None);
+    drop(pin);
+    house.pump();
+    assert_eq!(front.receive(), ack(&remove_dimm(), 0));
+    assert_eq!(front.receive(), Some(R::GetStatus(0)));
+    assert!(house.queues.is_running(1, 0));
+}
+
+#[test]
+fn a_table_without_the_pinned_bytes_waits_and_one_with_them_does_not() {
+    let mut house = House::new(2);
+    let mut front = house.connect();
+    let file = front.settle(&mut house);
+    front.start(&mut house, 0, 0);
+    let pin = pin_at(&mut house, MIB).unwrap();
+    // The same bytes, cut elsewhere, at other user addresses, with more behind them.
+    let more = memfd(MIB);
+    let mut upper = region(2 * MIB, 2 * MIB, USER + 34 * MIB);
+    upper.mmap_offset = 2 * MIB;
+    let cut = [
+        (region(0, 2 * MIB, USER + 32 * MIB), file.as_fd()),
+        (upper, file.as_fd()),
+        (region(DIMM, MIB, USER + DIMM), more.as_fd()),
+    ];
+    let acked = front.table(&mut house, &cut);
+    assert!(matches!(acked, Some(R::Ack { value: 0, .. })), "{acked:?}");
+    assert_eq!(house.session(1).ioas.pins(), 1);
+    assert_eq!(front.table(&mut house, &cut[1..]), None, "pinned bytes go");
+    drop(pin);
+    house.pump();
+    assert!(matches!(front.receive(), Some(R::Ack { value: 0, .. })));
+}
+
+#[test]
+fn removal_waits_for_a_burst_that_may_have_seen_the_region() {
+    let mut house = House::new(2);
+    let (mut front, pin) = with_pin(&mut house);
+    drop(pin);
+    let access = house.queues.running[&0].access.clone();
+    let (enter, entered) = std::sync::mpsc::channel();
+    let (leave, left) = std::sync::mpsc::channel::<()>();
+    let worker = std::thread::spawn(move || {
+        let mut lane = access.lane();
+        let burst = lane.enter();
+        let slice = burst.slice(Iova(DIMM), 64, Perm::READ).map(|slice| slice.len());
+        enter.send(slice).unwrap();
+        let _ = left.recv();
+    });
+    assert_eq!(entered.recv().unwrap(), Ok(64));
+    assert_eq!(front.ask_with(&mut house, &remove_dimm(), &[]), None);
+    drop(leave);
+    worker.join().unwrap();
+    house.pump();
+    assert_eq!(front.receive(), ack(&remove_dimm(), 0));
+}
+
+#[test]
+fn get_vring_base_is_answered_when_the_ring_has_stopped() {
+    let mut house = House::new(2);
+    let mut front = house.connect();
+    let _file = front.settle(&mut house);
+    front.start(&mut house, 0, 3);
+    front.start(&mut house, 1, 0);
+    house.queues.hold_stops = true;
+    house.queues.taken = 4;
+    assert_eq!(front.ask_with(&mut house, &M::GetVringBase(state(0, 0)), &[]), None);
+    assert!(house.queues.is_running(1, 1));
+    house.release_stops();
+    assert_eq!(front.receive(), Some(R::GetVringBase(state(0, 7))));
+    // Asked again, and for a ring that never ran.
+    assert_eq!(front.base(&mut house, 0), 7);
+    assert_eq!(house.queues.notes.iter().filter(|note| matches!(note, Note::Stop { .. })).count(), 1);
+}
+
+#[test]
+fn reset_is_acknowledged_when_all_rings_have_stopped() {
+    for message in [M::ResetDevice, M::SetStatus(0), M::SetOwner] {
+        let mut house = House::new(2);
+        let mut front = house.connect();
+        let _file = front.settle(&mut house);
+        front.start(&mut house, 0, 0);
+        front.start(&mut house, 1, 0);
+        house.queues.hold_stops = true;
+        assert_eq!(front.ask_with(&mut house, &message, &[]), None);
+        house.release_stops();
+        assert_eq!(front.receive(), ack(&message, 0));
+        assert!(house.queues.running.is_empty());
+        let areas = if message == M::SetOwner { 0 } else { 1 };
+        assert_eq!(house.session(1).ioas.areas().len(), areas, "{message:?}");
+    }
+}
+
+#[test]
+fn a_new_session_is_acknowledged_when_the_memory_of_the_old_is_free() {
+    let mut house = House::new(2);
+    let (mut front, pin) = with_pin(&mut house);
+    assert_eq!(front.ask_with(&mut house, &M::SetOwner, &[]), None);
+    assert!(house.queues.running.is_empty());
+    drop(pin);
+    house.pump();
+    assert_eq!(front.receive(), ack(&M::SetOwner, 0));
+    assert!(house.session(1).ioas.areas().is_empty());
+}
+
+#[test]
+fn a_device_that_does_not_let_go_in_time_is_an_error_and_asks_for_a_reset() {
+    let mut house = House::impatient(2);
+    let (mut front, pin) = with_pin(&mut house);
+    front.send(&remove_dimm(), &[], true);
+    let mut reply = None;
+    house.pump_until(|_| {
+        reply = front.receive();
+        reply.is_some()
+    });
+    assert_eq!(reply, ack(&remove_dimm(), 1));
+    assert_eq!(front.status(&mut house), NEEDS_RESET);
+    assert!(house.queues.running.is_empty(), "its queues are stopped");
+    // The front-end may take no notice and put other memory there; that works when the device has let go.
+    drop(pin);
+    let other = memfd(MIB);
+    front.done(&mut house, M::AddMemReg(region(DIMM, MIB, USER + DIMM)), &[other.as_fd()]);
+    front.tell(&mut house, M::SetStatus(0));
+    assert_eq!(front.status(&mut house), 0);
+    front.start(&mut house, 0, 0);
+    assert!(pin_at(&mut house, DIMM).is_some());
+}
+
+#[test]
+fn rings_that_do_not_stop_in_time_are_an_error() {
+    let mut house = House::impatient(2);
+    let mut front = house.connect();
+    let _file = front.settle(&mut house);
+    front.start(&mut house, 0, 0);
+    house.queues.hold_stops = true;
+    front.send(&M::ResetDevice, &[], true);
+    let mut reply = None;
+    house.pump_until(|_| {
+        reply = front.receive();
+        reply.is_some()
+    });
+    assert_eq!(reply, ack(&M::ResetDevice, 1));
+    assert_eq!(front.status(&mut house), NEEDS_RESET);
+    // The ring comes back by itself, and starts only then.
+    house.queues.take_notes();
+    front.start(&mut house, 0, 0);
+    assert!(house.queues.take_notes().is_empty());
+    house.release_stops();
+    assert!(house.queues.is_running(1, 0));
+}
+
+#[test]
+fn the_end_of_the_connection_is_noticed_during_a_barrier() {
+    let mut house = House::new(2);
+    let (mut front, pin) = with_pin(&mut house);
+    assert_eq!(front.ask_with(&mut house, &remove_dimm(), &[]), None);
+    front.send(&M::GetStatus, &[], true);
+    drop(front);
+    house.pump();
+    assert!(matches!(house.ended.get(&1), Some(SessionError::Closed)));
+    assert!(house.queues.running.is_empty(), "its rings stop at once");
+    assert!(!house.session(1).is_closed(), "the pin is still out");
+    // The next front-end need not wait for that.
+    let mut next = house.connect();
+    let _file = next.settle(&mut house);
+    next.start(&mut house, 0, 0);
+    assert!(house.queues.is_running(2, 0));
+    drop(pin);
+    house.pump();
+    assert_eq!(house.sessions.len(), 1);
+}
+
+#[test]
+fn the_end_of_the_connection_is_noticed_while_a_ring_stops() {
+    let mut house = House::new(2);
+    let mut front = house.connect();
+    let _file = front.settle(&mut house);
+    front.start(&mut house, 0, 0);
+    house.queues.hold_stops = true;
+    assert_eq!(front.ask_with(&mut house, &M::GetVringBase(state(0, 0)), &[]), None);
+    drop(front);
+    house.pump();
+    assert!(house.ended.contains_key(&1));
+    assert_eq!(house.sessions.len(), 1);
+    house.release_stops();
+    assert!(house.sessions.is_empty());
+    assert_eq!(house.windows.live(), 0);
+}
+
+#[test]
+fn without_reply_ack_nothing_is_answered_but_the_order_is_kept() {
+    let mut house = House::new(2);
+    let (mut front, pin) = with_pin(&mut house);
+    front.tell(&mut house, M::SetProtocolFeatures(P::CONFIGURE_MEM_SLOTS | P::STATUS));
+    assert_eq!(front.ask_with(&mut house, &remove_dimm(), &[]), None);
+    front.send(&M::GetStatus, &[], false);
+    house.pump();
+    assert_eq!(front.receive(), None);
+    drop(pin);
+    house.pump();
+    assert_eq!(front.receive(), Some(R::GetStatus(0)), "only what has a reply of its own");
+    drop(eventfd());
+}

@@ -1,0 +1,229 @@
+//! One vring as its front-end has described it, and whether it runs.
+//!
+//! Each message fills in one field. A ring is *started* from `SET_VRING_KICK` to `GET_VRING_BASE`, and *enabled* or
+//! not independently of that. It *runs* on a worker once it is started, has a size and addresses, and there is
+//! memory; it runs although it is disabled, because its engine must then still discard what the driver sends.
+
+use std::sync::Arc;
+
+use mdev_dma::FileExtent;
+use mdev_protocol::vhost_user::VringAddr;
+use mdev_protocol::virtio::feature::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use thiserror::Error;
+
+use super::memory::{Keys, Regions};
+use crate::ring::{RingAddr, RingSetup};
+use crate::sys::EventFd;
+
+/// Why a ring cannot be started as it was described.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
+pub enum VringError {
+    /// A part does not lie in guest memory with its whole length.
+    #[error("the {part} at {address:#x} with {len} bytes is not in guest memory: SET_VRING_ADDR is wrong")]
+    Outside {
+        /// Which part.
+        part: &'static str,
+        /// Where it is said to be: an address of the front-end, or an offset in its file.
+        address: u64,
+        /// Its length, in bytes.
+        len: u64,
+    },
+    /// Two parts share bytes.
+    #[error("the {0} and the {1} overlap: SET_VRING_ADDR is wrong")]
+    Overlap(&'static str, &'static str),
+    /// The features cannot be served.
+    #[error("SET_FEATURES was refused, so the device cannot tell how to read the ring")]
+    Features,
+    /// What came to announce buffers by is no eventfd.
+    #[error("the descriptor of SET_VRING_KICK is no eventfd")]
+    Kick,
+    /// A message that describes the ring was refused and its sender did not ask to be told.
+    #[error("a message that describes the ring was refused before")]
+    Refused,
+}
+
+/// How the driver announces buffers.
+#[derive(Clone)]
+pub enum Kick {
+    /// Not at all: the worker looks.
+    Polled,
+    /// By an eventfd.
+    Event(Arc<EventFd>),
+}
+
+/// Where the ring is with its worker.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// It has none.
+    Stopped,
+    /// It would have one if the device's rings did not run on another connection.
+    Waiting,
+    /// It runs.
+    Running,
+    /// It was told to stop and has requests in flight.
+    Stopping {
+        /// What the answer will carry.
+        token: u64,
+    },
+}
+
+/// Where a part of the ring lies.
+#[derive(Clone)]
+enum Place {
+    /// As the message said, when it was told before the memory.
+    Told(u64),
+    /// In a file. The front-end may move its own mapping as it likes.
+    File(FileExtent),
+}
+
+/// A vring.
+pub struct Vring {
+    /// Descriptors (`SET_VRING_NUM`).
+    pub size: Option<u16>,
+    /// Descriptor table, available ring, used ring (`SET_VRING_ADDR`).
+    places: Option<[Place; 3]>,
+    /// The available index at which it starts (`SET_VRING_BASE`), or at which it stopped.
+    pub base: u16,
+    /// Started, and how it is kicked (`SET_VRING_KICK`).
+    pub kick: Option<Kick>,
+    /// What to signal when buffers were used (`SET_VRING_CALL`).
+    pub call: Option<Arc<EventFd>>,
+    /// What to signal when the ring has failed (`SET_VRING_ERR`).
+    pub err: Option<Arc<EventFd>>,
+    /// Whether it may have side effects (`SET_VRING_ENABLE`).
+    pub enabled: bool,
+    /// It has failed, and stays so until it is started anew.
+    pub failed: bool,
+    /// A message that describes it was refused without its sender being told: it must not start with what was there
+    /// before.
+    pub distrusted: bool,
+    /// Where it is with its worker.
+    pub run: Run,
+}
+
+/// Whether a ring can be handed to a worker.
+pub enum Plan {
+    /// Something is yet to be told.
+    Incomplete,
+    /// Like this.
+    Ready(RingSetup),
+}
+
+const PARTS: [&str; 3] = ["descriptor table", "available ring", "used ring"];
+
+impl Default for Vring {
+    fn default() -> Self {
+        Self {
+            size: None,
+            places: None,
+            base: 0,
+            kick: None,
+            call: None,
+            err: None,
+            enabled: false,
+            failed: false,
+            distrusted: false,
+            run: Run::Stopped,
+        }
+    }
+}
+
+impl Vring {
+    /// Whether its description may be changed.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.run, Run::Stopped | Run::Waiting)
+    }
+
+    /// Takes the addresses of a message, translated as far as there is memory.
+    pub fn place(&mut self, addr: &VringAddr, regions: &Regions, keys: Keys) {
+        self.places = Some(told(addr).map(|address| locate(Place::Told(address), regions, keys)));
+    }
+
+    /// Whether a message names the places that are known already.
+    pub fn is_placed_at(&self, addr: &VringAddr, regions: &Regions, keys: Keys) -> bool {
+        let Some(places) = &self.places else { return false };
+        places.iter().zip(told(addr)).all(|(place, address)| match place {
+            Place::Told(known) => *known == address,
+            Place::File(known) => {
+                regions.extent(address, keys).is_some_and(|extent| extent.same_place(known))
+            }
+        })
+    }
+
+    /// Everything a worker has to know of the ring, if it is complete.
+    ///
+    /// # Errors
+    /// When the parts do not lie in guest memory, or in each other.
+    pub fn plan(&mut self, regions: &Regions, keys: Keys, features: u64) -> Result<Plan, VringError> {
+        let (Some(size), Some(places)) = (self.size, &mut self.places) else { return Ok(Plan::Incomplete) };
+        if self.kick.is_none() || regions.is_empty() {
+            return Ok(Plan::Incomplete);
+        }
+        let event_idx = features & VIRTIO_RING_F_EVENT_IDX != 0;
+        let lengths = lengths(size, event_idx);
+
+        let mut found = Vec::with_capacity(PARTS.len());
+        for ((place, part), len) in places.iter_mut().zip(PARTS).zip(lengths) {
+            *place = locate(place.clone(), regions, keys);
+            let extent = match place {
+                Place::File(extent) => extent.clone(),
+                Place::Told(address) => return Err(VringError::Outside { part, address: *address, len }),
+            };
+            if !regions.maps(&extent, len) {
+                return Err(VringError::Outside { part, address: extent.offset, len });
+            }
+            found.push(Found { part, extent, len });
+        }
+        let Ok([desc, avail, used]) = <[Found; 3]>::try_from(found) else { return Ok(Plan::Incomplete) };
+        for (a, b) in [(&desc, &avail), (&desc, &used), (&avail, &used)] {
+            if a.overlaps(b) {
+                return Err(VringError::Overlap(a.part, b.part));
+            }
+        }
+        let [desc, avail, used] = [desc, avail, used].map(|found| RingAddr::Extent(found.extent));
+        let indirect = features & VIRTIO_RING_F_INDIRECT_DESC != 0;
+        Ok(Plan::Ready(RingSetup { size, desc, avail, used, event_idx, indirect, next_avail: self.base }))
+    }
+}
+
+/// A part and where it lies.
+struct Found {
+    part: &'static str,
+    extent: FileExtent,
+    len: u64,
+}
+
+impl Found {
+    fn overlaps(&self, other: &Found) -> bool {
+        let end = |found: &Found| found.extent.offset.saturating_add(found.len);
+        self.extent.file.id() == other.extent.file.id()
+            && self.extent.offset < end(other)
+            && other.extent.offset < end(self)
+    }
+}
+
+fn told(addr: &VringAddr) -> [u64; 3] {
+    [addr.desc, addr.avail, addr.used]
+}
+
+fn locate(place: Place, regions: &Regions, keys: Keys) -> Place {
+    match place {
+        Place::Told(address) => match regions.extent(address, keys) {
+            Some(extent) => Place::File(extent),
+            None => Place::Told(address),
+        },
+        placed => placed,
+    }
+}
+
+/// Bytes of the parts (virtio 1.3, section 2.7): 16 a descriptor, 2 and 8 an entry behind 4 bytes of flags and
+/// index, and 2 behind the entries where the other side's event index lives.
+fn lengths(size: u16, event_idx: bool) -> [u64; 3] {
+    let entries = u64::from(size);
+    let frame = if event_idx { 6 } else { 4 };
+    let [desc, avail, used] = [16, 2, 8].map(|entry| entries.saturating_mul(entry));
+    [desc, avail.saturating_add(frame), used.saturating_add(frame)]
+}
+
+#[cfg(test)]
+mod tests;
