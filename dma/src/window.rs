@@ -22,7 +22,6 @@ pub struct HostWindow {
     mapping: Mapping,
     file: Arc<BackingFile>,
     file_offset: u64,
-    writable: bool,
     counts: Arc<Counts>,
 }
 
@@ -90,9 +89,9 @@ impl Segment {
     #[inline]
     pub fn slice(&self, at: Iova, len: usize) -> Option<GuestSlice<'_>> {
         let from = self.range.offset_of(at)?;
-        // Bytes from `at` to the end of the segment, less one: cannot wrap.
-        let behind = self.range.last().0 - at.0;
-        if len as u64 > behind && len as u64 - behind > 1 {
+        // How far the last byte may lie behind the first.
+        let room = self.range.last().0 - at.0;
+        if (len as u64).saturating_sub(1) > room {
             return None;
         }
         self.window.slice(self.offset.checked_add(from)?, len)
@@ -113,10 +112,46 @@ struct Counts {
     mapped: AtomicU64,
 }
 
+/// What windows are shared by: the same chunk of what may be the same file, with the same protection.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    file: FileId,
+    start: u64,
+    writable: bool,
+}
+
+/// The windows there are. Several under one key: files that are not proven to be one, windows from before a file
+/// grew, poisoned ones that are still held.
+#[derive(Debug, Default)]
+struct Known {
+    windows: HashMap<Key, Vec<Weak<HostWindow>>>,
+    /// Entries in `windows`, dead ones included.
+    entries: usize,
+    /// At how many entries to look for dead ones.
+    sweep_at: usize,
+}
+
+impl Known {
+    /// Remembers a window, and now and then forgets those that are gone: often enough that at most half of the
+    /// entries are dead ones, rarely enough that it costs nothing per window.
+    fn remember(&mut self, key: Key, window: &Arc<HostWindow>) {
+        if self.entries >= self.sweep_at {
+            self.windows.retain(|_, windows| {
+                windows.retain(|window| window.strong_count() > 0);
+                !windows.is_empty()
+            });
+            self.entries = self.windows.values().map(Vec::len).sum();
+            self.sweep_at = (2 * self.entries).max(64);
+        }
+        self.windows.entry(key).or_default().push(Arc::downgrade(window));
+        self.entries += 1;
+    }
+}
+
 /// All windows of a daemon.
 #[derive(Debug)]
 pub struct Windows {
-    known: Mutex<HashMap<FileId, Vec<Weak<HostWindow>>>>,
+    known: Mutex<Known>,
     counts: Arc<Counts>,
 }
 
@@ -185,16 +220,15 @@ impl Windows {
         size: u64,
         writable: bool,
     ) -> Result<Arc<HostWindow>, WindowError> {
+        let key = Key { file: file.id(), start, writable };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |window: &Arc<HostWindow>| {
-            window.file_offset == start
-                && window.writable == writable
-                && window.len() >= need
+            window.len() >= need
                 && !window.poisoned()
                 && (Arc::ptr_eq(&window.file, file) || window.file.is_same_file(file))
         };
-        let same_id = known.get(&file.id()).map(Vec::as_slice).unwrap_or_default();
-        if let Some(window) = same_id.iter().filter_map(Weak::upgrade).find(fits) {
+        let candidates = known.windows.get(&key).map(Vec::as_slice).unwrap_or_default();
+        if let Some(window) = candidates.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(window);
         }
 
@@ -209,15 +243,9 @@ impl Windows {
             mapping,
             file: Arc::clone(file),
             file_offset: start,
-            writable,
             counts: Arc::clone(&self.counts),
         });
-        // Mapping is rare: the time to forget the windows that are gone.
-        known.retain(|_, windows| {
-            windows.retain(|window| window.strong_count() > 0);
-            !windows.is_empty()
-        });
-        known.entry(file.id()).or_default().push(Arc::downgrade(&window));
+        known.remember(key, &window);
         Ok(window)
     }
 }

@@ -85,7 +85,7 @@ impl Mapping {
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<GuestSlice<'_>> {
         // SAFETY: the mapping stands for as long as `self` is borrowed, its faults are contained, and memory of it
         // is given out as guest slices only.
-        let whole = unsafe { GuestSlice::from_raw_parts(self.base.as_ptr().expose_provenance(), self.len) };
+        let whole = unsafe { GuestSlice::of_mapping(self.base, self.len) };
         whole.subslice(offset, len)
     }
 

@@ -65,6 +65,16 @@ impl<'a> GuestSlice<'a> {
     pub unsafe fn from_raw_parts(address: usize, len: usize) -> GuestSlice<'a> {
         let start =
             NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling());
+        // SAFETY: the caller's promise; only a slice of no bytes may be at address zero.
+        unsafe { Self::of_mapping(start, len) }
+    }
+
+    /// A slice of the `len` bytes at `start`.
+    ///
+    /// # Safety
+    /// As for [`GuestSlice::from_raw_parts`].
+    #[inline(always)]
+    pub(super) unsafe fn of_mapping(start: NonNull<u8>, len: usize) -> GuestSlice<'a> {
         GuestSlice { start, len, mapped: PhantomData }
     }
 
