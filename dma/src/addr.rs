@@ -100,7 +100,8 @@ impl IovaRange {
     /// Whether `at` lies in the range.
     #[inline]
     pub const fn contains(self, at: Iova) -> bool {
-        self.first.0 <= at.0 && at.0 <= self.last.0
+        // One comparison: below `first` the difference wraps to more than any span.
+        at.0.wrapping_sub(self.first.0) <= self.last.0 - self.first.0
     }
 
     /// Whether every byte of `other` lies in the range.

@@ -45,6 +45,8 @@
 mod addr;
 mod area;
 mod file;
+#[cfg(test)]
+mod fixture;
 mod map;
 #[allow(unsafe_code)]
 pub(crate) mod raw;

@@ -1,28 +1,16 @@
-use std::sync::Arc;
-
 use proptest::prelude::*;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use crate::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm};
+use crate::fixture::memory;
+use crate::{Area, FileExtent, Iova, IovaRange, Perm};
 
-fn memory() -> Arc<BackingFile> {
-    let fd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&fd, 1 << 20).unwrap();
-    BackingFile::new(fd, &FilePolicy::default()).unwrap()
-}
-
-fn area(file: &Arc<BackingFile>, iova: u64, offset: u64, len: u64, perm: Perm) -> Area {
-    Area {
-        range: IovaRange::with_len(Iova(iova), len).unwrap(),
-        extent: FileExtent { file: Arc::clone(file), offset },
-        perm,
-        log: None,
-    }
+fn area(file: &std::sync::Arc<crate::BackingFile>, iova: u64, offset: u64, len: u64, perm: Perm) -> Area {
+    let extent = FileExtent { file: file.clone(), offset };
+    Area { range: IovaRange::with_len(Iova(iova), len).unwrap(), extent, perm, log: None }
 }
 
 #[test]
 fn an_address_translates_to_its_byte_and_none_outside() {
-    let area = area(&memory(), 0x1001, 0x33, 0x10, Perm::READ);
+    let area = area(&memory(1 << 20), 0x1001, 0x33, 0x10, Perm::READ);
     assert_eq!(area.extent_at(Iova(0x1001)).unwrap().offset, 0x33);
     assert_eq!(area.extent_at(Iova(0x1010)).unwrap().offset, 0x42);
     assert!(area.extent_at(Iova(0x1011)).is_none());
@@ -31,7 +19,7 @@ fn an_address_translates_to_its_byte_and_none_outside() {
 
 #[test]
 fn an_offset_that_wraps_translates_to_nothing() {
-    let area = area(&memory(), 0, u64::MAX - 1, 0x10, Perm::READ);
+    let area = area(&memory(1 << 20), 0, u64::MAX - 1, 0x10, Perm::READ);
     assert_eq!(area.extent_at(Iova(1)).unwrap().offset, u64::MAX);
     assert!(area.extent_at(Iova(2)).is_none());
 }
@@ -46,7 +34,7 @@ proptest! {
         same_file: bool,
         same_perm: bool,
     ) {
-        let files = [memory(), memory()];
+        let files = [memory(1 << 20), memory(1 << 20)];
         let one = area(&files[0], iova, offset, len, Perm::READ);
         let perm = if same_perm { Perm::READ } else { Perm::READ | Perm::WRITE };
         let two = area(&files[usize::from(!same_file)], iova2, offset2, len2, perm);

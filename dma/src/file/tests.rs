@@ -93,8 +93,7 @@ fn the_same_inode_opened_again_is_the_same_file_on_shmem() {
 #[test]
 fn the_same_inode_opened_again_is_not_proven_the_same_elsewhere() {
     let policy = FilePolicy { allow_other_filesystems: true };
-    let open =
-        || OwnedFd::from(rustix::fs::openat(CWD, "/proc/version", OFlags::RDONLY, Mode::empty()).unwrap());
+    let open = || rustix::fs::openat(CWD, "/proc/version", OFlags::RDONLY, Mode::empty()).unwrap();
     let fd = open();
     let copy = BackingFile::new(fd.try_clone().unwrap(), &policy).unwrap();
     let one = BackingFile::new(fd, &policy).unwrap();

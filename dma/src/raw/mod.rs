@@ -1,11 +1,13 @@
 //! The only unsafe code of this crate: mappings, the SIGBUS handler, and access to memory that others write.
 
+mod copy;
 mod cpu;
 mod identity;
 mod mapping;
 mod sigbus;
 mod slice;
 mod table;
+mod words;
 
 pub(crate) use identity::same_open_file;
 pub(crate) use mapping::{MapFailed, Mapping};

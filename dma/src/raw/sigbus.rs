@@ -2,7 +2,8 @@
 //!
 //! Containment of SIGBUS: a guest's owner can shrink its memory file, punch it, or let tmpfs or the huge page pool run
 //! dry, and whoever touches such a page gets SIGBUS. The handler puts one page of zeros there, counts, and returns, and
-//! the access goes on. What it read is worthless; the count tells (see [`super::table`]).
+//! the access goes on. What it read is worthless; the count tells (see [`super::table`]). A window that loses many
+//! pages is replaced as a whole.
 //!
 //! The handler calls nothing but `mmap` and `sigaction`, which are bare system calls, takes no lock and does not
 //! allocate. It runs on the thread that made the access, so the window cannot go away under it. A thread that blocks
@@ -82,13 +83,12 @@ fn contain(code: libc::c_int, address: usize) -> bool {
         // gets a signal of its own.
         return true;
     }
-    found.count_poison();
+    let alone = found.count_poison();
     let window = found.entry;
     let page = window.page.min(window.len);
     // The base is aligned to the page size of its file, and the length a multiple of it.
     let start = address - (address - window.base) % page;
-    // One page costs up to two mappings more, of which a process has a limited number; the whole window costs none.
-    overlay(start, page, window.writable) || overlay(window.base, window.len, window.writable)
+    alone && overlay(start, page, window.writable) || overlay(window.base, window.len, window.writable)
 }
 
 /// Replaces the pages of a window by zeros.

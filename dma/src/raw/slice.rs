@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, Unalign};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::cpu;
+use super::{copy, cpu, words};
 
 /// Bytes of guest memory, readable and writable as the window they lie in, changed by others at any time.
 ///
@@ -103,9 +104,9 @@ impl<'a> GuestSlice<'a> {
     #[inline]
     pub fn copy_to(&self, dst: &mut [u8]) -> usize {
         let n = self.len.min(dst.len());
-        // SAFETY: `n` bytes are mapped at `start` (invariant) and are ours at `dst`; a reference to guest memory does
-        // not exist, so they do not overlap. Whatever the bytes are, they are valid u8.
-        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), dst.as_mut_ptr(), n) };
+        // SAFETY: `n` bytes are mapped at `start` (invariant) and are ours at `dst`; no reference points into guest
+        // memory, so they do not overlap. Whatever the bytes are, they are valid u8.
+        unsafe { copy::apart(self.start.as_ptr(), dst.as_mut_ptr(), n) };
         read_once();
         n
     }
@@ -115,7 +116,7 @@ impl<'a> GuestSlice<'a> {
     pub fn copy_from(&self, src: &[u8]) -> usize {
         let n = self.len.min(src.len());
         // SAFETY: as for `copy_to`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.start.as_ptr(), n) };
+        unsafe { copy::apart(src.as_ptr(), self.start.as_ptr(), n) };
         n
     }
 
@@ -123,8 +124,8 @@ impl<'a> GuestSlice<'a> {
     #[inline]
     pub fn copy_to_slice(&self, dst: &GuestSlice<'_>) -> usize {
         let n = self.len.min(dst.len);
-        // SAFETY: `n` bytes are mapped at both places (invariant); `copy` permits overlap.
-        unsafe { std::ptr::copy(self.start.as_ptr(), dst.start.as_ptr(), n) };
+        // SAFETY: `n` bytes are mapped at both places (invariant), which may overlap.
+        unsafe { copy::any(self.start.as_ptr(), dst.start.as_ptr(), n) };
         n
     }
 
@@ -136,23 +137,26 @@ impl<'a> GuestSlice<'a> {
     }
 
     /// Reads a value at `offset`, which needs no alignment; `None` if it is not within the slice. Read once: the
-    /// memory is not looked at again when the value is used. A value of more than one word may be torn.
+    /// memory is not looked at again when the value is used. At an aligned address the value is read in words of up
+    /// to 8 bytes and each word is whole; anything else may be torn.
     #[inline(always)]
     pub fn read<T: FromBytes>(&self, offset: usize) -> Option<T> {
         let at = self.at(offset, size_of::<T>())?;
-        // SAFETY: in bounds of mapped memory (checked above, invariant); `Unalign` needs no alignment; every bit
-        // pattern is a valid T.
-        let value = unsafe { std::ptr::read_volatile(at.cast::<Unalign<T>>()) };
-        Some(value.into_inner())
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: `size_of::<T>()` bytes are mapped at `at` (checked above, invariant) and writable at `value`.
+        unsafe { words::read(at, value.as_mut_ptr().cast(), size_of::<T>()) };
+        // SAFETY: all bytes were written, and every bit pattern is a valid T.
+        Some(unsafe { value.assume_init() })
     }
 
-    /// Writes a value at `offset`, which needs no alignment; `None` if it is not within the slice.
+    /// Writes a value at `offset`, which needs no alignment; `None` if it is not within the slice. At an aligned
+    /// address it is written in whole words of up to 8 bytes.
     #[inline(always)]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) -> Option<()> {
         let at = self.at(offset, size_of::<T>())?;
-        // SAFETY: in bounds of mapped memory (checked above, invariant); `Unalign` needs no alignment; T has no
-        // padding, so no uninitialised byte is shown to the guest.
-        unsafe { std::ptr::write_volatile(at.cast::<Unalign<T>>(), Unalign::new(value)) };
+        // SAFETY: `size_of::<T>()` bytes are mapped at `at` (checked above, invariant); T has no padding, so all bytes
+        // of `value` are initialised and none that is not is shown to the guest.
+        unsafe { words::write(std::ptr::from_ref(&value).cast(), at, size_of::<T>()) };
         Some(())
     }
 

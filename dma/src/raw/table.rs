@@ -48,10 +48,20 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 /// Slots below `USED` that are free. Also makes writers take turns.
 static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
+/// Faults contained in the windows there are now.
+static STANDING: AtomicU64 = AtomicU64::new(0);
+
 /// On a line of its own: every worker reads it, and nothing but a fault writes it.
 #[repr(align(128))]
 struct Epoch(AtomicU64);
+/// Faults ever contained.
 static EPOCH: Epoch = Epoch(AtomicU64::new(0));
+
+/// Lost pages of one window that are replaced one by one.
+const PAGES_EACH: u64 = 16;
+/// Lost pages of all windows together that are replaced one by one. Each may cost two mappings more, and a process has
+/// 65,530 of them by default: this and [`SLOTS`] stay well below, so that no guest can make a replacement fail.
+const PAGES_ALL: u64 = 8192;
 
 impl Slot {
     const fn free() -> Self {
@@ -127,6 +137,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         self.slot.set(Entry { base: 0, len: 0, page: 0, writable: false });
+        STANDING.fetch_sub(self.slot.poison.load(Ordering::Relaxed), Ordering::Relaxed);
         free.push(self.index);
     }
 }
@@ -141,9 +152,13 @@ pub(super) struct Found {
 impl Found {
     /// Counts a fault, for the window and for the process. Called *before* the lost page is replaced: whoever reads
     /// a byte of the replacement and then the count finds the fault counted.
-    pub(super) fn count_poison(&self) {
-        self.slot.poison.fetch_add(1, Ordering::SeqCst);
+    ///
+    /// Returns whether the page may be replaced alone; else the whole window is to be, which costs no mapping more.
+    pub(super) fn count_poison(&self) -> bool {
+        let in_window = self.slot.poison.fetch_add(1, Ordering::SeqCst);
+        let in_all = STANDING.fetch_add(1, Ordering::SeqCst);
         EPOCH.0.fetch_add(1, Ordering::SeqCst);
+        in_window < PAGES_EACH && in_all < PAGES_ALL
     }
 }
 
