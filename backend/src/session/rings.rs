@@ -128,6 +128,7 @@ impl Session {
     ) -> Result<Outcome, Refusal> {
         let (index, vring) = self.ring(state.index)?;
         vring.kick = None;
+        vring.distrusted = false;
         self.stop_ring(queues, index);
         self.hold(asker, Wait::Ring(index), Then::Base(index));
         Ok(Outcome::Later)

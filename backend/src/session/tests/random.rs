@@ -119,7 +119,7 @@ fn rage(house: &mut House, messages: usize, seed: u64) {
     let (_read, pipe) = rustix::pipe::pipe().unwrap();
     let pool: [OwnedFd; 4] =
         [memfd(4 * MIB), eventfd().as_fd().try_clone_to_owned().unwrap(), memfd(4096), pipe];
-    let mut front = tamed(house);
+    let mut front = tamed(house, &mut dice);
     let mut answered = BTreeSet::new();
     for _ in 0..messages {
         let fds: Vec<BorrowedFd<'_>> = match dice.below(4) {
@@ -138,7 +138,7 @@ fn rage(house: &mut House, messages: usize, seed: u64) {
         if !sent || house.ended.contains_key(&front.conn) {
             house.queues.hold_stops = false;
             house.pump();
-            front = tamed(house);
+            front = tamed(house, &mut dice);
         }
         house.queues.notes.truncate(16);
     }
@@ -146,10 +146,17 @@ fn rage(house: &mut House, messages: usize, seed: u64) {
     house.queues.hold_stops = false;
 }
 
-/// A front-end that has negotiated everything, so that its messages are obeyed.
-fn tamed(house: &mut House) -> Front {
+/// A front-end whose messages are obeyed: everything is negotiated, by one kind of addresses or the other, there is
+/// memory, and its rings run or wait for those of another connection.
+fn tamed(house: &mut House, dice: &mut Dice) -> Front {
     let mut front = house.connect();
-    front.negotiate(house, crate::session::OFFERED_PROTOCOL_FEATURES);
+    if dice.one_in(3) {
+        front.negotiate(house, crate::session::OFFERED_PROTOCOL_FEATURES);
+    } else {
+        let _memory = front.settle(house);
+        front.start(house, 0, 0);
+        front.start(house, 1, 0xfffe);
+    }
     assert!(front.ask_with(house, &M::GetFeatures, &[]).is_some());
     front
 }
