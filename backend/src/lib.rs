@@ -3,6 +3,8 @@
 //! A session (one connection of a front-end) configures a device; workers run the device's queues; the daemon's one
 //! control thread ties both together.
 
+pub mod cli;
+pub mod daemon;
 pub mod device;
 pub mod driver;
 pub mod limit;

@@ -28,7 +28,7 @@
 mod run;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,6 +1,6 @@
 //! What is promised of workers, on a device whose every step can be seen.
 
-mod toy;
+pub(crate) mod toy;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,0 +1,79 @@
+//! The command line.
+//!
+//! `mdevd net` serves a device and follows the conventions for back-end programs of QEMU's vhost-user document; under the
+//! name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that follows these conventions
+//! knows no subcommands.
+//!
+//! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the command
+//! line was wrong. Messages go to standard error and say what to do; only what was asked for goes to standard output.
+
+mod logger;
+mod man;
+mod net;
+mod values;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use values::parse_duration;
+
+/// The version with the commit it was built from.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MDEVD_COMMIT"), ")");
+
+const AFTER_HELP: &str = "Environment:\n  \
+    MDEVD_LOG  what is logged: error, warn, info (default), debug, trace, or a list like info,mdevd::session=debug;\n             \
+    RUST_LOG is read if it is not set\n\n\
+    Signals:\n  \
+    SIGTERM, SIGINT  stop all queues, remove the socket, exit with status 0; a second one exits at once\n  \
+    SIGUSR1          write the counters of all queues to standard error";
+
+/// Software mediated devices, served to virtual machines from a userspace process.
+#[derive(Debug, Parser)]
+#[command(name = "mdevd", version = VERSION, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a virtio network device over vhost-user
+    Net(net::Args),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::Args),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    logger::install();
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
+    let result = match cli.command {
+        Command::Net(args) => net::run(&args),
+        Command::Man(args) => man::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            let _ = writeln!(io::stderr(), "mdevd: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The arguments, with the subcommand that the program's name stands for: `mdevd-net` is `mdevd net`.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.collect();
+    let name = arguments.first().and_then(|program| Path::new(program).file_name()?.to_str());
+    if let Some(command) = name.and_then(|name| name.strip_prefix("mdevd-")).map(OsString::from) {
+        arguments.insert(1, command);
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! `mdevd net`: a virtio network device over vhost-user.
+
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::daemon::{Daemon, Endpoint, Options};
+use crate::device::net::{NetConfig, NetDevice, parse_mac};
+use crate::link::LinkKind;
+use crate::worker::Mode;
+
+use super::values::{parse_cpus, parse_duration, parse_mode};
+
+/// Ring 0 of a pair is filled by the device, ring 1 by the driver; named as the guest sees them.
+const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
+
+/// Arguments of `mdevd net`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("endpoint").required(true).args(["socket_path", "fd", "print_capabilities"]))]
+pub(super) struct Args {
+    /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is connected to a
+    /// front-end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    fd: Option<RawFd>,
+
+    /// Permissions of the socket file, octal (default: by the umask)
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
+    socket_mode: Option<u32>,
+
+    /// What the device is connected to: null (drop and count), loopback (every frame comes back), pktgen[,size=N] (fill
+    /// the guest's receive rings as fast as it empties them, count what it sends)
+    #[arg(long, value_name = "LINK", default_value = "loopback")]
+    link: LinkKind,
+
+    /// Pairs of a receive and a transmit queue, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    queue_pairs: u16,
+
+    /// The guest's MAC address (default: the front-end chooses)
+    #[arg(long, value_name = "MAC", value_parser = parse_mac)]
+    mac: Option<[u8; 6]>,
+
+    /// The largest packet that the guest should send, without its Ethernet header, 68 to 65535 bytes (default: the front-end
+    /// chooses)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
+    mtu: Option<u16>,
+
+    /// What a worker does when there is nothing to do
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+
+    /// Processors that run queues, one worker on each: 0,2-3 (default: as many workers as queue pairs, but not more than
+    /// processors, wherever the scheduler puts them)
+    #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
+    cpus: Option<Cpus>,
+
+    /// Write a line of packet rates to standard error so often: 1s, 500ms
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    stats: Option<Duration>,
+
+    /// Write what this program can do as JSON and exit
+    #[arg(long)]
+    print_capabilities: bool,
+}
+
+/// A list that is one value to clap.
+type Cpus = Vec<usize>;
+
+/// Serves until a signal ends it.
+pub(super) fn run(args: &Args) -> Result<(), String> {
+    if args.print_capabilities {
+        let capabilities = serde_json::json!({ "type": "net" });
+        return writeln!(io::stdout(), "{capabilities:#}").map_err(|error| format!("cannot write: {error}"));
+    }
+    let endpoint = match (&args.socket_path, args.fd) {
+        (Some(path), _) => Endpoint::bind(path, args.socket_mode),
+        (None, Some(fd)) => Endpoint::inherited(fd),
+        (None, None) => return Err("give --socket-path or --fd".to_owned()),
+    };
+    let endpoint = endpoint.map_err(|error| error.to_string())?;
+    let config = NetConfig {
+        name: name(args),
+        queue_pairs: args.queue_pairs,
+        mac: args.mac,
+        mtu: args.mtu,
+        link: args.link,
+    };
+    let device = NetDevice::new(config).map_err(|error| error.to_string())?;
+    let options = Options {
+        mode: args.mode,
+        cpus: args.cpus.clone().unwrap_or_default(),
+        stats: args.stats,
+        queue_names: QUEUE_NAMES,
+    };
+    let daemon = Daemon::new(Arc::new(device), endpoint, &options).map_err(|error| error.to_string())?;
+    log::info!("serving {}", describe(args));
+    daemon.run().map_err(|error| error.to_string())
+}
+
+/// What the device is called in logs: after its socket.
+fn name(args: &Args) -> String {
+    let stem = args.socket_path.as_ref().and_then(|path| path.file_stem());
+    match (stem, args.fd) {
+        (Some(stem), _) => stem.to_string_lossy().into_owned(),
+        (None, Some(fd)) => format!("fd{fd}"),
+        (None, None) => "net".to_owned(),
+    }
+}
+
+fn describe(args: &Args) -> String {
+    match (&args.socket_path, args.fd) {
+        (Some(path), _) => format!("a network device on {}", path.display()),
+        (None, Some(fd)) => format!("a network device on descriptor {fd}"),
+        (None, None) => String::new(),
+    }
+}

@@ -1,0 +1,48 @@
+use super::*;
+use crate::device::net::{NetConfig, NetDevice};
+use crate::link::LinkKind;
+
+const NAMES: QueueNames = &["receive", "transmit"];
+
+fn device() -> NetDevice {
+    let config =
+        NetConfig { name: "net0".to_owned(), queue_pairs: 2, mac: None, mtu: None, link: LinkKind::Null };
+    NetDevice::new(config).unwrap()
+}
+
+#[test]
+fn the_table_is_aligned_and_names_only_causes_that_occurred() {
+    let device = device();
+    let queue = device.queue_stats(1).unwrap();
+    queue.add_burst(1_234_567, 89_000_000, 10);
+    queue.add_drops(DropCause::Short, 12);
+    queue.add_kicks(3);
+    let text = table(&device, NAMES);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 6, "{text}");
+    assert_eq!(lines[0], "net0:");
+    let head: Vec<&str> = lines[1].split_whitespace().collect();
+    assert_eq!(head, ["queue", "packets", "bytes", "drops", "short", "parks", "kicks", "calls", "errors"]);
+    let row: Vec<&str> = lines[3].split_whitespace().collect();
+    assert_eq!(row, ["1", "transmit", "1234567", "89000000", "12", "12", "0", "3", "0", "0"]);
+    assert!(lines[1..].iter().all(|line| line.len() == lines[1].len()), "{text}");
+}
+
+#[test]
+fn rates_are_those_of_the_time_since_the_last_line() {
+    let device = device();
+    let start = Instant::now();
+    let (sender, receiver) = (device.queue_stats(3).unwrap(), device.queue_stats(0).unwrap());
+    sender.add_burst(1000, 1000, 1);
+    let mut rates = Rates::new(&device, NAMES, start);
+    sender.add_burst(3_000_000, 192_000_000, 1);
+    sender.add_drops(DropCause::Short, 20);
+    receiver.add_burst(2, 128, 1);
+    let line = rates.line(&device, NAMES, start + Duration::from_secs(2));
+    assert_eq!(
+        line,
+        "net0: receive 1.00 pps 512.00 bit/s, transmit 1.50 Mpps 768.00 Mbit/s (10.00 pps dropped)"
+    );
+    let line = rates.line(&device, NAMES, start + Duration::from_secs(3));
+    assert_eq!(line, "net0: receive 0.00 pps 0.00 bit/s, transmit 0.00 pps 0.00 bit/s");
+}
