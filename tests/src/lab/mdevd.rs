@@ -77,6 +77,18 @@ impl Mdevd {
         self.run.id()
     }
 
+    /// Processor time it has used so far, all threads together.
+    pub fn processor_time(&self) -> Duration {
+        let pid = self.run.id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+        // proc(5): after the name in parentheses, utime and stime are the 12th and 13th field
+        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+        let ticks: u64 =
+            fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        let per_second = rustix::param::clock_ticks_per_second().max(1);
+        Duration::from_millis(ticks.saturating_mul(1000) / per_second)
+    }
+
     /// Whether it still runs.
     pub fn alive(&mut self) -> bool {
         self.run.wait(Duration::ZERO).is_none()

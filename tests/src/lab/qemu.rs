@@ -102,7 +102,11 @@ impl<'a> Guest<'a> {
         ]);
         command.args(["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
         command.args(["-kernel", "/guest/vmlinuz", "-initrd", &initrd]);
-        command.args(["-append", "console=ttyS0 panic=-1 quiet tsc=reliable"]);
+        // movable: what the guest allocates in a plugged module never keeps it from being unplugged
+        command.args([
+            "-append",
+            "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable",
+        ]);
         command.args(&self.arguments);
         let run = Running::spawn_with_input(&self.name, command);
         let qmp = Qmp::connect(&self.lab.work().join(monitor), BOOT);

@@ -169,6 +169,7 @@ impl Testpmd {
             format!("--txpkts={}", self.packet_size),
             "--port-topology=loop".into(),
             "--stats-period=1".into(),
+            "--no-flush-rx".into(), // the first packets count as well
             "--auto-start".into(),
         ];
         if self.front_end {

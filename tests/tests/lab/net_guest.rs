@@ -27,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         Trial::new("net_guest_brings_its_link_up_and_gets_its_frames_back", frames_come_back),
         Trial::new("net_guest_with_two_queue_pairs_gets_its_frames_back", two_pairs),
+        Trial::new("net_guest_with_nothing_to_send_lets_the_device_sleep", idles),
         Trial::new("net_guest_works_again_after_pause_reboot_and_reset", reboots),
         Trial::new("net_guest_nic_unplugged_and_plugged_again_on_one_connection_works", replugged),
         Trial::new("net_guest_gets_and_loses_memory_while_frames_flow", memory_plugged),
@@ -75,9 +76,24 @@ fn frames_come_back(lab: &Lab) -> Result<(), Skip> {
 }
 
 fn two_pairs(lab: &Lab) -> Result<(), Skip> {
-    let mdevd = Mdevd::net(lab, "net.sock", 2, &["--link", "loopback"]);
+    let mdevd = Mdevd::net(lab, "net.sock", 2, &["--link", "loopback", "--mode", "event"]);
     let mut guest = guest(lab, "guest", 2).start();
     works(&mut guest, 1000);
+    guest.quit();
+    mdevd.terminate();
+    Ok(())
+}
+
+/// Ten times what an idle device is said to use; a worker that polls on would use all of a processor.
+fn idles(lab: &Lab) -> Result<(), Skip> {
+    let mdevd = Mdevd::net(lab, "net.sock", 2, &["--link", "loopback"]);
+    let mut guest = guest(lab, "guest", 1).start();
+    works(&mut guest, 100);
+    let (before, time) = (mdevd.processor_time(), Duration::from_secs(2));
+    std::thread::sleep(time);
+    let used = mdevd.processor_time() - before;
+    assert!(used < time / 10, "{used:?} of processor time in {time:?} without a packet");
+    exchange(&mut guest, 100);
     guest.quit();
     mdevd.terminate();
     Ok(())
