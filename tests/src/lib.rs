@@ -4,6 +4,8 @@
 //!
 //! - [`lab`] starts programs nobody here wrote (QEMU, DPDK's testpmd, a Linux guest) against the product.
 //! - [`house`] reads the source tree and says where it breaks the rules of the house.
+//! - [`documents`] reads the Markdown files and says where they disagree with the rest of the tree.
 
+pub mod documents;
 pub mod house;
 pub mod lab;

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use values::parse_duration;
 
@@ -46,6 +46,11 @@ enum Command {
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Args),
+}
+
+/// What the program understands, for whoever compares it with what is written about it.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program.

@@ -1,0 +1,136 @@
+//! What the documents say is what is there. The rules that read them are in `mdev_tests::documents`.
+
+use clap::ValueEnum;
+use mdev_protocol::virtio::{feature, net};
+use mdev_tests::documents::{self, Document};
+use mdev_tests::house::{Finding, Tree};
+use mdevd::device::net::{NetConfig, NetDevice};
+use mdevd::device::{Device, DropCause};
+use mdevd::link::LinkKind;
+use mdevd::report::Report;
+use mdevd::session::{MAX_SLOTS, OFFERED_PROTOCOL_FEATURES};
+use mdevd::worker::Mode;
+
+fn tree() -> Tree {
+    Tree::of_workspace().expect("the source tree can be read")
+}
+
+fn page(path: &str) -> Document {
+    Document::find(&tree(), path).unwrap_or_else(|| panic!("no {path}"))
+}
+
+fn none(found: &[Finding]) {
+    let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert!(lines.is_empty(), "\n{}\n", lines.join("\n"));
+}
+
+/// The first column of the table under a heading, without backquotes.
+fn first_column(page: &Document, heading: &str) -> Vec<String> {
+    let rows = page.table(heading);
+    assert!(!rows.is_empty(), "no table under {heading:?} in {}", page.path());
+    rows.into_iter().map(|row| row.into_iter().next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() {
+    none(&documents::broken_links(&tree()));
+}
+
+#[test]
+fn every_page_of_the_book_is_in_its_summary() {
+    none(&documents::pages_left_out(&tree()));
+}
+
+#[test]
+fn every_dependency_has_its_line_and_every_line_a_dependency() {
+    none(&documents::dependencies(&tree()));
+}
+
+#[test]
+fn every_example_is_named_and_run_by_a_test() {
+    none(&documents::examples(&tree()));
+}
+
+#[test]
+fn the_options_of_mdevd_net_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let net = command.find_subcommand("net").expect("mdevd net");
+    none(&documents::options(&page("docs/src/operating.md"), "mdevd net", net));
+}
+
+#[test]
+fn the_modes_are_those_of_the_worker() {
+    let modes: Vec<String> = Mode::value_variants()
+        .iter()
+        .filter_map(|mode| Some(mode.to_possible_value()?.get_name().to_owned()))
+        .collect();
+    assert_eq!(first_column(&page("docs/src/operating.md"), "Modes"), modes);
+}
+
+#[test]
+fn the_links_can_be_asked_for_as_they_are_written() {
+    let page = page("docs/src/operating.md");
+    let links = page.tables("mdevd net").into_iter().nth(1).expect("a table of links");
+    let mut kinds = Vec::new();
+    for name in links.iter().flat_map(|row| row[0].split(", ")) {
+        let name = name.replace("=N", "=64");
+        kinds.push(name.parse::<LinkKind>().unwrap_or_else(|error| panic!("{name}: {error}")).to_string());
+    }
+    kinds.dedup();
+    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64"]);
+}
+
+#[test]
+fn the_causes_of_drops_are_those_that_are_counted() {
+    let page = page("docs/src/operating.md");
+    let causes = page.tables("Counters").into_iter().nth(1).expect("a table of causes");
+    let written: Vec<&str> = causes.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(written, DropCause::ALL.map(DropCause::name));
+}
+
+#[test]
+fn the_json_sample_is_a_report_and_leaves_nothing_out() {
+    let page = page("docs/src/operating.md");
+    let sample = page.code("json").expect("a sample of JSON");
+    let report: Report = serde_json::from_str(&sample).expect("a report");
+    let written: serde_json::Value = serde_json::from_str(&sample).expect("JSON");
+    assert_eq!(serde_json::to_value(&report).expect("a report can be written"), written);
+}
+
+#[test]
+fn the_protocol_features_are_those_that_are_offered() {
+    let page = page("docs/src/attach-to-qemu.md");
+    let tables = page.tables("What is offered");
+    let written: Vec<&str> = tables[1].iter().map(|row| row[0].as_str()).collect();
+    let offered: Vec<&str> = OFFERED_PROTOCOL_FEATURES.iter_names().map(|(name, _)| name).collect();
+    assert_eq!(written, offered);
+    assert!(page.text().contains(&format!("{MAX_SLOTS} slots")), "the page names another number of slots");
+}
+
+#[test]
+fn the_virtio_features_are_those_of_the_network_device() {
+    let bits = [
+        ("VIRTIO_F_VERSION_1", feature::VIRTIO_F_VERSION_1),
+        ("VIRTIO_F_INDIRECT_DESC", feature::VIRTIO_RING_F_INDIRECT_DESC),
+        ("VIRTIO_F_EVENT_IDX", feature::VIRTIO_RING_F_EVENT_IDX),
+        ("VIRTIO_NET_F_MRG_RXBUF", net::VIRTIO_NET_F_MRG_RXBUF),
+        ("VIRTIO_NET_F_STATUS", net::VIRTIO_NET_F_STATUS),
+        ("VIRTIO_NET_F_GUEST_ANNOUNCE", net::VIRTIO_NET_F_GUEST_ANNOUNCE),
+        ("VIRTIO_NET_F_MQ", net::VIRTIO_NET_F_MQ),
+        ("VIRTIO_NET_F_MAC", net::VIRTIO_NET_F_MAC),
+        ("VIRTIO_NET_F_MTU", net::VIRTIO_NET_F_MTU),
+    ];
+    let bit =
+        |name: &str| bits.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{name}")).1;
+    let page = page("docs/src/attach-to-qemu.md");
+    let rows = page.tables("What is offered").swap_remove(0);
+    let sum = |wanted: &dyn Fn(&str) -> bool| {
+        rows.iter().filter(|row| wanted(&row[1])).fold(0, |sum, row| sum | bit(&row[0]))
+    };
+    let features = |queue_pairs, mac, mtu| {
+        let config = NetConfig { name: "net".into(), queue_pairs, mac, mtu, link: LinkKind::Null };
+        NetDevice::new(config).expect("a device").features()
+    };
+    assert_eq!(sum(&|when| when.starts_with("always")), features(1, None, None));
+    assert_eq!(sum(&|_| true), features(2, Some([2, 0, 0, 0, 0, 1]), Some(1500)));
+}
