@@ -58,16 +58,6 @@ impl Source {
         self.path.ends_with(".rs")
     }
 
-    /// Whether this is a product's source that is compiled for tests only: `tests.rs`, `NAME_tests.rs`, the loom models in `models.rs`, or
-    /// below a folder of such a name.
-    pub fn is_sibling_test(&self) -> bool {
-        let below_src = self.path.split_once("/src/").map_or("", |(_, rest)| rest);
-        below_src.split('/').any(|part| {
-            let stem = part.trim_end_matches(".rs");
-            stem == "models" || stem == "tests" || stem.ends_with("_tests")
-        })
-    }
-
     /// The folder at the repository's root this file is in; empty for a file of the root itself.
     pub fn room(&self) -> &str {
         self.path.split_once('/').map_or("", |(room, _)| room)
@@ -104,10 +94,47 @@ impl Tree {
         Ok(Tree { files })
     }
 
+    /// Whether a file is compiled for tests only: what declares its module, or a module above it, does so under a `cfg` of tests.
+    pub fn is_for_tests(&self, file: &Source) -> bool {
+        let mut module = file.path.trim_end_matches(".rs").trim_end_matches("/mod");
+        while let Some((above, name)) = module.rsplit_once('/') {
+            let parents = ["/mod.rs", "/lib.rs", "/main.rs", ".rs"].map(|end| format!("{above}{end}"));
+            let declares = |other: &Source| {
+                let (folder, _) = other.path.rsplit_once('/').unwrap_or_default();
+                let path = (folder == above).then(|| format!("#[path = \"{name}.rs\"]"));
+                let name = parents.contains(&other.path).then_some(name);
+                declares_for_tests(&other.text, name, path.as_deref())
+            };
+            if self.rust().any(declares) {
+                return true;
+            }
+            module = above;
+        }
+        false
+    }
+
     /// The Rust files.
     pub fn rust(&self) -> impl Iterator<Item = &Source> {
         self.files.iter().filter(|file| file.is_rust())
     }
+}
+
+/// Whether this text declares a module of this name, or with this attribute that says where it is, under a `cfg` of tests.
+fn declares_for_tests(text: &str, name: Option<&str>, path: Option<&str>) -> bool {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let tests_only = |line: &&str| {
+        ["#[cfg(test)]", "#[cfg(all(test", "#[cfg(loom)]"].iter().any(|cfg| line.starts_with(cfg))
+    };
+    lines.iter().enumerate().any(|(index, line)| {
+        let declared = line.trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+        let Some(declared) = declared.strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';')) else {
+            return false;
+        };
+        let attributes: Vec<&str> =
+            lines[..index].iter().rev().take_while(|line| line.starts_with("#[")).copied().collect();
+        let meant = name == Some(declared) || path.is_some_and(|path| attributes.contains(&path));
+        meant && attributes.iter().any(tests_only)
+    })
 }
 
 /// Read a file, unless it is no text.
@@ -117,4 +144,24 @@ fn read(root: &Path, path: &PathBuf) -> std::io::Result<Option<Source>> {
     };
     let path = path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     Ok(Some(Source { path, text }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_for_tests_where_its_module_or_one_above_is_declared_so() {
+        let tree = Tree::sample(&[
+            ("dma/src/lib.rs", "mod map;\n#[cfg(test)]\nmod fixture;\n"),
+            ("dma/src/fixture.rs", "mod inner;\n"),
+            ("dma/src/fixture/inner.rs", ""),
+            ("dma/src/map.rs", "#[cfg(all(test, loom))]\n#[allow(unsafe_code)]\npub(crate) mod models;\n"),
+            ("dma/src/map/models.rs", ""),
+            ("dma/src/split.rs", "#[cfg(test)]\n#[path = \"split_tests.rs\"]\nmod tests;\n"),
+            ("dma/src/split_tests.rs", ""),
+        ]);
+        let verdicts: Vec<bool> = tree.files.iter().map(|file| tree.is_for_tests(file)).collect();
+        assert_eq!(verdicts, [false, true, true, false, true, false, true]);
+    }
 }

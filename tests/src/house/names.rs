@@ -22,9 +22,9 @@ const HOSTS: [(&str, &str); 5] = [
     ("pypi", ".org"),
 ];
 
-/// Marks of work that was not finished.
+/// Marks of work that was not finished, and tests switched off without a reason.
 const UNFINISHED: [(&str, &str); 6] =
-    [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("todo", "!("), ("unimple", "mented!("), ("#[ig", "nore")];
+    [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("todo", "!("), ("unimple", "mented!("), ("#[ig", "nore]")];
 
 /// No file or module has a name that could hold anything.
 pub fn files_are_named_for_what_they_hold(tree: &Tree) -> Vec<Finding> {
@@ -125,7 +125,7 @@ mod tests {
         for text in [
             format!("// {}{}: later\n", "TO", "DO"),
             format!("{}{})\n", "todo", "!("),
-            format!("{}{}]\n", "#[ig", "nore"),
+            format!("{}{}\n", "#[ig", "nore]"),
         ] {
             assert_eq!(nothing_is_unfinished(&one(&text)).len(), 1, "{text}");
         }

@@ -15,9 +15,9 @@ const PRODUCT: [&str; 4] = ["dma", "mdev-pin", "protocol", "backend"];
 /// Calls that end a thread because of a value.
 const PANICS: [&str; 5] = [".unwrap()", ".expect(", "panic!(", "unreachable!(", ".unwrap_err()"];
 
-/// No source is too long. Tests in sibling files may be.
+/// No source is too long. Files compiled for tests only may be.
 pub fn files_are_short(tree: &Tree) -> Vec<Finding> {
-    let too_long = |file: &&Source| !file.is_sibling_test() && file.text.lines().count() > LONGEST;
+    let too_long = |file: &&Source| !tree.is_for_tests(file) && file.text.lines().count() > LONGEST;
     let say = |file: &Source| {
         let lines = file.text.lines().count();
         file.finding(LONGEST + 1, format!("{lines} lines: this file answers more than one question"))
@@ -46,7 +46,7 @@ pub fn the_product_does_not_panic(tree: &Tree) -> Vec<Finding> {
     let mut found = Vec::new();
     let of_product =
         |file: &&Source| PRODUCT.iter().any(|room| file.path.starts_with(&format!("{room}/src/")));
-    for file in tree.rust().filter(of_product).filter(|file| !file.is_sibling_test()) {
+    for file in tree.rust().filter(of_product).filter(|file| !tree.is_for_tests(file)) {
         let code = code_only(&file.text);
         let inline_tests = code.find("#[cfg(test)]\nmod tests {").unwrap_or(code.len());
         for (line, number) in code[..inline_tests].lines().zip(1..) {
@@ -68,8 +68,8 @@ mod tests {
     #[test]
     fn a_file_of_451_lines_is_found_unless_it_is_a_sibling_test() {
         let long = "//\n".repeat(451);
-        let sample =
-            [("dma/src/a.rs", long.as_str()), ("dma/src/a/tests.rs", &long), ("dma/src/a_tests.rs", &long)];
+        let parent = format!("{long}#[cfg(test)]\nmod tests;\n");
+        let sample = [("dma/src/a.rs", parent.as_str()), ("dma/src/a/tests.rs", &long)];
         let found = files_are_short(&Tree::sample(&sample));
         assert_eq!(found.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["dma/src/a.rs"]);
         assert_eq!(files_are_short(&Tree::sample(&[("dma/src/a.rs", &"//\n".repeat(450))])), []);
@@ -92,7 +92,8 @@ mod tests {
         assert_eq!(found.iter().map(|f| f.line).collect::<Vec<_>>(), [2, 3]);
         let tests = format!("fn f() {{}}\n\n#[cfg(test)]\nmod tests {{\n{bad}}}\n");
         assert_eq!(the_product_does_not_panic(&Tree::sample(&[("protocol/src/a.rs", &tests)])), []);
-        assert_eq!(the_product_does_not_panic(&Tree::sample(&[("protocol/src/a/tests.rs", bad)])), []);
+        let sibling = [("protocol/src/a.rs", "#[cfg(test)]\nmod tests;\n"), ("protocol/src/a/tests.rs", bad)];
+        assert_eq!(the_product_does_not_panic(&Tree::sample(&sibling)), []);
         assert_eq!(the_product_does_not_panic(&Tree::sample(&[("backend/tests/a.rs", bad)])), []);
     }
 }

@@ -1,3 +1,6 @@
+//! UNSAFETY: handlers and dispositions of a signal are set and called here as the C library has them, in processes of
+//! their own.
+
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,3 +1,5 @@
+//! UNSAFETY: one test makes a slice of memory that it holds as an address.
+
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
