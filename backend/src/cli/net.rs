@@ -18,10 +18,10 @@ const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
 
 /// Arguments of `mdevd net`.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("endpoint").required(true).args(["socket_path", "fd", "print_capabilities"]))]
+#[command(override_usage = "mdevd net (--socket-path <PATH> | --fd <N>) [OPTIONS]")]
 pub(super) struct Args {
     /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
     socket_path: Option<PathBuf>,
 
     /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is connected to a
@@ -64,7 +64,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     stats: Option<Duration>,
 
-    /// Write what this program can do as JSON and exit
+    /// Write what this program can do as JSON and exit, whatever the other options are
     #[arg(long)]
     print_capabilities: bool,
 }

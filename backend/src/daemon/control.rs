@@ -165,7 +165,7 @@ impl Control {
                 Ok(None) => return,
                 Ok(Some(socket)) => {
                     if let Err(error) = self.connect(socket) {
-                        self.pause(&error);
+                        return self.pause(&error);
                     }
                 }
                 Err(error) => return self.pause(&error),
