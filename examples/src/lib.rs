@@ -6,5 +6,6 @@
 //! |---|---|
 //! | `cargo run -p mdev-examples --example map_and_pin` | guest memory as a place in a file; an unmap that waits for a pin |
 //! | `cargo run -p mdev-examples --example unmap_under_load` | a worker in bursts while its memory is unmapped and mapped again |
+//! | `cargo run -p mdev-examples --example vring_without_vm` | a driver, a front-end and a network device exchange packets in one process |
 //!
 //! This library is empty; a package of examples must have one.

@@ -50,3 +50,17 @@ fn unmap_under_load_unmaps_under_a_worker_that_writes_and_maps_no_window_anew() 
     assert_eq!(number(&said, "unmaps:"), 500, "{said}");
     assert_eq!(number(&said, "windows mapped in all that time:"), 1, "{said}");
 }
+
+#[test]
+fn vring_without_vm_gets_back_what_it_sends_and_stops_its_rings_where_they_are() {
+    let said = run("vring_without_vm");
+    let lines: Vec<&str> = said.lines().collect();
+    let expected = [
+        "sent one, received one",
+        "sent two, received two",
+        "sent three, received three",
+        "receive ring stopped at 3",
+        "transmit ring stopped at 3",
+    ];
+    assert_eq!(lines, expected);
+}
