@@ -41,7 +41,8 @@ impl Guest {
         }
     }
 
-    /// Makes the device's next notification of a received frame block: the counter is full, and no longer non-blocking.
+    /// Makes the device's next notification of a received frame block: the counter is full, and no longer
+    /// non-blocking.
     pub fn block_calls(&mut self) {
         let call = &self.rx_fds.call;
         rustix::io::write(call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
