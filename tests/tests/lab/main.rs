@@ -2,6 +2,7 @@
 
 mod net_connections;
 mod net_guest;
+mod net_restart;
 mod net_testpmd;
 mod peers;
 
@@ -13,5 +14,6 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_testpmd::trials());
     trials.extend(net_connections::trials());
     trials.extend(net_guest::trials());
+    trials.extend(net_restart::trials());
     runner::main(&trials)
 }
