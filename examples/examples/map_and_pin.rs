@@ -1,8 +1,8 @@
 //! Guest memory is a place in a file; whoever takes it away waits for those who use it.
 //!
-//! A memfd stands for the guest's memory. It is mapped into an address space, a device reads it inside a burst and keeps a
-//! pin for an I/O that takes longer. The unmap that comes meanwhile closes the gate at once and returns when the pin is
-//! gone, neither earlier nor much later.
+//! A memfd stands for the guest's memory. It is mapped into an address space, a device reads it inside a
+//! burst and keeps a pin for an I/O that takes longer. The unmap that comes meanwhile closes the gate at once
+//! and returns when the pin is gone, neither earlier nor much later.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -15,10 +15,12 @@ use mdev_pin::{Access, AccessOps, Ioas};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 const SIZE: u64 = 2 << 20;
-/// Where the device sees the memory. The guest chooses; it has nothing to do with any address of this process.
+/// Where the device sees the memory. The guest chooses; it has nothing to do with any address of this
+/// process.
 const START: Iova = Iova(0x4000_0000);
 
-/// What a device does when memory that it may have pinned is about to go: it must not block, so it passes the word on.
+/// What a device does when memory that it may have pinned is about to go: it must not block, so it passes the
+/// word on.
 struct Device {
     leaving: Sender<IovaRange>,
 }
@@ -46,7 +48,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     access.attach(&ioas)?;
     println!("mapped {range}");
 
-    // A burst: addresses become slices, and the slices end with the burst. Nothing is counted and nothing can block.
+    // A burst: addresses become slices, and the slices end with the burst. Nothing is counted and nothing can
+    // block.
     let mut lane = access.lane();
     let pin = {
         let burst = lane.enter();

@@ -1,8 +1,9 @@
 //! Unmapping while a worker is busy: the worker never waits, the unmapper waits for the end of one burst.
 //!
-//! A worker resolves and writes in one burst after another. The main thread unmaps the memory under it and maps it again, many
-//! times over, and says how long that took. The worker finds a closed gate or a hole now and then and goes on. After each unmap
-//! the owner puts a mark into the memory and checks that the worker did not write over it.
+//! A worker resolves and writes in one burst after another. The main thread unmaps the memory under it and
+//! maps it again, many times over, and says how long that took. The worker finds a closed gate or a hole now
+//! and then and goes on. After each unmap the owner puts a mark into the memory and checks that the worker
+//! did not write over it.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -59,8 +60,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ioas = Ioas::new(Windows::new()?);
     let access = Access::new(Arc::new(IgnoreUnmap));
     access.attach(&ioas)?;
-    // The other half of the file stays, and with it the window that both are seen through: what comes and goes below are
-    // areas, and no mapping of this process.
+    // The other half of the file stays, and with it the window that both are seen through: what comes and
+    // goes below are areas, and no mapping of this process.
     ioas.map(area(1 << 30, SIZE)?)?;
 
     let shared = Shared::default();

@@ -1,9 +1,9 @@
-//! A driver, a front-end and a network device without a virtual machine: packets go out through one ring and come back through
-//! another.
+//! A driver, a front-end and a network device without a virtual machine: packets go out through one ring and
+//! come back through another.
 //!
-//! The device is the whole of `mdevd net`, on threads of this process and at the other end of a socket pair. This program is the
-//! rest: it makes a guest's memory, lays rings and buffers out in it, tells the device where they are, and sleeps until the
-//! device calls.
+//! The device is the whole of `mdevd net`, on threads of this process and at the other end of a socket pair.
+//! This program is the rest: it makes a guest's memory, lays rings and buffers out in it, tells the device
+//! where they are, and sleeps until the device calls.
 
 use std::error::Error;
 use std::os::unix::net::UnixStream;
@@ -29,7 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (front, back) = UnixStream::pair()?;
     back.set_nonblocking(true)?;
 
-    // The device: one queue pair that gives back what it is sent, and a worker that sleeps when there is nothing to do.
+    // The device: one queue pair that gives back what it is sent, and a worker that sleeps when there is
+    // nothing to do.
     let (name, link) = ("net0".to_owned(), LinkKind::Loopback);
     let device = NetDevice::new(NetConfig { name, queue_pairs: 1, mac: None, mtu: None, link })?;
     let options =

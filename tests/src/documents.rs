@@ -1,7 +1,7 @@
 //! The documents, read as far as rules about them need it: links, headings, tables, pieces of code.
 //!
-//! A rule is a function that returns [`Finding`]s, so that each is tested with samples that break it. What is compared with the product
-//! itself (options, features, counters) is compared in `tests/tests/docs.rs`.
+//! A rule is a function that returns [`Finding`]s, so that each is tested with samples that break it. What is
+//! compared with the product itself (options, features, counters) is compared in `tests/tests/docs.rs`.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,8 @@ impl Document {
         Some(rest.split_once("```")?.0.to_owned())
     }
 
-    /// The tables under a heading and before the next of the same or a higher level: rows of cells without backquotes, titles left out.
+    /// The tables under a heading and before the next of the same or a higher level: rows of cells without
+    /// backquotes, titles left out.
     pub fn tables(&self, heading: &str) -> Vec<Vec<Vec<String>>> {
         let mut tables = Vec::new();
         let mut inside = None;
@@ -246,7 +247,8 @@ pub fn examples(tree: &Tree) -> Vec<Finding> {
     found
 }
 
-/// Differences between the options in the first table under `heading` and those of a command: names, values, defaults.
+/// Differences between the options in the first table under `heading` and those of a command: names, values,
+/// defaults.
 pub fn options(page: &Document, heading: &str, command: &clap::Command) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut written = BTreeSet::new();
