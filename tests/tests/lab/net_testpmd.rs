@@ -111,7 +111,9 @@ impl Case {
         let in_flight = u64::from(self.ring) * u64::from(self.pairs);
         let (received, sent) = (sum(&counters, 0, "packets"), sum(&counters, 1, "packets"));
         assert!(sent <= totals.tx && totals.tx - sent <= in_flight, "sent");
-        assert!(totals.rx <= received && received - totals.rx <= in_flight, "received");
+        // With several queues testpmd does not count up to a ring more on each of them; it does so with DPDK's own back-end as well.
+        let uncounted = if self.pairs > 1 { 2 * in_flight } else { in_flight };
+        assert!(totals.rx <= received && received - totals.rx <= uncounted, "received");
         assert!(self.link == Null || totals.rx > 0, "nothing was received");
         assert!(self.link == Pktgen || sent > 0, "nothing was sent");
         assert_eq!(sum(&counters, 0, "errors") + sum(&counters, 1, "errors"), 0, "errors");
