@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::MAX_FRAME;
 use super::pktgen::MIN_SIZE;
 
-/// Which link a network device has, as the operator writes it: `null`, `loopback` or `pktgen,size=64`.
+/// Which link a network device has, as the operator writes it: `null`, `loopback`, `pktgen,size=64` or `pktgen,size=imix`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// Reads what the guest sends, counts and drops it.
@@ -20,6 +20,8 @@ pub enum LinkKind {
         /// Bytes of each frame, checksum excluded: 60 to 65554.
         size: usize,
     },
+    /// The same, with frames of the simple Internet mix ([`IMIX`](super::IMIX)).
+    Imix,
 }
 
 /// A `--link` option that cannot be.
@@ -37,7 +39,7 @@ pub enum LinkError {
         option: String,
     },
     /// A frame size that cannot be.
-    #[error("pktgen size {0:?} is not a number from {min} to {max}", min = MIN_SIZE, max = MAX_FRAME)]
+    #[error("pktgen size {0:?} is neither a number from {min} to {max} nor imix", min = MIN_SIZE, max = MAX_FRAME)]
     Size(String),
 }
 
@@ -58,6 +60,7 @@ impl FromStr for LinkKind {
         };
         for word in words {
             match (&mut kind, word.split_once('=')) {
+                (LinkKind::Pktgen { .. }, Some(("size", "imix"))) => kind = LinkKind::Imix,
                 (LinkKind::Pktgen { size }, Some(("size", value))) => {
                     *size = value
                         .parse()
@@ -78,6 +81,7 @@ impl fmt::Display for LinkKind {
             LinkKind::Null => f.write_str("null"),
             LinkKind::Loopback => f.write_str("loopback"),
             LinkKind::Pktgen { size } => write!(f, "pktgen,size={size}"),
+            LinkKind::Imix => f.write_str("pktgen,size=imix"),
         }
     }
 }
@@ -88,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_link_is_read_back_as_it_prints() {
-        for text in ["null", "loopback", "pktgen,size=64", "pktgen,size=1518"] {
+        for text in ["null", "loopback", "pktgen,size=64", "pktgen,size=1518", "pktgen,size=imix"] {
             assert_eq!(text.parse::<LinkKind>().unwrap().to_string(), text);
         }
         assert_eq!("pktgen".parse(), Ok(LinkKind::Pktgen { size: 64 }));

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `null` | reads every frame whole, and drops it | nothing |
 //! | `loopback` | copies every frame into the same pair's receive queue | what was taken |
-//! | `pktgen[,size=N]` | drops every frame unread | UDP frames of `size` bytes as fast as they are received |
+//! | `pktgen[,size=N]` | drops every frame unread | UDP frames of `size` bytes (or `imix`) as fast as they are received |
 //!
 //! Not here: links that leave the process (tap, peer).
 
@@ -38,3 +38,7 @@ pub(crate) use pktgen::Generator;
 pub const MAX_FRAME: usize = 65_536 + ETHERNET_HEADER + 4;
 /// Destination, source, type: the smallest thing that is a frame.
 pub const ETHERNET_HEADER: usize = 14;
+
+/// The simple Internet mix, twelve frames: seven of 64 bytes, four of 594, one of 1518; spread out, so that no burst is
+/// of one size only.
+pub const IMIX: [usize; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 64, 594];

@@ -15,28 +15,38 @@ const SOURCE: [u8; 6] = [0x02, 0x6d, 0x64, 0x65, 0x76, 0x64];
 
 /// Makes frames.
 pub(crate) struct Generator {
-    template: Box<[u8]>,
+    /// One for each frame of a round; never empty.
+    templates: Vec<Box<[u8]>>,
+    /// Whose turn it is: the frame's number modulo the length of the round.
+    turn: usize,
     number: u64,
 }
 
 impl Generator {
-    /// Frames of `size` bytes to the guest's address.
-    pub(crate) fn new(size: usize, guest: [u8; 6]) -> Self {
-        Self { template: template(size.max(MIN_SIZE), guest).into_boxed_slice(), number: 0 }
+    /// Frames to the guest's address, of these sizes in turn.
+    pub(crate) fn new(sizes: &[usize], guest: [u8; 6]) -> Self {
+        let templates = sizes.iter().map(|&size| template(size.max(MIN_SIZE), guest).into_boxed_slice());
+        Self { templates: templates.collect(), turn: 0, number: 0 }
     }
 
-    /// Bytes of each frame.
+    /// Bytes of the next frame.
     #[inline(always)]
     pub(crate) fn size(&self) -> usize {
-        self.template.len()
+        self.templates.get(self.turn).map_or(MIN_SIZE, |template| template.len())
     }
 
     /// Writes the next frame at `offset`.
     #[inline(always)]
     pub(crate) fn emit(&mut self, room: &Room<'_, '_>, offset: usize) {
-        room.write(offset, &self.template);
+        if let Some(template) = self.templates.get(self.turn) {
+            room.write(offset, template);
+        }
         room.write(offset.saturating_add(NUMBER_AT), &self.number.to_be_bytes());
         self.number = self.number.wrapping_add(1);
+        self.turn = self.turn.wrapping_add(1);
+        if self.turn >= self.templates.len() {
+            self.turn = 0;
+        }
     }
 }
 

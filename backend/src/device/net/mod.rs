@@ -36,7 +36,7 @@ mod pieces;
 use std::sync::Arc;
 
 use super::{Device, Engine, QueueStats};
-use crate::link::{Generator, LinkKind, Sink};
+use crate::link::{Generator, IMIX, LinkKind, Sink};
 use crate::ring::MAX_RING_SIZE;
 use config::ConfigSpace;
 use engine::{Link, NetEngine};
@@ -164,13 +164,13 @@ impl Device for NetDevice {
     }
 
     fn engine(&self, _group: u16, features: u64) -> Box<dyn Engine> {
+        // A guest that chose its own address takes what is for everybody.
+        let guest = self.config.mac.unwrap_or([0xff; 6]);
         let link = match self.config.link {
             LinkKind::Null => Link::Null(Sink::new()),
             LinkKind::Loopback => Link::Loopback,
-            // A guest that chose its own address takes what is for everybody.
-            LinkKind::Pktgen { size } => {
-                Link::Pktgen(Generator::new(size, self.config.mac.unwrap_or([0xff; 6])))
-            }
+            LinkKind::Pktgen { size } => Link::Pktgen(Generator::new(&[size], guest)),
+            LinkKind::Imix => Link::Pktgen(Generator::new(&IMIX, guest)),
         };
         Box::new(NetEngine::new(features, link))
     }
