@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::daemon::{Daemon, Endpoint, Options};
+use crate::daemon::{CounterSocket, Daemon, Endpoint, Options};
 use crate::device::net::{NetConfig, NetDevice, parse_mac};
 use crate::link::LinkKind;
+use crate::sys::inherit;
 use crate::worker::Mode;
 
 use super::values::{parse_cpus, parse_duration, parse_mode};
@@ -18,14 +19,14 @@ const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
 
 /// Arguments of `mdevd net`.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "mdevd net (--socket-path <PATH> | --fd <N>) [OPTIONS]")]
+#[command(group = clap::ArgGroup::new("endpoint").required(true).args(["socket_path", "fd", "print_capabilities"]))]
 pub(super) struct Args {
     /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
 
-    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is
-    /// connected to a front-end
+    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is connected to a
+    /// front-end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     fd: Option<RawFd>,
 
@@ -33,8 +34,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
     socket_mode: Option<u32>,
 
-    /// What the device is connected to: null (drop and count), loopback (every frame comes back),
-    /// pktgen[,size=N] (fill the guest's receive rings as fast as it empties them, count what it sends)
+    /// What the device is connected to: null (drop and count), loopback (every frame comes back), pktgen[,size=N|imix]
+    /// (fill the guest's receive rings as fast as it empties them, count what it sends)
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: LinkKind,
 
@@ -46,8 +47,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "MAC", value_parser = parse_mac)]
     mac: Option<[u8; 6]>,
 
-    /// The largest packet that the guest should send, without its Ethernet header, 68 to 65535 bytes (default:
-    /// the front-end chooses)
+    /// The largest packet that the guest should send, without its Ethernet header, 68 to 65535 bytes (default: the front-end
+    /// chooses)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     mtu: Option<u16>,
 
@@ -55,8 +56,8 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
 
-    /// Processors that run queues, one worker on each: 0,2-3 (default: as many workers as queue pairs, but not
-    /// more than processors, wherever the scheduler puts them)
+    /// Processors that run queues, one worker on each: 0,2-3 (default: as many workers as queue pairs, but not more than
+    /// processors, wherever the scheduler puts them)
     #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
     cpus: Option<Cpus>,
 
@@ -64,9 +65,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     stats: Option<Duration>,
 
-    /// Write what this program can do as JSON and exit, whatever the other options are
+    /// Write what this program can do as JSON and exit
     #[arg(long)]
     print_capabilities: bool,
+
+    /// Answer each byte that comes on this inherited socket with a line of counters, and end when it is closed
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(RawFd).range(0..))]
+    counters_fd: Option<RawFd>,
 }
 
 /// A list that is one value to clap.
@@ -78,6 +83,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         let capabilities = serde_json::json!({ "type": "net" });
         return writeln!(io::stdout(), "{capabilities:#}").map_err(|error| format!("cannot write: {error}"));
     }
+    let counters = args.counters_fd.map(counters).transpose()?;
     let endpoint = match (&args.socket_path, args.fd) {
         (Some(path), _) => Endpoint::bind(path, args.socket_mode),
         (None, Some(fd)) => Endpoint::inherited(fd),
@@ -97,10 +103,17 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         cpus: args.cpus.clone().unwrap_or_default(),
         stats: args.stats,
         queue_names: QUEUE_NAMES,
+        counters,
     };
-    let daemon = Daemon::new(Arc::new(device), endpoint, &options).map_err(|error| error.to_string())?;
+    let daemon = Daemon::new(Arc::new(device), endpoint, options).map_err(|error| error.to_string())?;
     log::info!("serving {}", describe(args));
     daemon.run().map_err(|error| error.to_string())
+}
+
+/// The socket on which the process that started this one asks for counters.
+fn counters(fd: RawFd) -> Result<CounterSocket, String> {
+    let socket = inherit(fd).and_then(CounterSocket::new);
+    socket.map_err(|error| format!("--counters-fd {fd}: {error}"))
 }
 
 /// What the device is called in logs: after its socket.

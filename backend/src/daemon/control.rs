@@ -13,6 +13,7 @@ use crate::session::{Queues, Session, SessionError};
 use crate::sys::{Interest, Poll, Readiness, Ready, Timer};
 use crate::worker::{EventSource, WorkerEvent};
 
+use super::counters::CounterSocket;
 use super::endpoint::{Endpoint, Listener};
 use super::rings::Rings;
 use super::signals::Signals;
@@ -29,14 +30,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long rings may take to stop when the process ends.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
-// What the descriptors go by in the poll; a connection goes by its number, counted from 1, above the last of
-// these.
+// What the descriptors go by in the poll; a connection goes by its number, counted from 1, above the last of these.
 const LISTENER: u64 = 0;
 const EVENTS: u64 = 1;
 const TIMER: u64 = 2;
 const STOP: u64 = 3;
 const PRINT: u64 = 4;
-const CONNECTION: u64 = 4;
+const COUNTERS: u64 = 5;
+const CONNECTION: u64 = 5;
 
 static COMINGS: LogLimit = LogLimit::new(20, Duration::from_secs(10));
 static REFUSALS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
@@ -58,6 +59,7 @@ pub(super) struct Control {
     /// When the rings must have stopped, once the process is to end.
     drain_until: Option<Instant>,
     stats: Option<Stats>,
+    counters: Option<CounterSocket>,
     names: QueueNames,
 }
 
@@ -84,7 +86,7 @@ impl Control {
         rings: Rings,
         events: EventSource,
         windows: Arc<Windows>,
-        options: &Options,
+        options: Options,
     ) -> Result<Control, DaemonError> {
         let names = options.queue_names;
         let now = Instant::now();
@@ -107,6 +109,7 @@ impl Control {
                 accept_at: None,
                 drain_until: None,
                 stats,
+                counters: options.counters,
                 names,
             };
             let poll = &control.poll;
@@ -114,6 +117,9 @@ impl Control {
             poll.add(&control.events, EVENTS, Interest::READ)?;
             poll.add(&control.signals.stop.0, STOP, Interest::READ)?;
             poll.add(&control.signals.print.0, PRINT, Interest::READ)?;
+            if let Some(counters) = &control.counters {
+                poll.add(counters, COUNTERS, Interest::READ)?;
+            }
             match endpoint {
                 Endpoint::Listening(listener) => {
                     poll.add(&listener, LISTENER, Interest::READ)?;
@@ -154,9 +160,19 @@ impl Control {
                 self.signals.print.take();
                 print(&stats::table(self.rings.device().as_ref(), self.names));
             }
+            COUNTERS => self.count(),
             connection => self.serve(connection - CONNECTION, readiness),
         }
         Ok(())
+    }
+
+    /// Answers whoever measures this process; without them it has nobody to run for.
+    fn count(&mut self) {
+        let device = self.rings.device().as_ref();
+        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(device)) {
+            self.poll.remove(&counters);
+            self.drain();
+        }
     }
 
     fn accept(&mut self) {
@@ -166,7 +182,7 @@ impl Control {
                 Ok(None) => return,
                 Ok(Some(socket)) => {
                     if let Err(error) = self.connect(socket) {
-                        return self.pause(&error);
+                        self.pause(&error);
                     }
                 }
                 Err(error) => return self.pause(&error),
@@ -174,8 +190,7 @@ impl Control {
         }
     }
 
-    /// Nothing can be accepted now, and the listener would be ready all the time: it is left alone for a
-    /// moment.
+    /// Nothing can be accepted now, and the listener would be ready all the time: it is left alone for a moment.
     fn pause(&mut self, error: &io::Error) {
         if let Some(left_out) = ACCEPT_ERRORS.permit() {
             log::error!("cannot accept a front-end: {error}; trying again in {ACCEPT_PAUSE:?}{left_out}");
@@ -225,8 +240,8 @@ impl Control {
         }
     }
 
-    /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and
-    /// drops it when its end is complete.
+    /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and drops it
+    /// when its end is complete.
     fn refresh(&mut self, conn: u64, now: Instant) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.tick = connection.session.tick(&mut self.rings, now);

@@ -7,6 +7,7 @@
 //!
 //! No locks, no threads. Writing blocks on the file that it writes to; nothing else here blocks.
 //! Not here: comparing two reports, keeping a history of them.
+mod counters;
 mod machine;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+pub use counters::{CounterLine, QueueLine};
 pub use machine::{Machine, online_cpus};
 
 /// One command's run.

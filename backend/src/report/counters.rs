@@ -1,0 +1,152 @@
+//! Counters of a running device, as a line of JSON: what `perf` asks the device's process for.
+use crate::device::{Device, QueueCounters};
+use serde::{Deserialize, Serialize};
+use std::iter::Sum;
+use std::ops::{Add, Sub};
+
+/// The counters of one queue, or of several added up; all since the device's start.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueLine {
+    /// Packets that went through.
+    pub packets: u64,
+    /// Their bytes, virtio headers excluded.
+    pub bytes: u64,
+    /// Packets that were dropped, for whatever cause.
+    pub drops: u64,
+    /// How often a translation was missing.
+    pub parks: u64,
+    /// Kicks that came.
+    pub kicks: u64,
+    /// Calls that were sent.
+    pub calls: u64,
+    /// Failures of the ring.
+    pub errors: u64,
+    /// Nanoseconds that the worker spent in polls that found work.
+    pub busy_ns: u64,
+    /// Polls that found work.
+    pub polls: u64,
+    /// Polls that found none.
+    pub empty_polls: u64,
+}
+
+/// The counters of all queues of a device at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterLine {
+    /// One for each queue, by its index.
+    pub queues: Vec<QueueLine>,
+}
+
+impl CounterLine {
+    /// The counters of a device now.
+    pub fn of(device: &dyn Device) -> Self {
+        let counters = |index| device.queue_stats(index).map(|stats| stats.counters()).unwrap_or_default();
+        CounterLine {
+            queues: (0..device.queue_count()).map(|index| QueueLine::from(&counters(index))).collect(),
+        }
+    }
+
+    /// One line of JSON with its line feed.
+    ///
+    /// # Errors
+    /// None that is known: all fields are numbers.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self).map(|text| text + "\n")
+    }
+
+    /// The receive queues (even indices) added up.
+    pub fn receive(&self) -> QueueLine {
+        self.queues.iter().step_by(2).copied().sum()
+    }
+
+    /// The transmit queues (odd indices) added up.
+    pub fn transmit(&self) -> QueueLine {
+        self.queues.iter().skip(1).step_by(2).copied().sum()
+    }
+
+    /// All queues added up.
+    pub fn total(&self) -> QueueLine {
+        self.queues.iter().copied().sum()
+    }
+}
+
+impl From<&QueueCounters> for QueueLine {
+    fn from(counters: &QueueCounters) -> Self {
+        QueueLine {
+            packets: counters.packets,
+            bytes: counters.bytes,
+            drops: counters.dropped(),
+            parks: counters.parks,
+            kicks: counters.kicks,
+            calls: counters.calls,
+            errors: counters.errors,
+            busy_ns: counters.busy_ns,
+            polls: counters.polls,
+            empty_polls: counters.empty_polls,
+        }
+    }
+}
+
+impl QueueLine {
+    fn combine(self, other: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        QueueLine {
+            packets: with(self.packets, other.packets),
+            bytes: with(self.bytes, other.bytes),
+            drops: with(self.drops, other.drops),
+            parks: with(self.parks, other.parks),
+            kicks: with(self.kicks, other.kicks),
+            calls: with(self.calls, other.calls),
+            errors: with(self.errors, other.errors),
+            busy_ns: with(self.busy_ns, other.busy_ns),
+            polls: with(self.polls, other.polls),
+            empty_polls: with(self.empty_polls, other.empty_polls),
+        }
+    }
+}
+
+impl Add for QueueLine {
+    type Output = QueueLine;
+
+    fn add(self, other: Self) -> Self {
+        self.combine(other, u64::wrapping_add)
+    }
+}
+
+impl Sub for QueueLine {
+    type Output = QueueLine;
+
+    fn sub(self, earlier: Self) -> Self {
+        self.combine(earlier, u64::wrapping_sub)
+    }
+}
+
+impl Sum for QueueLine {
+    fn sum<I: Iterator<Item = Self>>(lines: I) -> Self {
+        lines.fold(QueueLine::default(), Add::add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(packets: u64) -> QueueLine {
+        QueueLine { packets, busy_ns: 10 * packets, ..QueueLine::default() }
+    }
+
+    #[test]
+    fn line_is_one_line_and_is_read_back() {
+        let line = CounterLine { queues: vec![line(1), line(2)] };
+        let text = line.to_json().unwrap();
+        assert_eq!(text.matches('\n').count(), 1);
+        assert!(text.ends_with('\n'));
+        assert_eq!(serde_json::from_str::<CounterLine>(&text).unwrap(), line);
+    }
+
+    #[test]
+    fn sums_keep_receive_and_transmit_apart() {
+        let line = CounterLine { queues: vec![line(1), line(20), line(300), line(4000)] };
+        assert_eq!((line.receive().packets, line.transmit().packets), (301, 4020));
+        assert_eq!(line.total().busy_ns, 43_210);
+        assert_eq!((line.total() - line.receive()).packets, 4020);
+    }
+}
