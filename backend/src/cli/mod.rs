@@ -1,16 +1,16 @@
 //! The command line.
 //!
-//! `mdevd net` serves a device and follows the conventions for back-end programs of QEMU's vhost-user document;
-//! under the name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that
-//! follows these conventions knows no subcommands.
+//! `mdevd net` serves a device and follows the conventions for back-end programs of QEMU's vhost-user document; under the
+//! name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that follows these conventions
+//! knows no subcommands.
 //!
-//! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the
-//! command line was wrong. Messages go to standard error and say what to do; only what was asked for goes to
-//! standard output.
+//! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the command
+//! line was wrong. Messages go to standard error and say what to do; only what was asked for goes to standard output.
 
 mod logger;
 mod man;
 mod net;
+mod perf;
 mod values;
 
 use std::ffi::OsString;
@@ -44,6 +44,8 @@ struct Cli {
 enum Command {
     /// Serve a virtio network device over vhost-user
     Net(net::Args),
+    /// Measure a device: start one, or drive one that runs, and print what it reaches
+    Perf(perf::Args),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Args),
@@ -60,6 +62,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let result = match cli.command {
         Command::Net(args) => net::run(&args),
+        Command::Perf(args) => perf::run(&args),
         Command::Man(args) => man::run(&args),
     };
     match result {

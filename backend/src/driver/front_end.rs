@@ -62,12 +62,12 @@ impl RingFds {
     }
 }
 
-/// Connects to the back-end at `path`, waiting up to `timeout` for it to listen and for each of its answers.
-///
-/// # Errors
-/// [`ClientError::Connect`]: nobody listens after that time.
-pub(super) fn connect(path: &Path, timeout: Duration) -> Result<Client, ClientError> {
-    let deadline = std::time::Instant::now() + timeout;
+/// A back-end that was just started may take so long from making its socket to listening on it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Connects to the back-end at `path`, trying for a moment if nobody listens there yet.
+fn connect(path: &Path, timeout: Duration) -> Result<Client, ClientError> {
+    let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         match Client::connect(path, timeout) {
             Err(ClientError::Connect { error, .. })
@@ -96,7 +96,7 @@ impl FrontEnd {
     /// `optional` are set, and the back-end's protocol features that are in `protocol`.
     ///
     /// # Errors
-    /// No connection within `timeout`, no answer, or a required feature is missing.
+    /// Nobody listens within a second, no answer within `timeout`, or a required feature is missing.
     pub fn connect(
         path: &Path,
         timeout: Duration,

@@ -15,7 +15,7 @@ pub const BURST: u32 = 32;
 const PROBE_INTERVAL: u32 = 64;
 
 /// Which way the packets go, as the guest sees it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Direction {
     /// From the driver to the device, which drops them.
     To,
@@ -95,6 +95,7 @@ pub struct Pair {
     expected: Option<u64>,
     probe: Probe,
     counts: Counts,
+    completed: u64,
 }
 
 /// Which of a pair's queues have to be kicked after a poll.
@@ -126,6 +127,7 @@ impl Pair {
             expected: (direction == Direction::Loop).then_some(0),
             probe: Probe::every(PROBE_INTERVAL),
             counts: Counts::default(),
+            completed: 0,
         }
     }
 
@@ -159,6 +161,11 @@ impl Pair {
         if self.direction == Direction::Loop { self.next - self.expected.unwrap_or(0) } else { 0 }
     }
 
+    /// Packets that the device has used from the first on (to).
+    pub fn completed(&self) -> u64 {
+        self.completed
+    }
+
     /// Which way its packets go.
     pub fn direction(&self) -> Direction {
         self.direction
@@ -178,13 +185,14 @@ impl Pair {
     }
 
     fn poll_to(&mut self, send: bool) -> Result<Polled, DriverError> {
-        let Self { tx, probe, counts, .. } = self;
+        let Self { tx, probe, counts, completed, .. } = self;
         let used = tx.reclaim(2 * BURST, |head| {
             if probe.marked() == Some(u64::from(head)) {
                 probe.back().into_iter().for_each(|latency| counts.latencies.record(latency));
             }
         })?;
         counts.packets += u64::from(used);
+        *completed += u64::from(used);
         let mut polled = Polled { packets: used, ..Polled::default() };
         if send && let Some((last, bytes)) = self.send(BURST)? {
             polled.kick_tx = self.tx.queue.publish();

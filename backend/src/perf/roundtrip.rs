@@ -4,7 +4,7 @@
 //! the two cores do not share a cache; a figure of packets that cross cores means nothing without it.
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,6 @@ const BATCH: u64 = 2_000;
 const BATCHES: usize = 100;
 /// A measurement ends after this time even if batches are left.
 const LIMIT: Duration = Duration::from_millis(250);
-/// What the asking side writes when it is done.
-const QUIT: u64 = u64::MAX;
-
 /// The line, alone in its pair of lines, since some processors fetch two at a time.
 #[repr(align(128))]
 struct Line(AtomicU64);
@@ -42,15 +39,16 @@ pub fn between(first: usize, second: usize) -> Option<f64> {
         return None;
     }
     let line = &Line(AtomicU64::new(0));
+    let over = &AtomicBool::new(false);
     thread::scope(|scope| {
         let answering = scope.spawn(move || {
             if pin_to(second).is_ok() {
-                answer(line);
+                answer(line, over);
             }
         });
         let asking = scope.spawn(move || {
             let result = pin_to(first).ok().and_then(|()| ask(line, || answering.is_finished()));
-            line.0.store(QUIT, Ordering::Release);
+            over.store(true, Ordering::Release);
             result
         });
         asking.join().ok().flatten()
@@ -58,17 +56,19 @@ pub fn between(first: usize, second: usize) -> Option<f64> {
 }
 
 /// Odd numbers are questions; each is answered by the even number that follows it. Neither side pauses between two
-/// looks: the pause would be in the figure.
-fn answer(line: &Line) {
+/// looks: the pause would be in the figure. The end is said on another line, which no answer can overwrite.
+fn answer(line: &Line, over: &AtomicBool) {
     let mut last = 0;
+    let mut looks = 0u32;
     loop {
         let seen = line.0.load(Ordering::Acquire);
-        if seen == QUIT {
-            return;
-        }
         if seen != last {
             last = seen.wrapping_add(1);
             line.0.store(last, Ordering::Release);
+        }
+        looks = looks.wrapping_add(1);
+        if looks.is_multiple_of(4096) && over.load(Ordering::Acquire) {
+            return;
         }
     }
 }

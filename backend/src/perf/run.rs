@@ -2,6 +2,7 @@
 use super::drive::{Care, Counts, Direction, Pair};
 use super::roundtrip::pin_to;
 use crate::driver::{DriverError, RingFds};
+use crate::sys::Kicks;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -10,10 +11,13 @@ use std::time::{Duration, Instant};
 
 /// Rounds over all pairs between two looks at the clock.
 const ROUNDS: u32 = 16;
-/// After this long without an arrival, what is under way in a loop is lost.
-const GIVE_UP: Duration = Duration::from_millis(100);
+/// After this long without an arrival, what is under way in a loop is lost. A device that shares its processor is away
+/// for a good part of it.
+const GIVE_UP: Duration = Duration::from_secs(1);
 /// After this long without an arrival the device is taken for dead.
-const STALL: Duration = Duration::from_secs(3);
+const STALL: Duration = Duration::from_secs(4);
+/// Looks that must find nothing after that time.
+const SURE: u32 = 16;
 /// How often the peer is looked after.
 const WATCH: Duration = Duration::from_millis(200);
 
@@ -172,7 +176,7 @@ fn one_thread(
 ) -> Result<Vec<Slice>, RunError> {
     let mut slices = Vec::with_capacity(plan.slices);
     let mut started = Instant::now();
-    let mut last_arrival = started;
+    let mut silence = Silence::new();
     let mut ends = started + plan.warm_up;
     let mut warm = false;
     while slices.len() < plan.slices {
@@ -183,11 +187,7 @@ fn one_thread(
             }
         }
         let now = Instant::now();
-        if arrived > 0 {
-            last_arrival = now;
-        } else {
-            idle(members, first, now - last_arrival)?;
-        }
+        idle(members, first, silence.look(arrived > 0, now))?;
         if now >= ends {
             let mut counts = Counts::default();
             members.iter_mut().for_each(|member| counts.merge(&member.pair.take()));
@@ -220,16 +220,39 @@ fn round(member: &mut Member, send: bool) -> Result<u32, DriverError> {
     Ok(polled.packets)
 }
 
+/// How long nothing has arrived.
+struct Silence {
+    since: Instant,
+    looks: u32,
+}
+
+impl Silence {
+    fn new() -> Self {
+        Silence { since: Instant::now(), looks: 0 }
+    }
+
+    /// Something arrived, or nothing, by `now`. The length of the silence; zero until several looks in a row have found
+    /// nothing, since a thread that was kept off its processor between looking and reading the clock has seen no silence.
+    fn look(&mut self, arrived: bool, now: Instant) -> Duration {
+        if arrived {
+            *self = Silence { since: now, looks: 0 };
+        }
+        self.looks = self.looks.saturating_add(1);
+        let length = now.saturating_duration_since(self.since);
+        if length < GIVE_UP {
+            self.looks = 0;
+        }
+        if self.looks > SURE { length } else { Duration::ZERO }
+    }
+}
+
 /// Nothing arrived for a while.
 fn idle(members: &mut [Member], first: usize, since: Duration) -> Result<(), RunError> {
     if since < GIVE_UP {
         return Ok(());
     }
     for (number, member) in members.iter_mut().enumerate() {
-        if [&member.rx, &member.tx]
-            .into_iter()
-            .any(|fds| matches!(fds.err.drain(), crate::sys::Kicks::Some(_)))
-        {
+        if [&member.rx, &member.tx].into_iter().any(|fds| matches!(fds.err.drain(), Kicks::Some(_))) {
             return Err(RunError::RingFailed(first + number));
         }
         if member.pair.direction() == Direction::Loop {
@@ -251,7 +274,7 @@ pub fn verify(
     alive: impl Fn() -> bool,
 ) -> Result<Counts, RunError> {
     let mut counts = Counts::default();
-    let mut last_arrival = Instant::now();
+    let mut silence = Silence::new();
     members.iter_mut().for_each(|member| member.pair.set_care(Care::Bytes));
     let mut quiet = false;
     while !quiet {
@@ -261,15 +284,11 @@ pub fn verify(
             arrived += round(member, send)?;
             counts.merge(&member.pair.take());
         }
-        let now = Instant::now();
-        if arrived > 0 {
-            last_arrival = now;
-        } else {
-            if now - last_arrival >= WATCH && !alive() {
-                return Err(RunError::PeerGone);
-            }
-            idle(members, 0, now - last_arrival)?;
+        let length = silence.look(arrived > 0, Instant::now());
+        if length >= GIVE_UP && !alive() {
+            return Err(RunError::PeerGone);
         }
+        idle(members, 0, length)?;
         let under_way = members.iter().any(|member| member.pair.in_flight() > 0);
         quiet = !send && !under_way;
         if stop.load(Ordering::Relaxed) {
@@ -281,4 +300,26 @@ pub fn verify(
         member.pair.set_care(Care::Numbers);
     });
     Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_believed_only_after_several_looks() {
+        let mut silence = Silence::new();
+        let start = silence.since;
+        assert_eq!(silence.look(false, start + GIVE_UP / 2), Duration::ZERO);
+        for _ in 0..SURE {
+            assert_eq!(
+                silence.look(false, start + 2 * GIVE_UP),
+                Duration::ZERO,
+                "just back on the processor"
+            );
+        }
+        assert_eq!(silence.look(false, start + 2 * GIVE_UP), 2 * GIVE_UP);
+        assert_eq!(silence.look(true, start + 3 * GIVE_UP), Duration::ZERO);
+        assert_eq!(silence.look(false, start + 3 * GIVE_UP), Duration::ZERO);
+    }
 }

@@ -1,4 +1,5 @@
 //! Packet sizes: one for all packets, or a mix.
+use crate::link::IMIX;
 use std::fmt;
 use std::str::FromStr;
 
@@ -6,10 +7,6 @@ use std::str::FromStr;
 pub const LEAST: u16 = 60;
 /// The greatest frame: a jumbo frame of 9,000 bytes of payload with its header and a VLAN tag.
 pub const GREATEST: u16 = 9018;
-
-/// The simple Internet mix, twelve packets: seven of 64 bytes, four of 594, one of 1518; spread out, so that no burst
-/// is of one size only.
-const IMIX: [u16; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 64, 594];
 
 /// The sizes of the packets of a run. Sizes are those of the frame as the driver sees it: from the destination address to
 /// the end of the payload, with neither the virtio header nor Ethernet's check sequence.
@@ -32,7 +29,7 @@ impl PacketSize {
     pub fn of(self, sequence: u64) -> u16 {
         match self {
             PacketSize::Bytes(bytes) => bytes,
-            PacketSize::Imix => IMIX[(sequence % IMIX.len() as u64) as usize],
+            PacketSize::Imix => IMIX[(sequence % IMIX.len() as u64) as usize] as u16,
         }
     }
 
@@ -40,7 +37,7 @@ impl PacketSize {
     pub fn greatest(self) -> u16 {
         match self {
             PacketSize::Bytes(bytes) => bytes,
-            PacketSize::Imix => IMIX.into_iter().fold(0, u16::max),
+            PacketSize::Imix => IMIX.into_iter().fold(0, usize::max) as u16,
         }
     }
 }

@@ -1,0 +1,142 @@
+//! `mdevd perf`: what a device does under load.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::perf::drive::Direction;
+use crate::perf::size::PacketSize;
+use crate::perf::{Options, run as measure};
+
+use super::values::parse_duration;
+
+/// What the figures mean; printed below the options. In lines that need no wrapping, since it is a table.
+const MEANINGS: &str = "\
+What is measured, at the greatest rate that both sides reach together:
+  to device    the front-end sends, the device reads packets and drops them
+  from device  the device makes packets, the front-end receives them
+  loop         the device sends every packet back
+
+  Mpps           packets a second in millions: median of five slices of the
+                 time, with the least and the greatest beside it
+  Gbit/s         bits of the frames, from destination address to payload;
+                 without preamble, gap, check sequence and virtio header
+  device ns/pkt  time of the device's core in polls that found packets, for
+                 each packet
+  drops          packets lost under load
+  p50 p99 p99.9  latency in microseconds of one packet in each 64th burst of
+                 32. to: from publishing it to seeing it used; from: from
+                 offering its buffer to seeing it filled; loop: from publishing
+                 it to seeing it back. All rings are full: it is the time to
+                 work through a ring, not that of a packet in an idle system
+  line ns        round trip of a cache line between the two cores, the mean of
+                 before and after; figures with different ones do not compare
+  status         FAILED if packets are lost, changed or out of order: 10^5 are
+                 compared byte by byte before time is measured (from, loop),
+                 and running numbers are checked while it is
+
+Sizes are those of the frame without check sequence. imix is seven packets of 64
+bytes, four of 594 and one of 1518 in every twelve.
+
+Without --socket-path each measurement starts a device of its own (mdevd net
+--mode busy) in another process on another core; with less than two cores the
+figures mean little. With it the back-end must suit the direction: \"to\" needs
+one that takes packets, \"from\" one that sends by itself (what it sends is
+counted, not checked), \"loop\" one that returns what it gets. Device time is
+then unknown.
+
+The exit status is 1 if something could not be measured or a check failed.";
+
+/// Arguments of `mdevd perf`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    device: Device,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Device {
+    /// Measure a virtio network device: packets/s, bits/s, core time, drops, latency
+    #[command(after_long_help = MEANINGS, after_help = "--help explains the figures")]
+    Net(NetArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct NetArgs {
+    /// Drive the vhost-user-net back-end that listens at this path instead of starting one
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Packet sizes: bytes from 60 to 9018, or imix
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,512,1518,imix")]
+    size: Vec<PacketSize>,
+
+    /// Directions, as the guest sees them
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "to,from,loop")]
+    direction: Vec<Direction>,
+
+    /// Pairs of a receive and a transmit queue, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    queue_pairs: u16,
+
+    /// Descriptors of each ring: a power of two from 64 to 32768
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_ring_size)]
+    ring_size: u16,
+
+    /// Time of each measurement, of which there is one for each size and direction: 5s, 500ms; at least 100ms
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_cell_duration)]
+    duration: Duration,
+
+    /// Write the results as JSON to this file; - is standard output, instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn parse_ring_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size) if size.is_power_of_two() && size >= 64 => Ok(size),
+        _ => Err("give a power of two from 64 to 32768".to_owned()),
+    }
+}
+
+fn parse_cell_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        short if short < Duration::from_millis(100) => Err(format!("{text:?} is too short: at least 100ms")),
+        long => Ok(long),
+    }
+}
+
+/// Measures, prints, and says whether the results may be believed.
+pub(super) fn run(args: &Args) -> Result<(), String> {
+    let Device::Net(net) = &args.device;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone())
+            .map_err(|error| format!("cannot catch signals: {error}"))?;
+    }
+    let options = Options {
+        command: command(),
+        socket: net.socket_path.clone(),
+        sizes: net.size.clone(),
+        directions: net.direction.clone(),
+        queue_pairs: net.queue_pairs,
+        ring_size: net.ring_size,
+        duration: net.duration,
+        json: net.json.clone(),
+    };
+    measure(&options, &stop, &mut io::stdout().lock()).map_err(|error| error.to_string())
+}
+
+/// The command as it was typed, without the program's path.
+fn command() -> String {
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once("mdevd".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+#[path = "perf_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+//! The table at the end.
+use super::drive::Direction;
+use super::outcome::{Outcome, QUANTILES};
+use crate::report::{Measurement, Status};
+use std::fmt::Write;
+
+const GAP: &str = "  ";
+
+/// All outcomes as an aligned table, each line with a line feed.
+pub fn table(outcomes: &[Outcome]) -> String {
+    let mut rows = vec![heading()];
+    rows.extend(outcomes.iter().map(row));
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            // Writing into a string does not fail.
+            let _ = match column {
+                0 => write!(line, "{cell:<width$}"),
+                _ => write!(line, "{GAP}{cell:>width$}"),
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn heading() -> Vec<String> {
+    let mut cells: Vec<String> =
+        ["direction", "size", "Mpps", "(min-max)", "Gbit/s", "device ns/pkt", "drops"]
+            .map(str::to_owned)
+            .into();
+    cells.extend(QUANTILES.map(|(name, _)| format!("{name} us")));
+    cells.extend(["line ns", "status"].map(str::to_owned));
+    cells
+}
+
+fn row(outcome: &Outcome) -> Vec<String> {
+    let direction = match outcome.direction {
+        Direction::To => "to device",
+        Direction::From => "from device",
+        Direction::Loop => "loop",
+    };
+    let rate = &outcome.rate;
+    let range =
+        if rate.samples.is_empty() { "-".to_owned() } else { format!("{:.2}-{:.2}", rate.min, rate.max) };
+    let drops = match outcome.drops.samples.as_slice() {
+        [] => "-".to_owned(),
+        samples => format!("{:.0}", samples.iter().sum::<f64>()),
+    };
+    let mut cells = vec![
+        direction.to_owned(),
+        outcome.size.to_string(),
+        value(rate, 2),
+        range,
+        value(&outcome.throughput, 2),
+        value(&outcome.device, 1),
+        drops,
+    ];
+    cells.extend(outcome.latency.iter().map(|quantile| value(quantile, 1)));
+    cells.push(value(&outcome.cache_line, 0));
+    cells.push(if outcome.faults.is_empty() { "ok" } else { "FAILED" }.to_owned());
+    cells
+}
+
+/// The median, or a dash where there is none.
+fn value(result: &Measurement, digits: usize) -> String {
+    match result.status {
+        Status::Skipped => "-".to_owned(),
+        _ if result.samples.is_empty() => "-".to_owned(),
+        _ => format!("{:.digits$}", result.median),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::perf::cell::CellResult;
+    use crate::perf::drive::Counts;
+    use crate::perf::run::Slice;
+    use crate::perf::size::PacketSize;
+
+    #[test]
+    fn table_has_a_line_for_each_cell_and_aligned_columns() {
+        let counts = Counts { packets: 5_000_000, bytes: 320_000_000, lost: 2, ..Counts::default() };
+        let cell = CellResult { slices: vec![Slice { seconds: 1.0, counts }; 2], ..CellResult::default() };
+        let outcomes = [
+            Outcome::of(Direction::Loop, PacketSize::Bytes(64), &cell, &[61.2]),
+            Outcome::failed(Direction::To, PacketSize::Imix),
+        ];
+        let text = table(&outcomes);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        let at = lines[0].find("Mpps").unwrap();
+        assert_eq!(&lines[1][at..at + 4], "5.00");
+        assert!(lines[1].contains("5.00-5.00") && lines[1].contains(" 4 ") && lines[1].ends_with("ok"));
+        assert!(lines[2].starts_with("to device") && lines[2].ends_with("FAILED"));
+    }
+}
