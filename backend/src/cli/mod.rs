@@ -1,11 +1,12 @@
 //! The command line.
 //!
-//! `mdevd net` serves a device and follows the conventions for back-end programs of QEMU's vhost-user document; under the
-//! name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that follows these conventions
-//! knows no subcommands.
+//! `mdevd net` serves a device and follows the conventions for back-end programs of QEMU's vhost-user document;
+//! under the name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that
+//! follows these conventions knows no subcommands.
 //!
-//! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the command
-//! line was wrong. Messages go to standard error and say what to do; only what was asked for goes to standard output.
+//! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the
+//! command line was wrong. Messages go to standard error and say what to do; only what was asked for goes to
+//! standard output.
 
 mod logger;
 mod man;

@@ -19,14 +19,14 @@ const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
 
 /// Arguments of `mdevd net`.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("endpoint").required(true).args(["socket_path", "fd", "print_capabilities"]))]
+#[command(override_usage = "mdevd net (--socket-path <PATH> | --fd <N>) [OPTIONS]")]
 pub(super) struct Args {
     /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
     socket_path: Option<PathBuf>,
 
-    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is connected to a
-    /// front-end
+    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is
+    /// connected to a front-end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     fd: Option<RawFd>,
 
@@ -34,8 +34,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
     socket_mode: Option<u32>,
 
-    /// What the device is connected to: null (drop and count), loopback (every frame comes back), pktgen[,size=N|imix]
-    /// (fill the guest's receive rings as fast as it empties them, count what it sends)
+    /// What the device is connected to: null (drop and count), loopback (every frame comes back),
+    /// pktgen[,size=N|imix] (fill the guest's receive rings as fast as it empties them, count what it sends)
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: LinkKind,
 
@@ -47,8 +47,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "MAC", value_parser = parse_mac)]
     mac: Option<[u8; 6]>,
 
-    /// The largest packet that the guest should send, without its Ethernet header, 68 to 65535 bytes (default: the front-end
-    /// chooses)
+    /// The largest packet that the guest should send, without its Ethernet header, 68 to 65535 bytes (default:
+    /// the front-end chooses)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     mtu: Option<u16>,
 
@@ -56,8 +56,8 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
 
-    /// Processors that run queues, one worker on each: 0,2-3 (default: as many workers as queue pairs, but not more than
-    /// processors, wherever the scheduler puts them)
+    /// Processors that run queues, one worker on each: 0,2-3 (default: as many workers as queue pairs, but not
+    /// more than processors, wherever the scheduler puts them)
     #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
     cpus: Option<Cpus>,
 
@@ -65,7 +65,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     stats: Option<Duration>,
 
-    /// Write what this program can do as JSON and exit
+    /// Write what this program can do as JSON and exit, whatever the other options are
     #[arg(long)]
     print_capabilities: bool,
 

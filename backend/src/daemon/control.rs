@@ -30,7 +30,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long rings may take to stop when the process ends.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
-// What the descriptors go by in the poll; a connection goes by its number, counted from 1, above the last of these.
+// What the descriptors go by in the poll; a connection goes by its number, counted from 1, above the last of
+// these.
 const LISTENER: u64 = 0;
 const EVENTS: u64 = 1;
 const TIMER: u64 = 2;
@@ -182,7 +183,7 @@ impl Control {
                 Ok(None) => return,
                 Ok(Some(socket)) => {
                     if let Err(error) = self.connect(socket) {
-                        self.pause(&error);
+                        return self.pause(&error);
                     }
                 }
                 Err(error) => return self.pause(&error),
@@ -190,7 +191,8 @@ impl Control {
         }
     }
 
-    /// Nothing can be accepted now, and the listener would be ready all the time: it is left alone for a moment.
+    /// Nothing can be accepted now, and the listener would be ready all the time: it is left alone for a
+    /// moment.
     fn pause(&mut self, error: &io::Error) {
         if let Some(left_out) = ACCEPT_ERRORS.permit() {
             log::error!("cannot accept a front-end: {error}; trying again in {ACCEPT_PAUSE:?}{left_out}");
@@ -240,8 +242,8 @@ impl Control {
         }
     }
 
-    /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and drops it
-    /// when its end is complete.
+    /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and
+    /// drops it when its end is complete.
     fn refresh(&mut self, conn: u64, now: Instant) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.tick = connection.session.tick(&mut self.rings, now);

@@ -63,8 +63,8 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// Listens on a new socket at `path`, with exactly the permissions `mode` if given and those of the umask otherwise.
-    /// A socket file that nobody listens on any more is replaced.
+    /// Listens on a new socket at `path`, with exactly the permissions `mode` if given and those of the umask
+    /// otherwise. A socket file that nobody listens on any more is replaced.
     ///
     /// # Errors
     /// A file that is no socket, a socket that somebody listens on, a path that is too long or cannot be bound.
@@ -87,8 +87,8 @@ impl Endpoint {
         Ok(Endpoint::Listening(Listener { socket, _file: Some(file) }))
     }
 
-    /// Takes over descriptor `fd` of this process: a listening socket, or one that is connected to a front-end. See
-    /// [`inherit`] for what the caller must know.
+    /// Takes over descriptor `fd` of this process: a listening socket, or one that is connected to a front-end.
+    /// See [`inherit`] for what the caller must know.
     ///
     /// # Errors
     /// A descriptor that is not open or not a Unix stream socket.

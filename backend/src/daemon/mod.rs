@@ -1,27 +1,29 @@
 //! The process around a device: its socket, its connections, its workers, signals and counters.
 //!
-//! **Objects.** [`Endpoint`] (where front-ends come from), [`Daemon`] (the device, its workers and its endpoint, until
-//! [`Daemon::run`] returns), `Rings` (which worker runs which ring, and for which connection; what a session may ask
-//! of the running side), one [`Session`](crate::session::Session) per connection.
+//! **Objects.** [`Endpoint`] (where front-ends come from), [`Daemon`] (the device, its workers and its
+//! endpoint, until [`Daemon::run`] returns), `Rings` (which worker runs which ring, and for which connection;
+//! what a session may ask of the running side), one [`Session`](crate::session::Session) per connection.
 //!
-//! **Threads and locks.** One control thread, the one that calls `run`, and the workers. The control thread is an epoll
-//! loop over the endpoint, the connections, the events of the workers, signals and one timer. It takes no lock that
-//! a worker holds and never waits for a worker or a front-end: a reply that depends on a worker is sent when the worker's
-//! event has come; a session that waits for memory to be let go is called again by the timer.
+//! **Threads and locks.** One control thread, the one that calls `run`, and the workers. The control thread is
+//! an epoll loop over the endpoint, the connections, the events of the workers, signals and one timer. It takes
+//! no lock that a worker holds and never waits for a worker or a front-end: a reply that depends on a worker is
+//! sent when the worker's event has come; a session that waits for memory to be let go is called again by the
+//! timer.
 //!
 //! **What may block.** `epoll_wait`, and writing to standard error.
 //!
-//! **What ends what.** A connection's end (or an error in what it says) stops its rings and nothing else; the session lives until
-//! they have stopped. The process ends with SIGTERM or SIGINT (all connections are closed, their rings drained, the socket's file
-//! removed; status 0), with the only connection if it was given a connected socket, with whoever asks for counters, or when a worker's thread dies, which is
-//! a defect and ends it with an error rather than leaving guests with half a device. A second SIGTERM or SIGINT ends
+//! **What ends what.** A connection's end (or an error in what it says) stops its rings and nothing else; the
+//! session lives until they have stopped. The process ends with SIGTERM or SIGINT (all connections are closed,
+//! their rings drained, the socket's file removed; status 0), with the only connection if it was given a
+//! connected socket, in the same way with whoever asks for counters, or when a worker's thread dies, which is a
+//! defect and ends it with an error rather than leaving guests with half a device. A second SIGTERM or SIGINT ends
 //! it at once.
 //!
-//! **Limits.** So many connections at a time ([`MAX_CONNECTIONS`]); further ones are closed on arrival with a log line. When
-//! the process has no descriptors left, accepting pauses for a moment instead of spinning.
+//! **Limits.** So many connections at a time ([`MAX_CONNECTIONS`]); further ones are closed on arrival with a
+//! log line. When the process has no descriptors left, accepting pauses for a moment instead of spinning.
 //!
-//! **Not here.** More than one device in a process, configuration while it runs, privileges: it keeps those it was
-//! started with.
+//! **Not here.** More than one device in a process, configuration while it runs, privileges: it keeps those it
+//! was started with.
 
 mod control;
 mod counters;
@@ -56,8 +58,8 @@ use rings::Rings;
 pub struct Options {
     /// What workers do without work.
     pub mode: Mode,
-    /// One worker bound to each of these processors; if empty, one unbound worker for each queue group, but not more
-    /// than there are processors.
+    /// One worker bound to each of these processors; if empty, one unbound worker for each queue group, but not
+    /// more than there are processors.
     pub cpus: Vec<usize>,
     /// How often a line of rates is written to standard error.
     pub stats: Option<Duration>,
@@ -98,8 +100,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the workers, installs the handlers for signals and for lost memory, and raises the limit on open files:
-    /// from here on front-ends are heard, if not yet answered.
+    /// Starts the workers, installs the handlers for signals and for lost memory, and raises the limit on open
+    /// files: from here on front-ends are heard, if not yet answered.
     ///
     /// # Errors
     /// What the system refuses; a processor that may not be used.

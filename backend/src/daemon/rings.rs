@@ -11,8 +11,8 @@ use crate::worker::{Command, Worker};
 /// The one device of the process goes by this number on its workers.
 pub(super) const DEVICE_KEY: u64 = 0;
 
-/// The rings of one device over a set of workers. They run on one connection at a time: the *owner*, from its first
-/// start to the end of its last ring.
+/// The rings of one device over a set of workers. They run on one connection at a time: the *owner*, from its
+/// first start to the end of its last ring.
 pub(super) struct Rings {
     device: Arc<dyn Device>,
     workers: Vec<Worker>,
@@ -67,8 +67,8 @@ impl Rings {
         }
     }
 
-    /// The worker for a ring: that of its group, or the one with the fewest rings. A ring that is being stopped counts
-    /// where it is.
+    /// The worker for a ring: that of its group, or the one with the fewest rings. A ring that is being stopped
+    /// counts where it is.
     fn place(&self, index: u16) -> usize {
         let group = self.device.group(index);
         let stopping = self.stopping.values().map(|stopping| (stopping.index, stopping.worker));

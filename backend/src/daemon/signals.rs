@@ -9,8 +9,8 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::{flag, low_level};
 
-/// The signals that the daemon obeys. Their former handling does not come back on drop, since signal-hook keeps its
-/// handlers installed; they just have no effect any more.
+/// The signals that the daemon obeys. Their former handling does not come back on drop, since signal-hook keeps
+/// its handlers installed; they just have no effect any more.
 #[derive(Debug)]
 pub(super) struct Signals {
     /// Readable after SIGTERM or SIGINT.
@@ -25,8 +25,8 @@ pub(super) struct Signals {
 pub(super) struct Signal(pub(super) UnixStream);
 
 impl Signals {
-    /// Installs the handlers. The second SIGTERM or SIGINT ends the process at once, with status 1, whatever the
-    /// control thread is doing.
+    /// Installs the handlers. The second SIGTERM or SIGINT ends the process at once, with status 1, whatever
+    /// the control thread is doing.
     pub(super) fn install() -> io::Result<Signals> {
         let mut registered = Vec::new();
         let (stop, stopped) = UnixStream::pair()?;

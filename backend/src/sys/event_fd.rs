@@ -9,11 +9,11 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 /// An eventfd(2), non-blocking.
 ///
-/// The descriptor may come from a hostile peer that shares its open file, so nothing here relies on what the peer
-/// could change behind our back: reading asks for "no wait" with every call, and a descriptor that is no eventfd is
-/// refused on arrival. What remains is a peer that clears `O_NONBLOCK` on an eventfd it gave us and fills its counter
-/// while we write: that holds the one thread that signals it until the peer reads, and the kernel offers no
-/// other way to write to an eventfd.
+/// The descriptor may come from a hostile peer that shares its open file, so nothing here relies on what the
+/// peer could change behind our back: reading asks for "no wait" with every call, and a descriptor that is no
+/// eventfd is refused on arrival. What remains is a peer that clears `O_NONBLOCK` on an eventfd it gave us and
+/// fills its counter while we write: that holds the one thread that signals it until the peer reads, and the
+/// kernel offers no other way to write to an eventfd.
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
@@ -43,8 +43,8 @@ impl EventFd {
     /// Takes over a descriptor that a peer sent, and makes it non-blocking.
     ///
     /// # Errors
-    /// `InvalidInput` when it is not an eventfd. A pipe, a regular file or a FUSE file could block the writer for as
-    /// long as somebody else likes.
+    /// `InvalidInput` when it is not an eventfd. A pipe, a regular file or a FUSE file could block the writer
+    /// for as long as somebody else likes.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         match rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()) {
             Ok(target) if target.as_bytes() == b"anon_inode:[eventfd]" => {}
@@ -68,8 +68,8 @@ impl EventFd {
         Ok(Self { fd })
     }
 
-    /// Adds one to the counter and wakes who waits for it. A counter at its limit is signalled already, and a peer
-    /// that is gone needs no signal: errors have no meaning here.
+    /// Adds one to the counter and wakes who waits for it. A counter at its limit is signalled already, and a
+    /// peer that is gone needs no signal: errors have no meaning here.
     pub fn signal(&self) {
         while let Err(Errno::INTR) = rustix::io::write(&self.fd, &1u64.to_ne_bytes()) {}
     }

@@ -1,7 +1,8 @@
-//! What mdevd asks of the operating system, wrapped once: event counters, readiness, timers, inherited descriptors.
+//! What mdevd asks of the operating system, wrapped once: event counters, readiness, timers, inherited
+//! descriptors.
 //!
-//! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks. The one file that needs `unsafe` is
-//! the one that takes over a descriptor by its number.
+//! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks. Two files need `unsafe`: one takes
+//! over a descriptor by its number, one reads the processor's time stamp counter.
 
 mod event_fd;
 #[allow(unsafe_code)]

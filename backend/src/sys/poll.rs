@@ -1,4 +1,5 @@
-//! Readiness of descriptors: the `epoll` crate, wrapped so that descriptors are borrowed and the instance closes.
+//! Readiness of descriptors: the `epoll` crate, wrapped so that descriptors are borrowed and the instance
+//! closes.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -56,8 +57,8 @@ impl Poll {
     /// Watches `fd`, which goes by the number `key`.
     ///
     /// # Errors
-    /// `PermissionDenied` for a descriptor that cannot be watched (a regular file), `AlreadyExists` for one that is
-    /// watched already.
+    /// `PermissionDenied` for a descriptor that cannot be watched (a regular file), `AlreadyExists` for one
+    /// that is watched already.
     pub fn add(&self, fd: impl AsFd, key: u64, interest: Interest) -> io::Result<()> {
         self.control(ControlOptions::EPOLL_CTL_ADD, fd, key, interest)
     }
@@ -70,8 +71,8 @@ impl Poll {
         self.control(ControlOptions::EPOLL_CTL_MOD, fd, key, interest)
     }
 
-    /// Watches `fd` no longer. Must come before the last close of the open file on our side: a peer may hold it open,
-    /// and the kernel would go on reporting it under a key that means nothing any more.
+    /// Watches `fd` no longer. Must come before the last close of the open file on our side: a peer may hold it
+    /// open, and the kernel would go on reporting it under a key that means nothing any more.
     pub fn remove(&self, fd: impl AsFd) {
         // The only error is "not watched", and that is what was asked for.
         let _ = self.control(ControlOptions::EPOLL_CTL_DEL, fd, 0, Interest::empty());

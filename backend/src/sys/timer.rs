@@ -25,8 +25,8 @@ impl Timer {
         Ok(Self { fd, at: None })
     }
 
-    /// Sets the alarm to `at` (one that has passed rings at once), or takes it back. Costs nothing when it stands there
-    /// already.
+    /// Sets the alarm to `at` (one that has passed rings at once), or takes it back. Costs nothing when it
+    /// stands there already.
     ///
     /// # Errors
     /// None that a correct program sees.

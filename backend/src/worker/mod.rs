@@ -1,27 +1,30 @@
 //! Threads that run queues.
 //!
-//! A [`Worker`] is one thread with a set of engines (a device's queue groups) and their queues. It goes round its
-//! engines, one burst each, so none can starve another. What it does when a round finds no work is its [`Mode`].
+//! A [`Worker`] is one thread with a set of engines (a device's queue groups) and their queues. It goes round
+//! its engines, one burst each, so none can starve another. What it does when a round finds no work is its
+//! [`Mode`].
 //!
-//! **Objects.** `Worker` (the control thread's end: send a [`Command`], joined when dropped), `Runner` (the thread's
-//! own state), `Slot` (one engine and its queues), [`EventSink`] and [`EventSource`] (what workers tell the control
-//! thread).
+//! **Objects.** `Worker` (the control thread's end: send a [`Command`], joined when dropped), `Runner` (the
+//! thread's own state), `Slot` (one engine and its queues), [`EventSink`] and [`EventSource`] (what workers
+//! tell the control thread).
 //!
-//! **Locks.** None. Commands and events travel through channels, each with an eventfd that wakes the receiver. An engine
-//! and its queues belong to the worker from the start of its first queue to the stop of its last.
+//! **Locks.** None. Commands and events travel through channels, each with an eventfd that wakes the receiver.
+//! An engine and its queues belong to the worker from the start of its first queue to the stop of its last.
 //!
-//! **What may block.** Only `epoll_wait`, and only after the driver was asked for kicks and the rings were looked at
-//! once more; a worker never waits for the control thread. A command is obeyed after at most one burst of each queue of
-//! the worker. [`Worker::send`] does not block; dropping a worker waits for that one round.
+//! **What may block.** Only `epoll_wait`, and only after the driver was asked for kicks and the rings were
+//! looked at once more; a worker never waits for the control thread. A command is obeyed after at most one
+//! burst of each queue of the worker. [`Worker::send`] does not block; dropping a worker waits for that one
+//! round.
 //!
-//! **Kicks.** A kick eventfd is watched edge-triggered: each signal wakes the worker once, and what it finds is served
-//! whether the counter can be read or not. A descriptor that is always readable, closed by its peer or at its end thus
-//! costs one wake-up, never a spinning worker. A queue whose kick cannot be watched (none was sent, it hung up, it is
-//! no eventfd) is looked at every millisecond instead. So is a parked one, when its engine says so: nobody tells a
-//! worker that a missing mapping has come.
+//! **Kicks.** A kick eventfd is watched edge-triggered: each signal wakes the worker once, and what it finds is
+//! served whether the counter can be read or not. A descriptor that is always readable, closed by its peer or
+//! at its end thus costs one wake-up, never a spinning worker. A queue whose kick cannot be watched (none was
+//! sent, it hung up, it is no eventfd) is looked at every millisecond instead. So is a parked one, when its
+//! engine says so: nobody tells a worker that a missing mapping has come.
 //!
-//! **What fails alone.** A queue on which its engine latches an error is told of once, by [`WorkerEvent::Failed`] (the engine
-//! has signalled the err eventfd); the engine's other queues and all other engines of the worker go on.
+//! **What fails alone.** A queue on which its engine latches an error is told of once, by
+//! [`WorkerEvent::Failed`] (the engine has signalled the err eventfd); the engine's other queues and all other
+//! engines of the worker go on.
 //!
 //! **Not here.** Moving a queue from one worker to another, and any knowledge of packets or messages.
 
@@ -43,7 +46,8 @@ use crate::device::{Device, QueueSetup};
 use crate::ring::{QueueState, RingError};
 use crate::sys::EventFd;
 
-/// What a worker does when a round over its engines found no work. A worker without queues sleeps in every mode.
+/// What a worker does when a round over its engines found no work. A worker without queues sleeps in every
+/// mode.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     /// Looks again at once and never sleeps: lowest latency, one core per worker.
@@ -68,8 +72,8 @@ impl Mode {
 
 /// What the control thread asks of a worker. Commands are obeyed in order.
 pub enum Command {
-    /// Run a queue. Answered with [`WorkerEvent::Started`]. A queue of that device and index that runs already is
-    /// replaced.
+    /// Run a queue. Answered with [`WorkerEvent::Started`]. A queue of that device and index that runs already
+    /// is replaced.
     Start {
         /// Comes back in the event.
         token: u64,

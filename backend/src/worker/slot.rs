@@ -135,7 +135,8 @@ impl Slot {
         }
     }
 
-    /// A kick came under `key`: counts it. `hung_up`: it will never come again. Whether the key is of this slot.
+    /// A kick came under `key`: counts it. `hung_up`: it will never come again. Whether the key is of this
+    /// slot.
     pub(super) fn kicked(&mut self, key: u64, hung_up: bool, poll: &Poll) -> bool {
         let Some(member) = self.queues.iter_mut().find(|member| member.key == key) else { return false };
         if member.count_kicks() == Kicks::Broken || hung_up {

@@ -41,6 +41,15 @@ impl Guest {
         }
     }
 
+    /// Makes the device's next notification of a received frame block: the counter is full, and no longer
+    /// non-blocking.
+    pub fn block_calls(&mut self) {
+        let call = &self.rx_fds.call;
+        rustix::io::write(call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(call, rustix::fs::OFlags::empty()).unwrap();
+        self.rx.queue.want_calls(true);
+    }
+
     /// Stops both rings.
     pub fn stop(&mut self) {
         self.front_end.stop(0).unwrap();

@@ -16,11 +16,13 @@ use process::{Daemon, WATCHDOG, mdevd, net_on, output};
 use rustix::process::Signal;
 
 #[test]
-fn capabilities_are_json_and_need_no_socket() {
-    let (status, stdout, stderr) = output("net --print-capabilities");
-    assert_eq!((status, stderr.as_str()), (0, ""));
-    let capabilities: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(capabilities, serde_json::json!({ "type": "net" }));
+fn capabilities_are_json_whatever_the_other_options_are() {
+    for others in ["", "--socket-path no/such/folder/net.sock --mode busy", "--fd 12345"] {
+        let (status, stdout, stderr) = output(&format!("net {others} --print-capabilities"));
+        assert_eq!((status, stderr.as_str()), (0, ""), "{others}");
+        let capabilities: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(capabilities, serde_json::json!({ "type": "net" }));
+    }
 }
 
 #[test]
@@ -192,6 +194,22 @@ fn sigterm_stops_running_rings_and_removes_the_socket() {
         assert!(!daemon.socket().exists());
         assert!(guest.front_end.peer_is_gone());
     }
+}
+
+#[test]
+fn a_second_sigterm_ends_a_process_whose_worker_is_held_by_a_front_end() {
+    let mut daemon = Daemon::net("--link loopback");
+    let mut guest = Guest::connect(daemon.socket());
+    guest.start();
+    guest.send();
+    guest.receive(1);
+    guest.block_calls();
+    guest.send();
+    guest.receive(1);
+    daemon.signal(Signal::TERM);
+    daemon.expect("stopping");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(1));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! A device whose rings are counters in our own memory: everything a worker does can be seen, and a driver is one line.
+//! A device whose rings are counters in our own memory: everything a worker does can be seen, and a driver is
+//! one line.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
