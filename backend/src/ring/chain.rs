@@ -3,17 +3,11 @@
 use mdev_dma::{GuestSlice, Iova, Perm, SgList};
 use mdev_pin::{Burst, ResolveError};
 
-use super::RingError;
 use super::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN};
+use super::{Direction, RingError};
 
 /// Buffers a chain may have, indirect ones included: what QEMU accepts too.
 pub const MAX_CHAIN: usize = 1024;
-
-/// Chains a burst may hold.
-pub const MAX_BURST: usize = 256;
-
-/// Buffers a burst may hold: one chain of any legal length always fits an empty burst.
-const BURST_BUFFERS: usize = 2 * MAX_CHAIN;
 
 /// One contiguous piece of a chain in the device's address space. Its length is not zero; nothing else is known of it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -24,269 +18,181 @@ pub struct Buffer {
     pub len: u32,
 }
 
-/// One chain of the burst: its name for completion, and where its buffers are.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chain {
+/// A chain, flat: its name for completion, what the device reads, what it writes.
+#[derive(Copy, Clone, Debug)]
+pub struct Chain<'a> {
     /// The descriptor it starts at; completes the chain.
     pub head: u16,
-    first: u16,
-    readable: u16,
-    writable: u16,
+    /// The buffers the device reads, in order.
+    pub readable: &'a [Buffer],
+    /// The buffers the device writes, in order. Together with the readable ones they are less than 4 GiB.
+    pub writable: &'a [Buffer],
 }
 
-/// A descriptor as it was read, once.
+/// Where chains are read from.
+pub(super) struct Source<'a, 'b> {
+    pub(super) burst: &'a Burst<'b>,
+    pub(super) table: GuestSlice<'a>,
+    pub(super) size: u16,
+    pub(super) indirect: bool,
+}
+
+/// A descriptor as it was read, once: its address, and length, flags and next in one word.
 #[derive(Copy, Clone)]
 struct Descriptor {
     iova: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+    rest: u64,
 }
 
 impl Descriptor {
     #[inline(always)]
     fn read(table: &GuestSlice<'_>, index: u16) -> Option<Self> {
-        let at = usize::from(index).wrapping_mul(DESC_LEN);
-        let iova = u64::from_le(table.read::<u64>(at)?);
-        let rest = u64::from_le(table.read::<u64>(at.wrapping_add(8))?);
-        Some(Self::from_words(iova, rest))
+        let desc = table.subslice(usize::from(index).wrapping_mul(DESC_LEN), DESC_LEN)?;
+        Some(Self { iova: u64::from_le(desc.read::<u64>(0)?), rest: u64::from_le(desc.read::<u64>(8)?) })
     }
 
     #[inline(always)]
-    fn from_words(iova: u64, rest: u64) -> Self {
-        Self { iova, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    fn len(self) -> u32 {
+        self.rest as u32
+    }
+
+    /// Whether it has one of these flags.
+    #[inline(always)]
+    fn has(self, flags: u16) -> bool {
+        self.rest & (u64::from(flags) << 32) != 0
+    }
+
+    #[inline(always)]
+    fn next(self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+
+    #[inline(always)]
+    fn buffer(self) -> Buffer {
+        Buffer { iova: Iova(self.iova), len: self.len() }
     }
 }
 
-/// Why a walk ended early.
-enum Stop {
-    /// No room is left in this burst; the next one starts with this chain.
-    Full,
-    Bad(RingError),
-}
-
-impl From<RingError> for Stop {
-    fn from(error: RingError) -> Self {
-        Stop::Bad(error)
-    }
-}
-
-impl From<ResolveError> for Stop {
-    fn from(error: ResolveError) -> Self {
-        Stop::Bad(error.into())
-    }
-}
-
-/// The chains of one burst. Made once per ring and used again for every burst.
-#[derive(Debug)]
-pub(super) struct Chains {
-    chains: Box<[Chain]>,
-    buffers: Box<[Buffer]>,
-    taken: usize,
-    filled: usize,
-}
-
-/// What a walk needs to know of the ring.
-pub(super) struct Source<'a, 'b> {
-    pub burst: &'a Burst<'b>,
-    pub table: GuestSlice<'a>,
-    pub size: u16,
-    pub indirect: bool,
-}
-
-impl Chains {
-    pub(super) fn new() -> Self {
-        Self {
-            chains: vec![Chain::default(); MAX_BURST].into_boxed_slice(),
-            buffers: vec![Buffer { iova: Iova(0), len: 0 }; BURST_BUFFERS].into_boxed_slice(),
-            taken: 0,
-            filled: 0,
+impl Source<'_, '_> {
+    /// Reads the chain at `head` if it is a single buffer, as most are, and well-formed: nothing to add up, nothing to
+    /// remember. What it is not is left to [`Source::chain`].
+    #[inline(always)]
+    pub(super) fn single(&self, head: u16) -> Option<(Buffer, Direction)> {
+        let desc = Descriptor::read(&self.table, head)?;
+        if desc.has(DESC_F_NEXT | DESC_F_INDIRECT) || desc.len() == 0 {
+            return None;
         }
+        let direction = if desc.has(DESC_F_WRITE) { Direction::Write } else { Direction::Read };
+        Some((desc.buffer(), direction))
     }
 
-    pub(super) fn clear(&mut self) {
-        self.taken = 0;
-        self.filled = 0;
-    }
-
-    #[inline(always)]
-    pub(super) fn len(&self) -> usize {
-        self.taken
-    }
-
-    #[inline(always)]
-    pub(super) fn get(&self, index: usize) -> Option<Chain> {
-        if index < self.taken { self.chains.get(index).copied() } else { None }
-    }
-
-    /// Forgets the last `count` chains.
-    pub(super) fn drop_last(&mut self, count: usize) {
-        self.taken = self.taken.saturating_sub(count);
-        self.filled = match self.taken.checked_sub(1).and_then(|last| self.chains.get(last)) {
-            Some(last) => last.end(),
-            None => 0,
-        };
-    }
-
-    #[inline(always)]
-    pub(super) fn readable(&self, chain: &Chain) -> &[Buffer] {
-        let first = usize::from(chain.first);
-        self.buffers.get(first..first.wrapping_add(usize::from(chain.readable))).unwrap_or_default()
-    }
-
-    #[inline(always)]
-    pub(super) fn writable(&self, chain: &Chain) -> &[Buffer] {
-        let first = usize::from(chain.first).wrapping_add(usize::from(chain.readable));
-        self.buffers.get(first..first.wrapping_add(usize::from(chain.writable))).unwrap_or_default()
-    }
-
-    /// Adds the chains that start at `heads`, up to the first that is malformed or does not fit, and says how many.
+    /// Reads the chain at `head`, whatever it is, into `out`.
     ///
     /// # Errors
-    /// What is wrong with the very first chain. A malformed chain behind good ones is reported when its turn comes.
+    /// What is wrong with it.
     #[inline(always)]
-    pub(super) fn take(
-        &mut self,
-        source: &Source<'_, '_>,
-        heads: impl Iterator<Item = Option<u16>>,
-    ) -> Result<usize, RingError> {
-        let before = self.taken;
-        for head in heads {
-            match self.push(source, head) {
-                Ok(()) => {}
-                Err(Stop::Bad(error)) if self.taken == before => return Err(error),
-                Err(Stop::Full | Stop::Bad(_)) => break,
+    pub(super) fn chain<'o>(&self, head: u16, out: &'o mut [Buffer]) -> Result<Chain<'o>, RingError> {
+        let mut desc =
+            Descriptor::read(&self.table, head).ok_or(RingError::HeadOutOfRange { head, size: self.size })?;
+        // A chain that visits more descriptors than there are runs in a circle.
+        let limit = out.len().min(self.size.into());
+        let direct = out.get_mut(..limit).unwrap_or_default();
+        let mut so_far = Walked::default();
+        while !desc.has(DESC_F_INDIRECT) {
+            so_far.add(desc, direct, self.size)?;
+            if !desc.has(DESC_F_NEXT) {
+                return so_far.finish(head, out);
             }
+            desc = Descriptor::read(&self.table, desc.next())
+                .ok_or(RingError::NextOutOfRange { next: desc.next(), size: self.size })?;
         }
-        Ok(self.taken.wrapping_sub(before))
+        self.indirect(desc, so_far, out)?.finish(head, out)
     }
 
-    #[inline(always)]
-    fn push(&mut self, source: &Source<'_, '_>, head: Option<u16>) -> Result<(), Stop> {
-        let head = head.ok_or(RingError::Memory(ResolveError::Hole))?;
-        let desc = Descriptor::read(&source.table, head)
-            .ok_or(RingError::HeadOutOfRange { head, size: source.size })?;
-        let chain = self.chains.get_mut(self.taken).ok_or(Stop::Full)?;
-        let rest = self.buffers.get_mut(self.filled..).unwrap_or_default();
-        if desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
-            let buffer = rest.first_mut().ok_or(Stop::Full)?;
-            if desc.len == 0 {
-                return Err(RingError::ZeroLength.into());
-            }
-            *buffer = Buffer { iova: Iova(desc.iova), len: desc.len };
-            let writable = u16::from(desc.flags & DESC_F_WRITE != 0);
-            *chain = Chain { head, first: self.filled as u16, readable: writable ^ 1, writable };
-            self.filled = self.filled.wrapping_add(1);
-        } else {
-            let mut walk = Walk { out: rest, count: 0, readable: 0, bytes: 0 };
-            walk.chain(source, desc)?;
-            let (count, readable) = (walk.count, walk.readable);
-            let writable = count.wrapping_sub(readable) as u16;
-            *chain = Chain { head, first: self.filled as u16, readable: readable as u16, writable };
-            self.filled = self.filled.wrapping_add(count);
+    /// The rest of a chain in a table of its own, and what the whole chain comes to.
+    #[inline(never)]
+    fn indirect(
+        &self,
+        desc: Descriptor,
+        mut so_far: Walked,
+        out: &mut [Buffer],
+    ) -> Result<Walked, RingError> {
+        if desc.has(DESC_F_NEXT) {
+            return Err(RingError::IndirectAndNext);
         }
-        self.taken = self.taken.wrapping_add(1);
-        Ok(())
+        if !self.indirect {
+            return Err(RingError::IndirectRefused);
+        }
+        let Buffer { iova, len } = desc.buffer();
+        let bytes = len as usize;
+        if bytes == 0 || !bytes.is_multiple_of(DESC_LEN) || bytes > MAX_CHAIN.wrapping_mul(DESC_LEN) {
+            return Err(RingError::IndirectSize { len });
+        }
+        let size = (bytes / DESC_LEN) as u16;
+        let table = match self.burst.slice(iova, len, Perm::READ) {
+            Ok(table) => Table::Whole(table),
+            Err(ResolveError::Split) => Table::Split { burst: self.burst, iova, size },
+            Err(error) => return Err(error.into()),
+        };
+        let limit = out.len().min(so_far.count.wrapping_add(size.into()));
+        let out = out.get_mut(..limit).unwrap_or_default();
+        let mut next = 0;
+        loop {
+            let desc = table.read(next)?.ok_or(RingError::NextOutOfRange { next, size })?;
+            if desc.has(DESC_F_INDIRECT) {
+                return Err(RingError::IndirectNested);
+            }
+            so_far.add(desc, out, size)?;
+            if !desc.has(DESC_F_NEXT) {
+                return Ok(so_far);
+            }
+            next = desc.next();
+        }
     }
 }
 
-impl Chain {
-    /// Whether no buffer is for the device to read.
-    #[inline(always)]
-    pub fn is_write_only(&self) -> bool {
-        self.readable == 0
-    }
-
-    fn end(&self) -> usize {
-        usize::from(self.first)
-            .wrapping_add(usize::from(self.readable))
-            .wrapping_add(usize::from(self.writable))
-    }
-}
-
-/// A chain of several descriptors on its way into the burst.
-struct Walk<'o> {
-    out: &'o mut [Buffer],
+/// What a chain has come to so far.
+#[derive(Copy, Clone, Default)]
+struct Walked {
     count: usize,
     readable: usize,
     bytes: u64,
 }
 
-impl Walk<'_> {
-    #[inline]
-    fn chain(&mut self, source: &Source<'_, '_>, first: Descriptor) -> Result<(), Stop> {
-        let mut desc = first;
-        // Each round follows one link; a chain that visits more descriptors than there are runs in a circle.
-        for _ in 0..source.size {
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                if desc.flags & DESC_F_NEXT != 0 {
-                    return Err(RingError::IndirectAndNext.into());
-                }
-                if !source.indirect {
-                    return Err(RingError::IndirectRefused.into());
-                }
-                return self.indirect(source.burst, Iova(desc.iova), desc.len);
-            }
-            self.buffer(desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            desc = Descriptor::read(&source.table, desc.next)
-                .ok_or(RingError::NextOutOfRange { next: desc.next, size: source.size })?;
-        }
-        Err(RingError::Loop { size: source.size }.into())
-    }
-
-    /// A table of its own, in guest memory: read once, never twice.
-    fn indirect(&mut self, burst: &Burst<'_>, iova: Iova, len: u32) -> Result<(), Stop> {
-        let bytes = len as usize;
-        if bytes == 0 || !bytes.is_multiple_of(DESC_LEN) || bytes > MAX_CHAIN.wrapping_mul(DESC_LEN) {
-            return Err(RingError::IndirectSize { len }.into());
-        }
-        let size = (bytes / DESC_LEN) as u16;
-        let table = match burst.slice(iova, len, Perm::READ) {
-            Ok(table) => Table::Whole(table),
-            Err(ResolveError::Split) => Table::Split { burst, iova, size },
-            Err(error) => return Err(error.into()),
-        };
-        let mut next = 0;
-        for _ in 0..size {
-            let desc = table.read(next)?.ok_or(RingError::NextOutOfRange { next, size })?;
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                return Err(RingError::IndirectNested.into());
-            }
-            self.buffer(desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            next = desc.next;
-        }
-        Err(RingError::Loop { size }.into())
-    }
-
+impl Walked {
+    /// Adds a buffer to `out`. A chain for which `out` has no room is too long, or visits some of the `size` descriptors
+    /// of its table twice.
     #[inline(always)]
-    fn buffer(&mut self, desc: Descriptor) -> Result<(), Stop> {
-        if desc.len == 0 {
-            return Err(RingError::ZeroLength.into());
+    fn add(&mut self, desc: Descriptor, out: &mut [Buffer], size: u16) -> Result<(), RingError> {
+        if desc.len() == 0 {
+            return Err(RingError::ZeroLength);
         }
-        if desc.flags & DESC_F_WRITE == 0 {
+        let Some(place) = out.get_mut(self.count) else {
+            let full = self.count >= MAX_CHAIN;
+            return Err(if full { RingError::TooLong } else { RingError::Loop { size } });
+        };
+        *place = desc.buffer();
+        if !desc.has(DESC_F_WRITE) {
             if self.readable != self.count {
-                return Err(RingError::ReadAfterWrite.into());
+                return Err(RingError::ReadAfterWrite);
             }
             self.readable = self.readable.wrapping_add(1);
         }
-        // At most 1024 lengths of 32 bits: the sum cannot wrap.
-        self.bytes = self.bytes.wrapping_add(u64::from(desc.len));
-        if self.bytes > u64::from(u32::MAX) {
-            return Err(RingError::LengthOverflow.into());
-        }
-        if self.count >= MAX_CHAIN {
-            return Err(RingError::TooLong { limit: MAX_CHAIN }.into());
-        }
-        let slot = self.out.get_mut(self.count).ok_or(Stop::Full)?;
-        *slot = Buffer { iova: Iova(desc.iova), len: desc.len };
         self.count = self.count.wrapping_add(1);
+        // At most 1024 lengths of 32 bits: the sum cannot wrap.
+        self.bytes = self.bytes.wrapping_add(u64::from(desc.len()));
         Ok(())
+    }
+
+    /// The finished chain.
+    #[inline(always)]
+    fn finish(self, head: u16, out: &[Buffer]) -> Result<Chain<'_>, RingError> {
+        if self.bytes > u64::from(u32::MAX) {
+            return Err(RingError::LengthOverflow);
+        }
+        let all = out.get(..self.count).unwrap_or_default();
+        let (readable, writable) = all.split_at_checked(self.readable).unwrap_or_default();
+        Ok(Chain { head, readable, writable })
     }
 }
 
@@ -301,27 +207,28 @@ impl Table<'_, '_> {
     fn read(&self, index: u16) -> Result<Option<Descriptor>, ResolveError> {
         match self {
             Table::Whole(table) => Ok(Descriptor::read(table, index)),
-            Table::Split { burst, iova, size } => Self::read_split(burst, *iova, *size, index),
+            Table::Split { burst, iova, size } => read_split(burst, *iova, *size, index),
         }
     }
+}
 
-    #[cold]
-    fn read_split(
-        burst: &Burst<'_>,
-        iova: Iova,
-        size: u16,
-        index: u16,
-    ) -> Result<Option<Descriptor>, ResolveError> {
-        if index >= size {
-            return Ok(None);
-        }
-        let offset = u64::from(index).saturating_mul(DESC_LEN as u64);
-        let at = iova.checked_add(offset).ok_or(ResolveError::Overflow)?;
-        let mut pieces = SgList::new();
-        burst.sg(at, DESC_LEN as u32, Perm::READ, &mut pieces)?;
-        let mut bytes = [0u8; DESC_LEN];
-        pieces.copy_to(0, &mut bytes);
-        let words = u128::from_le_bytes(bytes);
-        Ok(Some(Descriptor::from_words(words as u64, (words >> 64) as u64)))
+/// A descriptor of a table that is not contiguous here. It may itself be cut in two.
+#[cold]
+fn read_split(
+    burst: &Burst<'_>,
+    table: Iova,
+    size: u16,
+    index: u16,
+) -> Result<Option<Descriptor>, ResolveError> {
+    if index >= size {
+        return Ok(None);
     }
+    let offset = u64::from(index).saturating_mul(DESC_LEN as u64);
+    let at = table.checked_add(offset).ok_or(ResolveError::Overflow)?;
+    let mut pieces = SgList::new();
+    burst.sg(at, DESC_LEN as u32, Perm::READ, &mut pieces)?;
+    let mut bytes = [0u8; DESC_LEN];
+    pieces.copy_to(0, &mut bytes);
+    let words = u128::from_le_bytes(bytes);
+    Ok(Some(Descriptor { iova: words as u64, rest: (words >> 64) as u64 }))
 }

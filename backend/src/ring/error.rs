@@ -3,6 +3,8 @@
 use mdev_pin::ResolveError;
 use thiserror::Error;
 
+use super::MAX_CHAIN;
+
 /// The three parts of a split ring.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -20,6 +22,24 @@ impl std::fmt::Display for Part {
             Part::Descriptors => "descriptor table",
             Part::Available => "available ring",
             Part::Used => "used ring",
+        })
+    }
+}
+
+/// What a device does with a buffer.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// It reads it.
+    Read,
+    /// It writes it.
+    Write,
+}
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Direction::Read => "read",
+            Direction::Write => "write",
         })
     }
 }
@@ -72,11 +92,8 @@ pub enum RingError {
         size: u16,
     },
     /// A chain has more buffers than a device accepts.
-    #[error("descriptor chain has more than {limit} buffers")]
-    TooLong {
-        /// [`crate::ring::MAX_CHAIN`].
-        limit: usize,
-    },
+    #[error("descriptor chain has more than {MAX_CHAIN} buffers")]
+    TooLong,
     /// An indirect table is empty, holds no whole number of descriptors, or more than a chain may have.
     #[error("indirect table of {len} bytes: a multiple of 16 up to 16384 is wanted")]
     IndirectSize {
@@ -102,8 +119,8 @@ pub enum RingError {
     #[error("descriptor chain describes 4 GiB or more")]
     LengthOverflow,
     /// A chain has no buffer in the direction its queue is for.
-    #[error("descriptor chain has no {0} buffer")]
-    WrongDirection(&'static str),
+    #[error("descriptor chain has no buffer that the device may {0}")]
+    WrongDirection(Direction),
     /// The ring or a buffer is not in memory the device may use that way.
     #[error("guest memory: {0}")]
     Memory(ResolveError),
@@ -111,6 +128,9 @@ pub enum RingError {
     #[error("guest memory was lost while it was used: its file shrank, or its file system is full")]
     Poisoned,
 }
+
+// One register: the result of reading a chain is returned for every chain.
+const _: () = assert!(size_of::<RingError>() <= 8);
 
 impl RingError {
     /// Whether this may heal by itself: an address that has no translation now. The queue parks instead of failing,

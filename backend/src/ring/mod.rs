@@ -26,13 +26,18 @@
     )
 )]
 
+mod batch;
 mod chain;
 mod error;
 mod layout;
 mod split;
 mod vring;
 
-pub use chain::{Buffer, Chain, MAX_BURST, MAX_CHAIN};
-pub use error::{Part, RingError};
+pub use batch::MAX_BURST;
+pub use chain::{Buffer, Chain, MAX_CHAIN};
+pub use error::{Direction, Part, RingError};
 pub use split::{MAX_RING_SIZE, QueueState, RingAddr, RingSetup, SplitRing};
 pub use vring::Vring;
+
+#[cfg(test)]
+pub(crate) mod tests;

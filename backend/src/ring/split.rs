@@ -3,7 +3,7 @@
 use mdev_dma::{FileExtent, GuestSlice, Iova, Perm};
 use mdev_pin::{Burst, KeptSlice, ResolveError};
 
-use super::chain::Chains;
+use super::batch::Batch;
 use super::layout::{INDEX, avail_len, desc_len, used_len};
 use super::{Part, RingError, Vring};
 use std::sync::atomic::Ordering;
@@ -58,7 +58,7 @@ pub struct SplitRing {
     pub(super) next_used: Option<u16>,
     /// The used index at the last decision about a call. Nothing before the first.
     pub(super) signalled: Option<u16>,
-    pub(super) chains: Chains,
+    pub(super) batch: Batch,
     desc: Place,
     avail: Place,
     used: Place,
@@ -86,7 +86,7 @@ impl SplitRing {
             next_avail,
             next_used: None,
             signalled: None,
-            chains: Chains::new(),
+            batch: Batch::new(),
             desc: Place::new(desc),
             avail: Place::new(avail),
             used: Place::new(used),

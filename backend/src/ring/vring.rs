@@ -5,10 +5,10 @@ use std::sync::atomic::{Ordering, fence};
 use mdev_dma::GuestSlice;
 use mdev_pin::Burst;
 
-use super::chain::{Buffer, Chain, MAX_BURST, Source};
+use super::chain::{Chain, Source};
 use super::layout::{AVAIL_F_NO_INTERRUPT, INDEX, USED_F_NO_NOTIFY, avail_entry, need_event, used_entry};
 use super::split::LOST;
-use super::{RingError, SplitRing};
+use super::{Direction, RingError, SplitRing};
 
 /// A ring open for one burst.
 ///
@@ -21,7 +21,6 @@ pub struct Vring<'r, 'b> {
     desc: GuestSlice<'r>,
     avail: GuestSlice<'r>,
     used: GuestSlice<'r>,
-    mask: u16,
     next_avail: u16,
     next_used: u16,
 }
@@ -35,10 +34,10 @@ impl<'r, 'b> Vring<'r, 'b> {
         avail: GuestSlice<'r>,
         used: GuestSlice<'r>,
     ) -> Self {
-        ring.chains.clear();
-        let (mask, next_avail) = (ring.size.wrapping_sub(1), ring.next_avail);
+        ring.batch.clear();
+        let next_avail = ring.next_avail;
         let next_used = ring.next_used.unwrap_or(next_avail);
-        Self { ring, burst, desc, avail, used, mask, next_avail, next_used }
+        Self { ring, burst, desc, avail, used, next_avail, next_used }
     }
 
     /// The burst the ring is open in.
@@ -53,79 +52,115 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// [`RingError::AvailJump`].
     #[inline]
     pub fn pending(&self) -> Result<u16, RingError> {
-        let index = u16::from_le(self.avail.load_u16(INDEX, Ordering::Acquire).ok_or(LOST)?);
-        let pending = index.wrapping_sub(self.next_avail);
-        if pending > self.ring.size {
-            return Err(RingError::AvailJump { next: self.next_avail, index, size: self.ring.size });
-        }
-        Ok(pending)
+        pending(&self.avail, self.next_avail, self.ring.size)
     }
 
-    /// Adds up to `max` waiting chains to the burst and says how many came. Chains that are in the burst stay in it.
+    /// Takes up to `max` of the waiting chains, each handed to `each` first, and says how many. A chain that `each` refuses,
+    /// and all behind it, is not taken. Chains that are in the burst stay in it.
     ///
     /// # Errors
-    /// What is wrong with the first of the waiting chains; those already in the burst can still be completed. A malformed
-    /// chain behind good ones ends the burst, and is reported by the next.
-    #[inline]
-    pub fn take(&mut self, max: usize) -> Result<usize, RingError> {
-        let room = MAX_BURST.saturating_sub(self.ring.chains.len());
-        let count = usize::from(self.pending()?).min(max).min(room);
-        let source = Source {
-            burst: self.burst,
-            table: self.desc,
-            size: self.ring.size,
-            indirect: self.ring.indirect,
-        };
-        let (avail, mask, next) = (self.avail, self.mask, self.next_avail);
-        let heads = (0..count as u16)
-            .map(|n| avail.read::<u16>(avail_entry(next.wrapping_add(n) & mask)).map(u16::from_le));
-        let taken = self.ring.chains.take(&source, heads)?;
-        self.next_avail = next.wrapping_add(taken as u16);
+    /// What is wrong with the first of the waiting chains; those already in the burst can still be completed. Trouble
+    /// behind good chains ends the burst, and is met again by the next.
+    #[inline(always)]
+    pub fn take(
+        &mut self,
+        max: usize,
+        mut each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
+    ) -> Result<usize, RingError> {
+        let SplitRing { size, indirect, batch, .. } = &mut *self.ring;
+        let source = Source { burst: self.burst, table: self.desc, size: *size, indirect: *indirect };
+        let waiting = pending(&self.avail, self.next_avail, *size)?;
+        let count = usize::from(waiting).min(max).min(batch.room());
+        let (heads, scratch) = batch.fetch(&self.avail, *size, self.next_avail, count);
+        let mut taken = 0usize;
+        let mut outcome = Ok(());
+        for head in heads {
+            let head = u16::from_le_bytes(*head);
+            let Some((buffer, direction)) = source.single(head) else { break };
+            let buffer = std::slice::from_ref(&buffer);
+            let (readable, writable) = match direction {
+                Direction::Read => (buffer, &[][..]),
+                Direction::Write => (&[][..], buffer),
+            };
+            outcome = each(Chain { head, readable, writable });
+            if outcome.is_err() {
+                break;
+            }
+            taken = taken.wrapping_add(1);
+        }
+        if outcome.is_ok() {
+            // A driver that uses chains of several buffers does so again: the rest of the burst is read in the general way.
+            for head in heads.get(taken..).unwrap_or_default() {
+                outcome = source.chain(u16::from_le_bytes(*head), scratch).and_then(&mut each);
+                if outcome.is_err() {
+                    break;
+                }
+                taken = taken.wrapping_add(1);
+            }
+        }
+        if taken == 0 {
+            outcome?;
+        }
+        batch.take(taken);
+        self.next_avail = self.next_avail.wrapping_add(taken as u16);
         Ok(taken)
     }
 
     /// Gives the last `count` chains of the burst back. They must not have been completed.
     pub fn untake(&mut self, count: usize) {
-        let count = count.min(self.ring.chains.len());
-        self.ring.chains.drop_last(count);
+        let count = count.min(self.ring.batch.taken());
+        self.ring.batch.untake(count);
         self.next_avail = self.next_avail.wrapping_sub(count as u16);
     }
 
     /// Chains in the burst.
     #[inline(always)]
     pub fn taken(&self) -> usize {
-        self.ring.chains.len()
+        self.ring.batch.taken()
     }
 
-    /// Chain `index` of the burst.
+    /// The head of chain `index` of the burst, in the order they were made available.
     #[inline(always)]
-    pub fn chain(&self, index: usize) -> Option<Chain> {
-        self.ring.chains.get(index)
+    pub fn head(&self, index: usize) -> Option<u16> {
+        self.ring.batch.head(index)
     }
 
-    /// The buffers of a chain that the device reads.
-    #[inline(always)]
-    pub fn readable(&self, chain: &Chain) -> &[Buffer] {
-        self.ring.chains.readable(chain)
-    }
-
-    /// The buffers of a chain that the device writes.
-    #[inline(always)]
-    pub fn writable(&self, chain: &Chain) -> &[Buffer] {
-        self.ring.chains.writable(chain)
-    }
-
-    /// Writes the used entry of a chain; the driver sees it with [`publish`](Vring::publish). `len` is the number of
-    /// bytes written into the chain, from its beginning.
+    /// Uses a chain, of this burst or an earlier one. `len` is the number of bytes written into it, from its beginning. The
+    /// driver sees it with [`publish`](Vring::publish).
     ///
     /// # Errors
     /// None in practice: the used ring was resolved with its full length.
     #[inline(always)]
     pub fn complete(&mut self, head: u16, len: u32) -> Result<(), RingError> {
-        let entry = u64::from(head) | (u64::from(len) << 32);
-        self.used.write::<u64>(used_entry(self.next_used & self.mask), entry.to_le()).ok_or(LOST)?;
-        self.next_used = self.next_used.wrapping_add(1);
+        if self.ring.batch.complete(head, len) {
+            return Ok(());
+        }
+        self.flush()?;
+        self.ring.batch.complete(head, len);
         Ok(())
+    }
+
+    /// Uses every chain of the burst, in order, with nothing written into any: what a device does that only reads.
+    ///
+    /// # Errors
+    /// As [`complete`](Vring::complete).
+    #[inline]
+    pub fn complete_all(&mut self) -> Result<(), RingError> {
+        if self.ring.batch.complete_all() {
+            return Ok(());
+        }
+        self.flush()?;
+        self.ring.batch.complete_all();
+        Ok(())
+    }
+
+    /// Writes the entries of what was completed, side by side.
+    #[inline(always)]
+    fn flush(&mut self) -> Result<(), RingError> {
+        let SplitRing { size, batch, .. } = &mut *self.ring;
+        let next = self.next_used;
+        self.next_used = next.wrapping_add(batch.completed() as u16);
+        batch.flush(&self.used, *size, next).ok_or(LOST)
     }
 
     /// Publishes what was completed and makes what was taken final. True when the driver asks for a call.
@@ -133,10 +168,11 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// # Errors
     /// [`RingError::Poisoned`]: memory was lost in this burst. Nothing is published, nothing was taken.
     #[inline]
-    pub fn publish(self) -> Result<bool, RingError> {
+    pub fn publish(mut self) -> Result<bool, RingError> {
         if self.burst.poisoned() {
             return Err(RingError::Poisoned);
         }
+        self.flush()?;
         let (ring, next_used) = (self.ring, self.next_used);
         ring.next_avail = self.next_avail;
         if ring.next_used == Some(next_used) {
@@ -183,4 +219,11 @@ impl<'r, 'b> Vring<'r, 'b> {
         let flags = if self.ring.event_idx { 0 } else { USED_F_NO_NOTIFY };
         self.used.store_u16(0, flags.to_le(), Ordering::Relaxed).ok_or(LOST)
     }
+}
+
+#[inline(always)]
+fn pending(avail: &GuestSlice<'_>, next: u16, size: u16) -> Result<u16, RingError> {
+    let index = u16::from_le(avail.load_u16(INDEX, Ordering::Acquire).ok_or(LOST)?);
+    let pending = index.wrapping_sub(next);
+    if pending > size { Err(RingError::AvailJump { next, index, size }) } else { Ok(pending) }
 }

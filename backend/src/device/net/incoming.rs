@@ -1,12 +1,13 @@
 //! A burst of a receive queue: room for frames the guest receives.
 
 use mdev_dma::Perm;
+use mdev_pin::Burst;
 use smallvec::SmallVec;
 
 use super::header::{HEADER, received};
 use super::pieces::{BURST, Pieces, resolve};
 use crate::link::{MAX_FRAME, Room};
-use crate::ring::{Buffer, MAX_BURST, RingError, Vring};
+use crate::ring::{Buffer, Direction, MAX_BURST, RingError, Vring};
 
 /// What a frame needs at most.
 const MAX_ROOM: usize = HEADER + MAX_FRAME;
@@ -143,60 +144,21 @@ impl<'r, 'b> Incoming<'r, 'b> {
     /// Adds up to `count` chains to the burst, and at least one.
     #[inline]
     fn take(&mut self, count: usize) -> Result<(), Refusal> {
-        if self.chains.len() >= MAX_BURST {
+        let Self { vring, pieces, chains, .. } = self;
+        if vring.taken() >= MAX_BURST {
             return Err(Refusal::Later);
         }
-        let before = self.vring.taken();
-        let taken = self.vring.take(count).map_err(Refusal::Broken)?;
-        if taken == 0 {
-            return Err(if self.vring.pending().is_ok_and(|n| n > 0) {
-                Refusal::Later
-            } else {
-                Refusal::Full
-            });
+        let burst = vring.burst();
+        let taken = vring.take(count, |chain| {
+            let room = find(burst, chain.writable, pieces)?;
+            chains.push(Free { head: chain.head, end: pieces.len(), room });
+            Ok(())
+        });
+        match taken {
+            Ok(0) => Err(Refusal::Full),
+            Ok(_) => Ok(()),
+            Err(error) => Err(Refusal::Broken(error)),
         }
-        for index in before..before.saturating_add(taken) {
-            if let Err(error) = self.add(index) {
-                self.vring.untake(before.saturating_add(taken).saturating_sub(index));
-                if index == before {
-                    return Err(Refusal::Broken(error));
-                }
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn add(&mut self, index: usize) -> Result<(), RingError> {
-        let chain = self.vring.chain(index).ok_or(RingError::WrongDirection("device-writable"))?;
-        let first = self.pieces.len();
-        let room = match self.vring.writable(&chain) {
-            [] => return Err(RingError::WrongDirection("device-writable")),
-            buffers => {
-                let mut room = 0usize;
-                for buffer in buffers {
-                    // No frame reaches further, so that a huge buffer costs no more than a frame.
-                    let len = buffer.len.min(MAX_ROOM.saturating_sub(room) as u32);
-                    if len == 0 {
-                        break;
-                    }
-                    let wanted = Buffer { len, ..*buffer };
-                    if let Err(error) = resolve(self.vring.burst(), wanted, Perm::WRITE, &mut self.pieces) {
-                        self.pieces.truncate(first);
-                        return Err(error.into());
-                    }
-                    room = room.saturating_add(len as usize);
-                }
-                room
-            }
-        };
-        if let Some(piece) = self.pieces.get(first) {
-            piece.prefetch_write(0);
-            piece.prefetch_write(HEADER);
-        }
-        self.chains.push(Free { head: chain.head, end: self.pieces.len(), room });
-        Ok(())
     }
 
     /// Gives back what was not used and publishes the rest. Says how many frames and bytes, and whether the driver asks
@@ -210,4 +172,27 @@ impl<'r, 'b> Incoming<'r, 'b> {
         let wants_call = self.vring.publish()?;
         Ok((self.frames, self.bytes, wants_call))
     }
+}
+
+/// Appends the memory of a chain, as far as a frame can reach, and says how many bytes that is. On an error nothing was
+/// appended.
+#[inline(always)]
+fn find<'r>(burst: &'r Burst<'_>, buffers: &[Buffer], pieces: &mut Pieces<'r>) -> Result<usize, RingError> {
+    let first = pieces.len();
+    let mut room = 0usize;
+    for buffer in buffers {
+        let len = buffer.len.min(MAX_ROOM.saturating_sub(room) as u32);
+        if len == 0 {
+            break;
+        }
+        if let Err(error) = resolve(burst, Buffer { len, ..*buffer }, Perm::WRITE, pieces) {
+            pieces.truncate(first);
+            return Err(error.into());
+        }
+        room = room.saturating_add(len as usize);
+    }
+    let piece = pieces.get(first).ok_or(RingError::WrongDirection(Direction::Write))?;
+    piece.prefetch_write(0);
+    piece.prefetch_write(HEADER);
+    Ok(room)
 }

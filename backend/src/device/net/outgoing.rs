@@ -1,6 +1,6 @@
 //! A burst of a transmit queue: frames the guest sends.
 
-use mdev_dma::Perm;
+use mdev_dma::{GuestSlice, Perm};
 use mdev_pin::Burst;
 use smallvec::SmallVec;
 
@@ -8,7 +8,7 @@ use super::header::HEADER;
 use super::pieces::{BURST, MAX_PIECES, Pieces, resolve};
 use crate::device::{DropCause, QueueStats};
 use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME};
-use crate::ring::{Buffer, RingError, Vring};
+use crate::ring::{Buffer, Direction, RingError, Vring};
 
 /// Chains taken from a transmit queue, all of them found in memory and on their way into the cache.
 pub(super) struct Outgoing<'r, 'b> {
@@ -36,58 +36,32 @@ impl<'r, 'b> Outgoing<'r, 'b> {
     /// What is wrong with the first chain.
     #[inline]
     pub(super) fn take(mut vring: Vring<'r, 'b>) -> Result<Self, RingError> {
-        let taken = vring.take(BURST)?;
-        let mut outgoing =
-            Self { vring, pieces: Pieces::new(), spans: SmallVec::new(), short: 0, oversize: 0 };
-        for index in 0..taken {
-            if let Err(error) = outgoing.add(index) {
-                if index == 0 {
-                    return Err(error);
-                }
-                outgoing.vring.untake(taken.saturating_sub(index));
-                break;
-            }
-        }
-        Ok(outgoing)
-    }
-
-    #[inline(always)]
-    fn add(&mut self, index: usize) -> Result<(), RingError> {
-        let Self { vring, pieces, .. } = self;
-        let chain = vring.chain(index).ok_or(RingError::WrongDirection("device-readable"))?;
+        let (mut pieces, mut spans) = (Pieces::new(), SmallVec::new());
+        let (mut short, mut oversize) = (0u64, 0u64);
         let burst = vring.burst();
-        let buffers = vring.readable(&chain);
-        if buffers.is_empty() {
-            return Err(RingError::WrongDirection("device-readable"));
-        }
-        // One buffer, header and frame, is what drivers do that can.
-        let single = match buffers {
-            [buffer] if frame_len(buffer.len as usize).is_some() => burst
-                .slice(buffer.iova, buffer.len, Perm::READ)
-                .ok()
-                .and_then(|slice| slice.subslice(HEADER, slice.len().wrapping_sub(HEADER))),
-            _ => None,
-        };
-        let span = match single {
-            Some(frame) => {
-                frame.prefetch_read(0);
-                pieces.push(frame);
-                Span { first: pieces.len().wrapping_sub(1), count: 1, len: frame.len() }
-            }
-            None => match gather(burst, buffers, pieces)? {
-                Ok(span) => span,
-                Err(DropCause::Short) => {
-                    self.short = self.short.wrapping_add(1);
-                    NOTHING
+        vring.take(BURST, |chain| {
+            let span = match whole(burst, chain.readable) {
+                Some(frame) => {
+                    frame.prefetch_read(0);
+                    pieces.push(frame);
+                    Span { first: pieces.len().wrapping_sub(1), count: 1, len: frame.len() }
                 }
-                Err(_) => {
-                    self.oversize = self.oversize.wrapping_add(1);
-                    NOTHING
-                }
-            },
-        };
-        self.spans.push(span);
-        Ok(())
+                None => match gather(burst, chain.readable, &mut pieces)? {
+                    Ok(span) => span,
+                    Err(DropCause::Short) => {
+                        short = short.wrapping_add(1);
+                        NOTHING
+                    }
+                    Err(_) => {
+                        oversize = oversize.wrapping_add(1);
+                        NOTHING
+                    }
+                },
+            };
+            spans.push(span);
+            Ok(())
+        })?;
+        Ok(Self { vring, pieces, spans, short, oversize })
     }
 
     /// Chains taken.
@@ -121,11 +95,7 @@ impl<'r, 'b> Outgoing<'r, 'b> {
     /// As [`Vring::publish`]: nothing was published.
     #[inline]
     pub(super) fn finish(mut self, stats: &QueueStats, ticks: u64) -> Result<bool, RingError> {
-        for index in 0..self.spans.len() {
-            if let Some(chain) = self.vring.chain(index) {
-                self.vring.complete(chain.head, 0)?;
-            }
-        }
+        self.vring.complete_all()?;
         let wants_call = self.vring.publish()?;
         let bytes = self.spans.iter().fold(0usize, |sum, span| sum.wrapping_add(span.len));
         stats.add_drops(DropCause::Short, self.short);
@@ -141,12 +111,24 @@ fn frame_len(bytes: usize) -> Option<usize> {
     bytes.checked_sub(HEADER).filter(|len| (ETHERNET_HEADER..=MAX_FRAME).contains(len))
 }
 
+/// A frame in one buffer with its header, as most are, and in one piece.
+#[inline(always)]
+fn whole<'r>(burst: &'r Burst<'_>, buffers: &[Buffer]) -> Option<GuestSlice<'r>> {
+    let [buffer] = buffers else { return None };
+    let len = frame_len(buffer.len as usize)?;
+    burst.slice(buffer.iova, buffer.len, Perm::READ).ok()?.subslice(HEADER, len)
+}
+
 /// A frame in any number of buffers, split anywhere; or why it is none.
+#[inline(never)]
 fn gather<'r>(
     burst: &'r Burst<'_>,
     buffers: &[Buffer],
     pieces: &mut Pieces<'r>,
 ) -> Result<Result<Span, DropCause>, RingError> {
+    if buffers.is_empty() {
+        return Err(RingError::WrongDirection(Direction::Read));
+    }
     let bytes = buffers.iter().fold(0u64, |sum, buffer| sum.saturating_add(buffer.len.into()));
     let len = match usize::try_from(bytes).ok().and_then(frame_len) {
         Some(len) if buffers.len() <= MAX_PIECES => len,

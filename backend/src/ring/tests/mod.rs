@@ -1,0 +1,8 @@
+//! The ring against a driver that writes what it likes.
+
+pub(crate) mod guest;
+mod hostile;
+mod legal;
+mod naive;
+mod notify;
+mod oracle;
