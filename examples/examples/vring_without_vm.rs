@@ -33,9 +33,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     // nothing to do.
     let (name, link) = ("net0".to_owned(), LinkKind::Loopback);
     let device = NetDevice::new(NetConfig { name, queue_pairs: 1, mac: None, mtu: None, link })?;
-    let options =
-        Options { mode: Mode::Event, cpus: Vec::new(), stats: None, queue_names: &["receive", "transmit"] };
-    let daemon = Daemon::new(Arc::new(device), Endpoint::Connected(back.into()), &options)?;
+    let options = Options {
+        mode: Mode::Event,
+        queue_names: &["receive", "transmit"],
+        cpus: vec![],
+        stats: None,
+        counters: None,
+    };
+    let daemon = Daemon::new(Arc::new(device), Endpoint::Connected(back.into()), options)?;
     let daemon = thread::spawn(move || daemon.run());
 
     // The guest: memory in a file, and in it two rings with their buffers. Ring 0 receives, ring 1 transmits.

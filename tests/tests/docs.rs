@@ -59,6 +59,14 @@ fn the_options_of_mdevd_net_are_those_of_its_help() {
 }
 
 #[test]
+fn the_options_of_mdevd_perf_net_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let net =
+        command.find_subcommand("perf").and_then(|perf| perf.find_subcommand("net")).expect("mdevd perf net");
+    none(&documents::options(&page("docs/src/operating.md"), "mdevd perf net", net));
+}
+
+#[test]
 fn the_modes_are_those_of_the_worker() {
     let modes: Vec<String> = Mode::value_variants()
         .iter()
@@ -77,7 +85,7 @@ fn the_links_can_be_asked_for_as_they_are_written() {
         kinds.push(name.parse::<LinkKind>().unwrap_or_else(|error| panic!("{name}: {error}")).to_string());
     }
     kinds.dedup();
-    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64"]);
+    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64", "pktgen,size=imix"]);
 }
 
 #[test]
