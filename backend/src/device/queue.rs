@@ -10,7 +10,7 @@ use crate::limit::LogLimit;
 use crate::ring::{RingError, RingSetup, SplitRing};
 
 /// How long a queue waits for a translation that is missing, before that is an error.
-const PARK_LIMIT: Duration = Duration::from_secs(1);
+const PARK_LIMIT: Duration = if cfg!(test) { Duration::from_millis(30) } else { Duration::from_secs(1) };
 /// How often a parked queue looks again, whatever else happens.
 const PARK_STEP: Duration = Duration::from_millis(1);
 

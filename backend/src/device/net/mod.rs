@@ -195,3 +195,6 @@ impl Device for NetDevice {
         self.stats.get(usize::from(queue)).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests;
