@@ -139,13 +139,13 @@ impl fmt::Display for IovaRange {
 /// Why two numbers are no range.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
-    /// A length of zero [EINVAL].
+    /// A length of zero (`EINVAL`).
     #[error("the range at {first} has length 0; a range has at least one byte")]
     Empty {
         /// Where it would start.
         first: Iova,
     },
-    /// The last byte would lie beyond the address space [EOVERFLOW].
+    /// The last byte would lie beyond the address space (`EOVERFLOW`).
     #[error("the range at {first} with length {len:#x} wraps around the end of the address space")]
     Overflow {
         /// Where it would start.
@@ -153,7 +153,7 @@ pub enum RangeError {
         /// Its length in bytes.
         len: u64,
     },
-    /// The last byte comes before the first [EINVAL].
+    /// The last byte comes before the first (`EINVAL`).
     #[error("the range ends at {last}, before its first byte {first}")]
     Inverted {
         /// The first byte.

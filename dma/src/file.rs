@@ -192,12 +192,12 @@ pub enum FileError {
     /// The descriptor could not be examined.
     #[error("cannot examine the memory file: {0}")]
     Inspect(#[source] io::Error),
-    /// An `O_PATH` descriptor: it names a file but does not open it [EBADF].
+    /// An `O_PATH` descriptor: it names a file but does not open it (`EBADF`).
     #[error(
         "the memory descriptor was opened with O_PATH; the front-end must pass one opened for reading and writing"
     )]
     PathOnly,
-    /// Not a regular file: a socket, a pipe, a device, a directory [EINVAL].
+    /// Not a regular file: a socket, a pipe, a device, a directory (`EINVAL`).
     #[error(
         "the memory descriptor is no regular file (mode {mode:#o}); give the guest shared memory, for QEMU: \
          -object memory-backend-memfd,share=on"
@@ -206,12 +206,12 @@ pub enum FileError {
         /// `st_mode`.
         mode: u32,
     },
-    /// Opened for writing only; no mapping is possible [EACCES].
+    /// Opened for writing only; no mapping is possible (`EACCES`).
     #[error(
         "the memory descriptor is open for writing only; the front-end must open it for reading and writing"
     )]
     WriteOnly,
-    /// On a filesystem whose page faults may wait for a stranger [EINVAL].
+    /// On a filesystem whose page faults may wait for a stranger (`EINVAL`).
     #[error(
         "the memory file is on a filesystem of type {magic:#x}, neither tmpfs nor hugetlbfs; use a memfd, /dev/shm \
          or huge pages for the guest's memory, or set allow_other_filesystems if its page faults can be trusted"
@@ -220,7 +220,7 @@ pub enum FileError {
         /// `f_type` (linux/magic.h).
         magic: u64,
     },
-    /// The filesystem reports a page size that is no power of two [EINVAL].
+    /// The filesystem reports a page size that is no power of two (`EINVAL`).
     #[error(
         "the memory file's filesystem reports a page size of {page_size} bytes, which is no power of two"
     )]

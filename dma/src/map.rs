@@ -248,7 +248,7 @@ impl<T: Ranged + Clone> IovaMap<T> {
 /// Why a table could not be made.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// Two items share a byte [EEXIST].
+    /// Two items share a byte (`EEXIST`).
     #[error("{new} overlaps {existing}, which is mapped already; unmap that first")]
     Overlap {
         /// The range that was to be added.

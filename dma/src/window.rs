@@ -253,10 +253,10 @@ impl Windows {
 /// Why an area could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum WindowError {
-    /// The area allows neither reading nor writing [EINVAL].
+    /// The area allows neither reading nor writing (`EINVAL`).
     #[error("the area allows neither reading nor writing")]
     NoPermission,
-    /// The descriptor was not opened for what the area allows [EACCES].
+    /// The descriptor was not opened for what the area allows (`EACCES`).
     #[error(
         "the area needs {wanted:?}, but its memory descriptor is open for {open:?} only; the front-end must open it for both"
     )]
@@ -266,7 +266,7 @@ pub enum WindowError {
         /// What the descriptor was opened for.
         open: Perm,
     },
-    /// Offset plus length wraps [EOVERFLOW].
+    /// Offset plus length wraps (`EOVERFLOW`).
     #[error("the area {range} at file offset {offset:#x} wraps around the end of the file offsets")]
     Overflow {
         /// The area's file offset.
@@ -274,7 +274,7 @@ pub enum WindowError {
         /// The area's addresses.
         range: IovaRange,
     },
-    /// The area ends behind the end of its file [EINVAL].
+    /// The area ends behind the end of its file (`EINVAL`).
     #[error(
         "the area needs {len:#x} bytes at offset {offset:#x}, but its file has {size:#x} bytes; the front-end must size the \
          file before it is announced"
@@ -295,7 +295,7 @@ pub enum WindowError {
         "cannot map the memory file: {0} (out of address space, mappings (vm.max_map_count) or huge pages, or the file is sealed against writing)"
     )]
     Map(#[source] io::Error),
-    /// All slots of the containment table are in use [ENOSPC].
+    /// All slots of the containment table are in use (`ENOSPC`).
     #[error(
         "all {limit} windows are in use; let fewer connections share this daemon, or use fewer and larger memory files"
     )]

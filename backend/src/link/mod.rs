@@ -1,6 +1,6 @@
 //! Links: where a network device's frames go, and where they come from.
 //!
-//! A link knows frames ([`Frame`], pieces of guest memory without their virtio header) and nothing of rings, queues or
+//! A link knows frames (`Frame`, pieces of guest memory without their virtio header) and nothing of rings, queues or
 //! features; the net engine moves them. Each engine has a link of its own, so nothing here is shared or locked, and
 //! nothing blocks or allocates after creation.
 //!

@@ -65,7 +65,7 @@ unsafe fn read_words<W: Copy>(from: *const u8, to: *mut u8, size: usize) {
 }
 
 /// # Safety
-/// As for [`write`], and `to` must be aligned for `W`, of which `size` is a multiple.
+/// As for [`write()`], and `to` must be aligned for `W`, of which `size` is a multiple.
 #[inline(always)]
 unsafe fn write_words<W: Copy>(from: *const u8, to: *mut u8, size: usize) {
     for n in 0..size / size_of::<W>() {
