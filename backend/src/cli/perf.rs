@@ -17,27 +17,26 @@ use super::values::parse_duration;
 /// What the figures mean; printed below the options. In lines that need no wrapping, since it is a table.
 const MEANINGS: &str = "\
 What is measured, at the greatest rate that both sides reach together:
-  to device    the front-end sends, the device reads packets and drops them
-  from device  the device makes packets, the front-end receives them
-  loop         the device sends every packet back
+  to    the front-end sends, the device reads the packets and drops them
+  from  the device makes packets, the front-end receives them
+  loop  the device sends every packet back
 
-  Mpps           packets a second in millions: median of five slices of the
-                 time, with the least and the greatest beside it
-  Gbit/s         bits of the frames, from destination address to payload;
-                 without preamble, gap, check sequence and virtio header
-  device ns/pkt  time of the device's core in polls that found packets, for
-                 each packet
-  drops          packets lost under load
-  p50 p99 p99.9  latency in microseconds of one packet in each 64th burst of
-                 32. to: from publishing it to seeing it used; from: from
-                 offering its buffer to seeing it filled; loop: from publishing
-                 it to seeing it back. All rings are full: it is the time to
-                 work through a ring, not that of a packet in an idle system
-  line ns        round trip of a cache line between the two cores, the mean of
-                 before and after; figures with different ones do not compare
-  status         FAILED if packets are lost, changed or out of order: 10^5 are
-                 compared byte by byte before time is measured (from, loop),
-                 and running numbers are checked while it is
+  Mpps    packets a second in millions: median of five slices of the time,
+          the least and the greatest beside it
+  Gbit/s  bits of the frames, from destination address to payload; without
+          preamble, gap, check sequence and virtio header
+  ns/pkt  time of the device's core in polls that found packets, for each packet
+  drops   packets lost under load
+  p50 p99 p99.9  latency in microseconds, of one packet in each 64th burst of
+          32. to: from publishing it to seeing it used; from: from offering its
+          buffer to seeing it filled; loop: from publishing it to seeing it
+          back. All rings are full: it is the time to work through a ring, not
+          that of a packet in an idle system
+  line    round trip of a cache line between the two cores in nanoseconds, the
+          mean of before and after; figures with different ones do not compare
+  status  FAILED if packets are lost, changed or out of order: 10^5 are compared
+          byte by byte before time is measured (from, loop), and running
+          numbers are checked while it is
 
 Sizes are those of the frame without check sequence. imix is seven packets of 64
 bytes, four of 594 and one of 1518 in every twelve.

@@ -72,6 +72,8 @@ pub struct CellResult {
     pub counters: Vec<CounterLine>,
     /// Its counters after the rings were stopped.
     pub last: Option<CounterLine>,
+    /// Whether the packets that came had numbers, so that a lost one was missed.
+    pub numbered: bool,
     /// Packets the device used over the connection's whole life ([`Direction::To`]).
     pub completed: u64,
 }
@@ -154,7 +156,8 @@ pub fn measure(
     let mut attached = Attached::new(socket, options)?;
     let Attached { front_end, members, .. } = &mut attached;
     let alive = || !front_end.peer_is_gone();
-    let mut result = CellResult::default();
+    let numbered = options.numbered || options.direction == Direction::Loop;
+    let mut result = CellResult { numbered, ..CellResult::default() };
     match options.direction {
         Direction::Loop => result.verified = Some(verify(members, VERIFIED, stop, alive)?),
         Direction::From if options.numbered => {

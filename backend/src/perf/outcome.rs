@@ -108,6 +108,7 @@ fn drops(direction: Direction, cell: &CellResult) -> Vec<f64> {
                 _ => None,
             })
             .collect(),
+        Direction::From | Direction::Loop if !cell.numbered => Vec::new(),
         Direction::From | Direction::Loop => {
             cell.slices.iter().map(|slice| slice.counts.lost as f64).collect()
         }

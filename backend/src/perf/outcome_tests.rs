@@ -41,11 +41,13 @@ fn device_without_counters_skips_what_only_it_can_tell() {
     let outcome = Outcome::of(Direction::To, SIZE, &cell, &[]);
     assert_eq!((outcome.device.status, outcome.drops.status), (Status::Skipped, Status::Skipped));
     assert_eq!(outcome.rate.status, Status::Ok);
+    let outcome = Outcome::of(Direction::From, SIZE, &cell, &[]);
+    assert_eq!(outcome.drops.status, Status::Skipped, "packets without numbers are not missed");
 }
 
 #[test]
 fn losses_under_load_are_drops_but_fail_the_verification() {
-    let cell = CellResult { slices: vec![slice(10, 3)], ..CellResult::default() };
+    let cell = CellResult { slices: vec![slice(10, 3)], numbered: true, ..CellResult::default() };
     let outcome = Outcome::of(Direction::From, SIZE, &cell, &[]);
     assert_eq!(outcome.drops.samples, [3.0]);
     assert_eq!(outcome.rate.status, Status::Ok);
