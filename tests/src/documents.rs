@@ -247,6 +247,23 @@ pub fn examples(tree: &Tree) -> Vec<Finding> {
     found
 }
 
+/// Packages with benches that the page about performance does not say how to run.
+pub fn benches(tree: &Tree) -> Vec<Finding> {
+    const PAGE: &str = "docs/src/performance.md";
+    let said = Document::find(tree, PAGE).map(|page| page.source.text).unwrap_or_default();
+    let with_benches =
+        tree.files.iter().filter(|file| file.path.ends_with("Cargo.toml") && file.text.contains("[[bench]]"));
+    let mut found = Vec::new();
+    for file in with_benches {
+        let name = file.text.lines().find_map(|line| line.strip_prefix("name = ")).unwrap_or_default();
+        let command = format!("cargo bench -p {}", name.trim_matches('"'));
+        if !said.contains(&format!("{command} ")) {
+            found.push(file.finding(0, format!("{PAGE} does not name `{command}`")));
+        }
+    }
+    found
+}
+
 /// Differences between the options in the first table under `heading` and those of a command: names, values,
 /// defaults.
 pub fn options(page: &Document, heading: &str, command: &clap::Command) -> Vec<Finding> {

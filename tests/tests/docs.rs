@@ -52,6 +52,21 @@ fn every_example_is_named_and_run_by_a_test() {
 }
 
 #[test]
+fn every_package_with_benches_is_named() {
+    none(&documents::benches(&tree()));
+}
+
+#[test]
+fn the_columns_of_perf_are_those_of_its_table() {
+    let page = page("docs/src/operating.md");
+    let columns = page.tables("mdevd perf net").into_iter().nth(1).expect("a table of columns");
+    let written: Vec<&str> = columns.iter().flat_map(|row| row[0].split(", ")).collect();
+    let table = mdevd::perf::table::table(&[]);
+    let printed: Vec<&str> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(written, printed);
+}
+
+#[test]
 fn the_options_of_mdevd_net_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let net = command.find_subcommand("net").expect("mdevd net");

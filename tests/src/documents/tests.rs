@@ -63,6 +63,20 @@ fn examples_that_nobody_names_or_runs_are_found() {
 }
 
 #[test]
+fn benches_that_the_book_does_not_name_are_found() {
+    let manifest = |name: &str| format!("[package]\nname = \"{name}\"\n\n[[bench]]\nname = \"x\"\n");
+    let (a, b) = (manifest("a"), manifest("a-b"));
+    let tree = Tree::sample(&[
+        ("a/Cargo.toml", &a),
+        ("b/Cargo.toml", &b),
+        ("c/Cargo.toml", "[package]\nname = \"c\"\n"),
+        ("docs/src/performance.md", "cargo bench -p a-b # it\n"),
+    ]);
+    let found = benches(&tree);
+    assert_eq!(found.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["a/Cargo.toml"]);
+}
+
+#[test]
 fn options_that_differ_from_the_help_are_found() {
     use clap::{Arg, Command};
     let command = Command::new("x")
