@@ -121,6 +121,9 @@ impl Tree {
 
 /// Whether this text declares a module of this name, or with this attribute that says where it is, under a `cfg` of tests.
 fn declares_for_tests(text: &str, name: Option<&str>, path: Option<&str>) -> bool {
+    if name.is_none() && path.is_none() {
+        return false;
+    }
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let tests_only = |line: &&str| {
         ["#[cfg(test)]", "#[cfg(all(test", "#[cfg(loom)]"].iter().any(|cfg| line.starts_with(cfg))
