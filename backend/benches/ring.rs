@@ -128,7 +128,7 @@ impl Ours {
             |chain| {
                 for buffer in chain.readable {
                     match work {
-                        Work::Walk => sum = sum.wrapping_add(buffer.iova.0),
+                        Work::Walk => sum = sum.rotate_left(1) ^ buffer.iova.0,
                         Work::Read8 => {
                             let slice = burst.slice(buffer.iova, buffer.len, Perm::READ)?;
                             sum = sum.wrapping_add(slice.read::<u64>(0).unwrap());

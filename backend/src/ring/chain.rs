@@ -3,8 +3,8 @@
 use mdev_dma::{GuestSlice, Iova, Perm, SgList};
 use mdev_pin::{Burst, ResolveError};
 
+use super::RingError;
 use super::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN};
-use super::{Direction, RingError};
 
 /// Buffers a chain may have, indirect ones included: what QEMU accepts too.
 pub const MAX_CHAIN: usize = 1024;
@@ -27,6 +27,16 @@ pub struct Chain<'a> {
     pub readable: &'a [Buffer],
     /// The buffers the device writes, in order. Together with the readable ones they are less than 4 GiB.
     pub writable: &'a [Buffer],
+}
+
+/// The forms that nearly all chains have.
+pub(super) enum Common {
+    /// One buffer to read: a frame to send.
+    Readable(Buffer),
+    /// Two buffers to read: a frame to send, its header apart.
+    Readable2([Buffer; 2]),
+    /// One buffer to write: room for a frame.
+    Writable(Buffer),
 }
 
 /// Where chains are read from.
@@ -74,16 +84,24 @@ impl Descriptor {
 }
 
 impl Source<'_, '_> {
-    /// Reads the chain at `head` if it is a single buffer, as most are, and well-formed: nothing to add up, nothing to
-    /// remember. What it is not is left to [`Source::chain`].
+    /// Reads the chain at `head` if it has one of the forms that nearly all chains have, and is well-formed: those need no
+    /// table of buffers and no walk. What it is not is left to [`Source::chain`], which reads it anew.
     #[inline(always)]
-    pub(super) fn single(&self, head: u16) -> Option<(Buffer, Direction)> {
+    pub(super) fn common(&self, head: u16) -> Option<Common> {
         let desc = Descriptor::read(&self.table, head)?;
-        if desc.has(DESC_F_NEXT | DESC_F_INDIRECT) || desc.len() == 0 {
+        if desc.len() == 0 {
             return None;
         }
-        let direction = if desc.has(DESC_F_WRITE) { Direction::Write } else { Direction::Read };
-        Some((desc.buffer(), direction))
+        if desc.has(DESC_F_NEXT | DESC_F_INDIRECT) {
+            let second = Descriptor::read(&self.table, desc.next())?;
+            let odd = desc.has(DESC_F_WRITE | DESC_F_INDIRECT)
+                || second.has(DESC_F_WRITE | DESC_F_INDIRECT | DESC_F_NEXT)
+                || second.len() == 0
+                || desc.len().checked_add(second.len()).is_none();
+            return if odd { None } else { Some(Common::Readable2([desc.buffer(), second.buffer()])) };
+        }
+        let buffer = desc.buffer();
+        Some(if desc.has(DESC_F_WRITE) { Common::Writable(buffer) } else { Common::Readable(buffer) })
     }
 
     /// Reads the chain at `head`, whatever it is, into `out`.

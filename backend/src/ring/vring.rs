@@ -5,10 +5,10 @@ use std::sync::atomic::{Ordering, fence};
 use mdev_dma::GuestSlice;
 use mdev_pin::Burst;
 
-use super::chain::{Chain, Source};
+use super::chain::{Chain, Common, Source};
 use super::layout::{AVAIL_F_NO_INTERRUPT, INDEX, USED_F_NO_NOTIFY, avail_entry, need_event, used_entry};
 use super::split::LOST;
-use super::{Direction, RingError, SplitRing};
+use super::{RingError, SplitRing};
 
 /// A ring open for one burst.
 ///
@@ -76,20 +76,20 @@ impl<'r, 'b> Vring<'r, 'b> {
         let mut outcome = Ok(());
         for head in heads {
             let head = u16::from_le_bytes(*head);
-            let Some((buffer, direction)) = source.single(head) else { break };
-            let buffer = std::slice::from_ref(&buffer);
-            let (readable, writable) = match direction {
-                Direction::Read => (buffer, &[][..]),
-                Direction::Write => (&[][..], buffer),
+            // A call for each form, so that it is compiled for what it gets.
+            outcome = match source.common(head) {
+                Some(Common::Readable(one)) => each(Chain { head, readable: &[one], writable: &[] }),
+                Some(Common::Readable2(two)) => each(Chain { head, readable: &two, writable: &[] }),
+                Some(Common::Writable(one)) => each(Chain { head, readable: &[], writable: &[one] }),
+                None => break,
             };
-            outcome = each(Chain { head, readable, writable });
             if outcome.is_err() {
                 break;
             }
             taken = taken.wrapping_add(1);
         }
         if outcome.is_ok() {
-            // A driver that uses chains of several buffers does so again: the rest of the burst is read in the general way.
+            // A driver that uses chains of other forms does so again: the rest of the burst is read in the general way.
             for head in heads.get(taken..).unwrap_or_default() {
                 outcome = source.chain(u16::from_le_bytes(*head), scratch).and_then(&mut each);
                 if outcome.is_err() {

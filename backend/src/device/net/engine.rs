@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::header::{F_MRG_RXBUF, HEADER};
-use super::incoming::{Incoming, Refusal};
-use super::outgoing::Outgoing;
+use super::incoming::{Incoming, Offered, Refusal};
+use super::outgoing::{Outgoing, Sent};
 use super::pieces::BURST;
-use crate::device::{DropCause, Engine, Queue};
+use crate::device::{DropCause, Engine, Queue, QueueStats};
 use crate::link::{Frame, Generator, Sink};
-use crate::ring::RingError;
+use crate::ring::{RingError, Vring};
 use crate::sys::tsc;
 
 /// What a pair's frames are connected to.
@@ -113,13 +113,30 @@ impl Served {
     const IDLE: Served = Served { chains: 0, call: false };
 }
 
-/// Runs a burst on a queue, unless there is a reason not to, and takes note of what came of it.
+/// Opens a queue's ring for one burst, unless there is a reason not to, and takes note of what came of it. Finding nothing
+/// is cheap; `work` runs only if chains wait.
 #[inline(always)]
-fn serve(queue: &mut Queue, burst: impl FnOnce(&mut Queue) -> Result<Served, RingError>) -> u32 {
+fn serve(
+    queue: &mut Queue,
+    work: impl FnOnce(Vring<'_, '_>, &QueueStats) -> Result<Served, RingError>,
+) -> u32 {
+    hush(queue);
     if !queue.ready() {
         return 0;
     }
-    match burst(queue) {
+    let outcome = {
+        let Queue { ring, lane, stats, .. } = queue;
+        let burst = lane.enter();
+        match ring.begin(&burst).and_then(|vring| Ok((vring.pending()?, vring))) {
+            Ok((0, _)) => {
+                stats.add_empty_poll();
+                Ok(Served::IDLE)
+            }
+            Ok((_, vring)) => work(vring, stats),
+            Err(error) => Err(error),
+        }
+    };
+    match outcome {
         Ok(served) => {
             queue.healed();
             if served.call {
@@ -135,38 +152,36 @@ fn serve(queue: &mut Queue, burst: impl FnOnce(&mut Queue) -> Result<Served, Rin
 }
 
 /// One burst of a transmit queue whose frames go to `consume`.
-fn send(queue: &mut Queue, mut consume: impl FnMut(&Frame<'_, '_>)) -> u32 {
-    hush(queue);
-    serve(queue, |queue| {
-        let Queue { ring, lane, stats, enabled, .. } = queue;
-        let burst = lane.enter();
-        let vring = ring.begin(&burst)?;
-        if vring.pending()? == 0 {
-            stats.add_empty_poll();
-            return Ok(Served::IDLE);
+#[inline(always)]
+fn send(queue: &mut Queue, consume: impl FnMut(&Frame<'_, '_>)) -> u32 {
+    if !queue.enabled {
+        return serve(queue, discard);
+    }
+    serve(queue, |vring, stats| send_burst(vring, stats, consume))
+}
+
+#[inline(never)]
+fn send_burst(
+    vring: Vring<'_, '_>,
+    stats: &QueueStats,
+    mut consume: impl FnMut(&Frame<'_, '_>),
+) -> Result<Served, RingError> {
+    let began = tsc::now();
+    let mut sent = Sent::new();
+    let mut frames = Outgoing::take(vring, &mut sent)?;
+    let chains = frames.len();
+    for index in 0..chains {
+        if let Some(frame) = frames.frame(index) {
+            consume(&frame);
         }
-        let began = tsc::now();
-        if !*enabled {
-            return discard(vring, stats);
-        }
-        let frames = Outgoing::take(vring)?;
-        let chains = frames.len();
-        for index in 0..chains {
-            if let Some(frame) = frames.frame(index) {
-                consume(&frame);
-            }
-        }
-        let call = frames.finish(stats, tsc::now().wrapping_sub(began))?;
-        Ok(Served { chains, call })
-    })
+    }
+    let call = frames.finish(stats, began)?;
+    Ok(Served { chains, call })
 }
 
 /// One burst of a disabled transmit queue: chains are used up, nothing is read (vhost-user, "Ring states").
-#[cold]
-fn discard(
-    mut vring: crate::ring::Vring<'_, '_>,
-    stats: &crate::device::QueueStats,
-) -> Result<Served, RingError> {
+#[inline(never)]
+fn discard(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
     let chains = vring.take(BURST, |_| Ok(()))?;
     vring.complete_all()?;
     let call = vring.publish()?;
@@ -175,94 +190,93 @@ fn discard(
 }
 
 /// One burst of a receive queue with frames of the generator.
+#[inline(always)]
 fn fill(queue: &mut Queue, mergeable: bool, generator: &mut Generator) -> u32 {
-    hush(queue);
     if !queue.enabled {
+        hush(queue);
         return 0;
     }
-    serve(queue, |queue| {
-        let Queue { ring, lane, stats, .. } = queue;
-        let burst = lane.enter();
-        let vring = ring.begin(&burst)?;
-        if vring.pending()? == 0 {
-            stats.add_empty_poll();
-            return Ok(Served::IDLE);
-        }
-        let began = tsc::now();
-        let mut room = Incoming::open(vring, mergeable, BURST);
-        let mut small = 0;
-        for emitted in 0..BURST {
-            match room.room(generator.size()) {
-                Ok(room) => generator.emit(&room, HEADER),
-                // A malformed chain behind good ones is said when it is the first.
-                Err(Refusal::Broken(error)) if emitted == 0 => return Err(error),
-                Err(Refusal::Small) => {
-                    small = 1;
-                    break;
-                }
-                Err(Refusal::Full | Refusal::Later | Refusal::Broken(_)) => break,
+    serve(queue, |vring, stats| fill_burst(vring, stats, mergeable, generator))
+}
+
+#[inline(never)]
+fn fill_burst(
+    vring: Vring<'_, '_>,
+    stats: &QueueStats,
+    mergeable: bool,
+    generator: &mut Generator,
+) -> Result<Served, RingError> {
+    let began = tsc::now();
+    let mut offered = Offered::new();
+    let mut room = Incoming::open(vring, &mut offered, mergeable, BURST);
+    for emitted in 0..BURST {
+        match room.room(generator.size()) {
+            Ok(room) => generator.emit(&room, HEADER),
+            // A malformed chain behind good ones is said when it is the first.
+            Err(Refusal::Broken(error)) if emitted == 0 => return Err(error),
+            Err(Refusal::Small) => {
+                stats.add_drops(DropCause::ReceiverSmall, 1);
+                break;
             }
+            Err(Refusal::Full | Refusal::Later | Refusal::Broken(_)) => break,
         }
-        let (frames, bytes, call) = room.finish()?;
-        if frames != 0 {
-            stats.add_burst(frames, bytes, tsc::now().wrapping_sub(began));
-        }
-        stats.add_drops(DropCause::ReceiverSmall, small);
-        Ok(Served { chains: frames as usize, call })
-    })
+    }
+    let received = room.finish(stats, began)?;
+    Ok(Served { chains: received.frames as usize, call: received.call })
 }
 
 /// One burst of a transmit queue into the receive queue of the same pair.
-fn turn(transmit: &mut Queue, receive: Option<&mut Queue>, mergeable: bool) -> u32 {
-    hush(transmit);
-    let mut receiver = receive.filter(|queue| queue.enabled);
-    let mut trouble = None;
-    let mut receiver_call = false;
-    let chains = serve(transmit, |queue| {
-        let Queue { ring, lane, stats, enabled, .. } = queue;
-        let burst = lane.enter();
-        let vring = ring.begin(&burst)?;
-        if vring.pending()? == 0 {
-            stats.add_empty_poll();
-            return Ok(Served::IDLE);
-        }
-        let began = tsc::now();
-        if !*enabled {
-            return discard(vring, stats);
-        }
-        let mut frames = Outgoing::take(vring)?;
-        let ready = receiver.as_deref_mut().and_then(|queue| queue.ready().then_some(queue));
-        match ready {
-            Some(queue) => match pass(&mut frames, queue, mergeable, stats)? {
-                Ok(call) => receiver_call = call,
-                Err(error) => trouble = Some(error),
-            },
-            None => stats.add_drops(DropCause::NoReceiver, frames.len() as u64),
-        }
-        let chains = frames.len();
-        let call = frames.finish(stats, tsc::now().wrapping_sub(began))?;
-        Ok(Served { chains, call })
+#[inline(always)]
+fn turn(transmit: &mut Queue, mut receive: Option<&mut Queue>, mergeable: bool) -> u32 {
+    if !transmit.enabled {
+        return serve(transmit, discard);
+    }
+    let mut arrived = Ok(false);
+    let chains = serve(transmit, |vring, stats| {
+        turn_burst(vring, stats, receive.as_deref_mut(), mergeable, &mut arrived)
     });
-    if let Some(receiver) = receiver {
-        match trouble {
-            Some(error) => receiver.trouble(error),
-            None if receiver_call => receiver.call(),
-            None => {}
+    // Signals and log lines wait until no burst is open.
+    if let Some(receiver) = receive {
+        match arrived {
+            Ok(true) => receiver.call(),
+            Ok(false) => {}
+            Err(error) => receiver.trouble(error),
         }
     }
     chains
+}
+
+#[inline(never)]
+fn turn_burst(
+    vring: Vring<'_, '_>,
+    stats: &QueueStats,
+    receive: Option<&mut Queue>,
+    mergeable: bool,
+    arrived: &mut Result<bool, RingError>,
+) -> Result<Served, RingError> {
+    let began = tsc::now();
+    let mut sent = Sent::new();
+    let mut frames = Outgoing::take(vring, &mut sent)?;
+    let receiver = receive.filter(|queue| queue.enabled).and_then(|queue| queue.ready().then_some(queue));
+    match receiver {
+        Some(receiver) => *arrived = pass(&mut frames, receiver, mergeable, stats)?,
+        None => stats.add_drops(DropCause::NoReceiver, frames.len() as u64),
+    }
+    let chains = frames.len();
+    let call = frames.finish(stats, began)?;
+    Ok(Served { chains, call })
 }
 
 /// Copies frames into a receive queue and publishes them there. What finds no room is dropped and counted at its sender.
 ///
 /// Two results: what is wrong with the sender's memory, and inside, what is wrong with the receiver, or whether it
 /// wants a call.
-#[inline]
+#[inline(always)]
 fn pass(
-    frames: &mut Outgoing<'_, '_>,
+    frames: &mut Outgoing<'_, '_, '_>,
     receiver: &mut Queue,
     mergeable: bool,
-    sender: &crate::device::QueueStats,
+    sender: &QueueStats,
 ) -> Result<Result<bool, RingError>, RingError> {
     let Queue { ring, lane, stats, parked, .. } = receiver;
     let burst = lane.enter();
@@ -273,49 +287,44 @@ fn pass(
             return Ok(Err(error));
         }
     };
-    let mut room = Incoming::open(vring, mergeable, frames.len());
+    let mut offered = Offered::new();
+    let mut room = Incoming::open(vring, &mut offered, mergeable, frames.len());
     let mut broken = None;
-    let (mut full, mut small, mut lost) = (0u64, 0u64, 0u64);
     for index in 0..frames.len() {
         let Some(frame) = frames.frame(index) else { continue };
-        match room.room(frame.len()) {
-            Ok(room) => room.write_frame(HEADER, &frame),
-            Err(Refusal::Full) => full = full.wrapping_add(1),
-            Err(Refusal::Small) => small = small.wrapping_add(1),
+        let cause = match room.room(frame.len()) {
+            Ok(room) => {
+                room.write_frame(HEADER, &frame);
+                continue;
+            }
             Err(Refusal::Later) if index > 0 => {
-                frames.keep(index);
+                let unserved = frame.len();
+                frames.keep(index, unserved);
                 break;
             }
             // A frame that needs more chains than a burst has will not fit the next one either.
-            Err(Refusal::Later) => full = full.wrapping_add(1),
+            Err(Refusal::Full | Refusal::Later) => DropCause::ReceiverFull,
+            Err(Refusal::Small) => DropCause::ReceiverSmall,
             Err(Refusal::Broken(error)) => {
                 broken = Some(error);
-                lost = lost.wrapping_add(1);
+                DropCause::NoReceiver
             }
-        }
+        };
+        sender.add_drops(cause, 1);
     }
     // Nothing that was read from lost pages may be shown to the receiver.
     if frames.poisoned() {
         return Err(RingError::Poisoned);
     }
-    sender.add_drops(DropCause::ReceiverFull, full);
-    sender.add_drops(DropCause::ReceiverSmall, small);
-    sender.add_drops(DropCause::NoReceiver, lost);
-    Ok(room
-        .finish()
-        .map(|(count, bytes, call)| {
-            stats.add_burst(count, bytes, 0);
-            (call, count)
-        })
-        .and_then(|(call, count)| match broken {
-            Some(error) => Err(error),
-            None => {
-                if count != 0 {
-                    *parked = None;
-                }
-                Ok(call)
-            }
-        }))
+    // The time is the sender's: it is one burst.
+    let received = match room.finish(stats, tsc::now()) {
+        Ok(received) => received,
+        Err(error) => return Ok(Err(error)),
+    };
+    if received.frames != 0 {
+        *parked = None;
+    }
+    Ok(broken.map_or(Ok(received.call), Err))
 }
 
 /// Tells the driver of a queue that polls need no kicks, once.

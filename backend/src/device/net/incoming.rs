@@ -1,34 +1,51 @@
 //! A burst of a receive queue: room for frames the guest receives.
 
-use mdev_dma::Perm;
-use mdev_pin::Burst;
+use mdev_dma::{GuestSlice, Perm};
+use mdev_pin::{Burst, ResolveError};
 use smallvec::SmallVec;
 
 use super::header::{HEADER, received};
-use super::pieces::{BURST, Pieces, resolve};
+use super::pieces::{Pieces, resolve};
+use crate::device::QueueStats;
 use crate::link::{MAX_FRAME, Room};
 use crate::ring::{Buffer, Direction, MAX_BURST, RingError, Vring};
+use crate::sys::tsc;
 
 /// What a frame needs at most.
 const MAX_ROOM: usize = HEADER + MAX_FRAME;
 
-/// Chains of a receive queue, taken as frames need them.
-pub(super) struct Incoming<'r, 'b> {
-    vring: Vring<'r, 'b>,
+/// What a burst of receive chains is noted in. It is large, lives on the stack of one poll and is never moved.
+pub(super) struct Offered<'r> {
+    chains: SmallVec<[Free<'r>; MAX_BURST]>,
     pieces: Pieces<'r>,
-    chains: SmallVec<[Free; 2 * BURST]>,
+    /// The pieces of the chains that one frame fills.
+    joined: Pieces<'r>,
+}
+
+/// A chain: its name, its bytes, its first piece, and where the others end.
+#[derive(Copy, Clone)]
+struct Free<'r> {
+    head: u16,
+    room: usize,
+    first: GuestSlice<'r>,
+    rest: (usize, usize),
+}
+
+impl<'r> Offered<'r> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { chains: SmallVec::new(), pieces: SmallVec::new(), joined: SmallVec::new() }
+    }
+}
+
+/// Chains of a receive queue, taken as frames need them.
+pub(super) struct Incoming<'p, 'r, 'b> {
+    vring: Vring<'r, 'b>,
+    offered: &'p mut Offered<'r>,
     used: usize,
     mergeable: bool,
     bytes: u64,
     frames: u64,
-}
-
-/// A chain: its name, where its pieces end, its bytes.
-#[derive(Copy, Clone)]
-struct Free {
-    head: u16,
-    end: usize,
-    room: usize,
 }
 
 /// Why there is no room for a frame.
@@ -44,19 +61,16 @@ pub(super) enum Refusal {
     Broken(RingError),
 }
 
-impl<'r, 'b> Incoming<'r, 'b> {
+impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
     /// Makes room for `frames` frames if every one needs one chain.
-    #[inline]
-    pub(super) fn open(vring: Vring<'r, 'b>, mergeable: bool, frames: usize) -> Self {
-        let mut incoming = Self {
-            vring,
-            pieces: Pieces::new(),
-            chains: SmallVec::new(),
-            used: 0,
-            mergeable,
-            bytes: 0,
-            frames: 0,
-        };
+    #[inline(always)]
+    pub(super) fn open(
+        vring: Vring<'r, 'b>,
+        offered: &'p mut Offered<'r>,
+        mergeable: bool,
+        frames: usize,
+    ) -> Self {
+        let mut incoming = Self { vring, offered, used: 0, mergeable, bytes: 0, frames: 0 };
         // What goes wrong here goes wrong again when a frame wants the chain, and is said then.
         let _ = incoming.take(frames);
         incoming
@@ -66,94 +80,89 @@ impl<'r, 'b> Incoming<'r, 'b> {
     ///
     /// # Errors
     /// Why not; nothing was used then.
-    #[inline]
+    #[inline(always)]
     pub(super) fn room(&mut self, len: usize) -> Result<Room<'_, 'r>, Refusal> {
         let need = HEADER.wrapping_add(len);
-        if self.chains.len() == self.used {
-            self.take(1)?;
+        let simple = matches!(self.offered.chains.get(self.used), Some(free) if free.first.len() >= need);
+        if !simple {
+            return self.any_room(need);
         }
-        let first = self.start(self.used);
-        match self.chains.get(self.used) {
-            Some(free) if free.room >= need => {
-                self.vring.complete(free.head, need as u32).map_err(Refusal::Broken)?;
-                self.used = self.used.wrapping_add(1);
-                self.header(first, 1);
-            }
-            Some(_) if self.mergeable => self.merge(need)?,
-            _ => return Err(Refusal::Small),
-        }
+        let Self { vring, offered, used, .. } = self;
+        let free = offered.chains.get(*used).ok_or(Refusal::Full)?;
+        vring.complete(free.head, need as u32).map_err(Refusal::Broken)?;
+        *used = used.wrapping_add(1);
         self.frames = self.frames.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(len as u64);
-        let end = self.start(self.used);
-        Ok(Room::new(self.pieces.get(first..end).unwrap_or_default()))
+        let room = Room::new(std::slice::from_ref(&free.first));
+        header(&room, 1);
+        Ok(room)
     }
 
-    /// A frame over several chains: all of them or none.
-    fn merge(&mut self, need: usize) -> Result<(), Refusal> {
+    /// [`Incoming::room`] where a chain is in pieces or too small, or there is none yet.
+    #[inline(never)]
+    fn any_room(&mut self, need: usize) -> Result<Room<'_, 'r>, Refusal> {
         let mut count = 0usize;
         let mut room = 0usize;
         while room < need {
+            if count == 1 && !self.mergeable {
+                return Err(Refusal::Small);
+            }
             let at = self.used.saturating_add(count);
-            if at == self.chains.len() {
+            if at == self.offered.chains.len() {
                 self.take(1)?;
             }
-            room = room.saturating_add(self.chains.get(at).map_or(0, |free| free.room));
+            room = room.saturating_add(self.offered.chains.get(at).map_or(0, |free| free.room));
             count = count.saturating_add(1);
         }
-        let first = self.start(self.used);
+        let Self { vring, offered, used, .. } = self;
+        let Offered { chains, pieces, joined } = &mut **offered;
+        joined.clear();
         let mut left = need;
-        for at in self.used..self.used.saturating_add(count) {
-            if let Some(free) = self.chains.get(at) {
-                let filled = left.min(free.room);
-                left = left.saturating_sub(filled);
-                self.vring.complete(free.head, filled as u32).map_err(Refusal::Broken)?;
-            }
+        for free in chains.iter().skip(*used).take(count) {
+            let filled = left.min(free.room);
+            left = left.saturating_sub(filled);
+            vring.complete(free.head, filled as u32).map_err(Refusal::Broken)?;
+            joined.push(free.first);
+            joined.extend_from_slice(pieces.get(free.rest.0..free.rest.1).unwrap_or_default());
         }
-        self.used = self.used.saturating_add(count);
-        self.header(first, count as u16);
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn header(&self, first: usize, num_buffers: u16) {
-        let (low, high) = received(num_buffers);
-        let whole = self.pieces.get(first).and_then(|piece| {
-            piece.subslice(0, HEADER)?;
-            piece.write::<u64>(0, low.to_le())?;
-            piece.write::<u32>(8, high.to_le())
-        });
-        if whole.is_none() {
-            let mut bytes = [0u8; HEADER];
-            for (place, byte) in bytes.iter_mut().zip(low.to_le_bytes().into_iter().chain(high.to_le_bytes()))
-            {
-                *place = byte;
-            }
-            Room::new(self.pieces.get(first..).unwrap_or_default()).write(0, &bytes);
-        }
-    }
-
-    /// Where the pieces of chain `index` begin.
-    #[inline(always)]
-    fn start(&self, index: usize) -> usize {
-        match index.checked_sub(1) {
-            Some(before) => self.chains.get(before).map_or(0, |free| free.end),
-            None => 0,
-        }
+        *used = used.saturating_add(count);
+        self.frames = self.frames.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(need.saturating_sub(HEADER) as u64);
+        let room = Room::new(&self.offered.joined);
+        header(&room, count as u16);
+        Ok(room)
     }
 
     /// Adds up to `count` chains to the burst, and at least one.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, count: usize) -> Result<(), Refusal> {
-        let Self { vring, pieces, chains, .. } = self;
+        let Self { vring, offered, .. } = self;
+        let Offered { chains, pieces, .. } = &mut **offered;
         if vring.taken() >= MAX_BURST {
             return Err(Refusal::Later);
         }
         let burst = vring.burst();
-        let taken = vring.take(count, |chain| {
-            let room = find(burst, chain.writable, pieces)?;
-            chains.push(Free { head: chain.head, end: pieces.len(), room });
-            Ok(())
-        });
+        let taken = vring.take(
+            count,
+            #[inline(always)]
+            |chain| {
+                let free = match chain.writable {
+                    // No frame reaches further than that, so that a huge buffer costs no more than a frame.
+                    [buffer] if buffer.len <= MAX_ROOM as u32 => {
+                        match burst.slice(buffer.iova, buffer.len, Perm::WRITE) {
+                            Ok(first) => Free { head: chain.head, room: first.len(), first, rest: (0, 0) },
+                            Err(ResolveError::Split) => gather(burst, chain.head, chain.writable, pieces)?,
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                    buffers => gather(burst, chain.head, buffers, pieces)?,
+                };
+                free.first.prefetch_write(0);
+                free.first.prefetch_write(HEADER);
+                chains.push(free);
+                Ok(())
+            },
+        );
         match taken {
             Ok(0) => Err(Refusal::Full),
             Ok(_) => Ok(()),
@@ -161,24 +170,46 @@ impl<'r, 'b> Incoming<'r, 'b> {
         }
     }
 
-    /// Gives back what was not used and publishes the rest. Says how many frames and bytes, and whether the driver asks
-    /// for a call.
+    /// Gives back what was not used, publishes the rest, and counts.
     ///
     /// # Errors
     /// As [`Vring::publish`]: nothing was published.
     #[inline]
-    pub(super) fn finish(mut self) -> Result<(u64, u64, bool), RingError> {
+    pub(super) fn finish(mut self, stats: &QueueStats, began: u64) -> Result<Received, RingError> {
         self.vring.untake(self.vring.taken().saturating_sub(self.used));
-        let wants_call = self.vring.publish()?;
-        Ok((self.frames, self.bytes, wants_call))
+        let call = self.vring.publish()?;
+        if self.frames != 0 {
+            stats.add_burst(self.frames, self.bytes, tsc::now().wrapping_sub(began));
+        }
+        Ok(Received { frames: self.frames, call })
     }
 }
 
-/// Appends the memory of a chain, as far as a frame can reach, and says how many bytes that is. On an error nothing was
-/// appended.
+/// What a burst came to for the guest that receives.
+pub(super) struct Received {
+    /// How many frames it got.
+    pub(super) frames: u64,
+    /// Whether its driver asks for a call.
+    pub(super) call: bool,
+}
+
+/// Writes the header of a frame that fills so many chains.
 #[inline(always)]
-fn find<'r>(burst: &'r Burst<'_>, buffers: &[Buffer], pieces: &mut Pieces<'r>) -> Result<usize, RingError> {
-    let first = pieces.len();
+fn header(room: &Room<'_, '_>, num_buffers: u16) {
+    let (low, high) = received(num_buffers);
+    room.write(0, &low.to_le_bytes());
+    room.write(8, &high.to_le_bytes());
+}
+
+/// The memory of a chain of several buffers or pieces, as far as a frame can reach.
+#[inline(never)]
+fn gather<'r>(
+    burst: &'r Burst<'_>,
+    head: u16,
+    buffers: &[Buffer],
+    pieces: &mut Pieces<'r>,
+) -> Result<Free<'r>, RingError> {
+    let start = pieces.len();
     let mut room = 0usize;
     for buffer in buffers {
         let len = buffer.len.min(MAX_ROOM.saturating_sub(room) as u32);
@@ -186,13 +217,11 @@ fn find<'r>(burst: &'r Burst<'_>, buffers: &[Buffer], pieces: &mut Pieces<'r>) -
             break;
         }
         if let Err(error) = resolve(burst, Buffer { len, ..*buffer }, Perm::WRITE, pieces) {
-            pieces.truncate(first);
+            pieces.truncate(start);
             return Err(error.into());
         }
         room = room.saturating_add(len as usize);
     }
-    let piece = pieces.get(first).ok_or(RingError::WrongDirection(Direction::Write))?;
-    piece.prefetch_write(0);
-    piece.prefetch_write(HEADER);
-    Ok(room)
+    let first = *pieces.get(start).ok_or(RingError::WrongDirection(Direction::Write))?;
+    Ok(Free { head, room, first, rest: (start.saturating_add(1), pieces.len()) })
 }

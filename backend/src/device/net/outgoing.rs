@@ -9,73 +9,96 @@ use super::pieces::{BURST, MAX_PIECES, Pieces, resolve};
 use crate::device::{DropCause, QueueStats};
 use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME};
 use crate::ring::{Buffer, Direction, RingError, Vring};
+use crate::sys::tsc;
+
+/// What a burst of frames is noted in. It is large, lives on the stack of one poll and is never moved.
+pub(super) struct Sent<'r> {
+    frames: SmallVec<[Place<'r>; BURST]>,
+    pieces: Pieces<'r>,
+}
+
+/// Where the frame of a chain is, its header left out.
+#[derive(Copy, Clone)]
+enum Place<'r> {
+    /// In one piece.
+    Whole(GuestSlice<'r>),
+    /// In some of the pieces.
+    Pieces { first: usize, count: usize, len: usize },
+    /// The chain has no proper frame.
+    None,
+}
+
+impl<'r> Sent<'r> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { frames: SmallVec::new(), pieces: SmallVec::new() }
+    }
+}
 
 /// Chains taken from a transmit queue, all of them found in memory and on their way into the cache.
-pub(super) struct Outgoing<'r, 'b> {
+pub(super) struct Outgoing<'p, 'r, 'b> {
     vring: Vring<'r, 'b>,
-    pieces: Pieces<'r>,
-    spans: SmallVec<[Span; BURST]>,
+    sent: &'p mut Sent<'r>,
+    bytes: u64,
     short: u64,
     oversize: u64,
 }
 
-/// Where the frame of a chain is. A chain without a proper frame has no bytes.
-#[derive(Copy, Clone)]
-struct Span {
-    first: usize,
-    count: usize,
-    len: usize,
-}
-
-const NOTHING: Span = Span { first: 0, count: 0, len: 0 };
-
-impl<'r, 'b> Outgoing<'r, 'b> {
+impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
     /// Takes up to [`BURST`] chains. What cannot be resolved yet, and all behind it, is not taken.
     ///
     /// # Errors
     /// What is wrong with the first chain.
-    #[inline]
-    pub(super) fn take(mut vring: Vring<'r, 'b>) -> Result<Self, RingError> {
-        let (mut pieces, mut spans) = (Pieces::new(), SmallVec::new());
+    #[inline(always)]
+    pub(super) fn take(mut vring: Vring<'r, 'b>, sent: &'p mut Sent<'r>) -> Result<Self, RingError> {
         let (mut short, mut oversize) = (0u64, 0u64);
         let burst = vring.burst();
-        vring.take(BURST, |chain| {
-            let span = match whole(burst, chain.readable) {
-                Some(frame) => {
-                    frame.prefetch_read(0);
-                    pieces.push(frame);
-                    Span { first: pieces.len().wrapping_sub(1), count: 1, len: frame.len() }
-                }
-                None => match gather(burst, chain.readable, &mut pieces)? {
-                    Ok(span) => span,
-                    Err(DropCause::Short) => {
-                        short = short.wrapping_add(1);
-                        NOTHING
+        vring.take(
+            BURST,
+            #[inline(always)]
+            |chain| {
+                let place = match whole(burst, chain.readable) {
+                    Some(frame) => {
+                        frame.prefetch_read(0);
+                        Place::Whole(frame)
                     }
-                    Err(_) => {
-                        oversize = oversize.wrapping_add(1);
-                        NOTHING
-                    }
-                },
-            };
-            spans.push(span);
-            Ok(())
-        })?;
-        Ok(Self { vring, pieces, spans, short, oversize })
+                    None => match gather(burst, chain.readable, &mut sent.pieces)? {
+                        Ok(place) => place,
+                        Err(DropCause::Short) => {
+                            short = short.wrapping_add(1);
+                            Place::None
+                        }
+                        Err(_) => {
+                            oversize = oversize.wrapping_add(1);
+                            Place::None
+                        }
+                    },
+                };
+                sent.frames.push(place);
+                Ok(())
+            },
+        )?;
+        Ok(Self { vring, sent, bytes: 0, short, oversize })
     }
 
     /// Chains taken.
     #[inline(always)]
     pub(super) fn len(&self) -> usize {
-        self.spans.len()
+        self.sent.frames.len()
     }
 
-    /// The frame of chain `index`, if there is a proper one.
+    /// The frame of chain `index`, if there is a proper one. Each is asked for once: that is how bytes are counted.
     #[inline(always)]
-    pub(super) fn frame(&self, index: usize) -> Option<Frame<'_, 'r>> {
-        let span = self.spans.get(index)?;
-        let pieces = self.pieces.get(span.first..span.first.wrapping_add(span.count))?;
-        (span.len != 0).then(|| Frame::new(pieces, span.len))
+    pub(super) fn frame(&mut self, index: usize) -> Option<Frame<'_, 'r>> {
+        let frame = match self.sent.frames.get(index)? {
+            Place::Whole(slice) => Frame::new(std::slice::from_ref(slice), slice.len()),
+            Place::Pieces { first, count, len } => {
+                Frame::new(self.sent.pieces.get(*first..first.wrapping_add(*count))?, *len)
+            }
+            Place::None => return None,
+        };
+        self.bytes = self.bytes.wrapping_add(frame.len() as u64);
+        Some(frame)
     }
 
     /// Whether memory was lost under this burst.
@@ -83,10 +106,11 @@ impl<'r, 'b> Outgoing<'r, 'b> {
         self.vring.burst().poisoned()
     }
 
-    /// Gives back the chains from `index` on: they are served later.
-    pub(super) fn keep(&mut self, index: usize) {
-        self.vring.untake(self.spans.len().saturating_sub(index));
-        self.spans.truncate(index);
+    /// Gives back the chains from `index` on, whose last frame was `unserved` bytes long: they are served later.
+    pub(super) fn keep(&mut self, index: usize, unserved: usize) {
+        self.vring.untake(self.sent.frames.len().saturating_sub(index));
+        self.sent.frames.truncate(index);
+        self.bytes = self.bytes.wrapping_sub(unserved as u64);
     }
 
     /// Completes every chain, publishes, and counts. True when the driver asks for a call.
@@ -94,13 +118,13 @@ impl<'r, 'b> Outgoing<'r, 'b> {
     /// # Errors
     /// As [`Vring::publish`]: nothing was published.
     #[inline]
-    pub(super) fn finish(mut self, stats: &QueueStats, ticks: u64) -> Result<bool, RingError> {
+    pub(super) fn finish(mut self, stats: &QueueStats, began: u64) -> Result<bool, RingError> {
         self.vring.complete_all()?;
+        let chains = self.vring.taken() as u64;
         let wants_call = self.vring.publish()?;
-        let bytes = self.spans.iter().fold(0usize, |sum, span| sum.wrapping_add(span.len));
         stats.add_drops(DropCause::Short, self.short);
         stats.add_drops(DropCause::Oversize, self.oversize);
-        stats.add_burst(self.spans.len() as u64, bytes as u64, ticks);
+        stats.add_burst(chains, self.bytes, tsc::now().wrapping_sub(began));
         Ok(wants_call)
     }
 }
@@ -111,12 +135,22 @@ fn frame_len(bytes: usize) -> Option<usize> {
     bytes.checked_sub(HEADER).filter(|len| (ETHERNET_HEADER..=MAX_FRAME).contains(len))
 }
 
-/// A frame in one buffer with its header, as most are, and in one piece.
+/// A frame as most are: in one piece, its header before it in the same buffer or in one of its own.
 #[inline(always)]
 fn whole<'r>(burst: &'r Burst<'_>, buffers: &[Buffer]) -> Option<GuestSlice<'r>> {
-    let [buffer] = buffers else { return None };
-    let len = frame_len(buffer.len as usize)?;
-    burst.slice(buffer.iova, buffer.len, Perm::READ).ok()?.subslice(HEADER, len)
+    match buffers {
+        [buffer] => {
+            let len = frame_len(buffer.len as usize)?;
+            burst.slice(buffer.iova, buffer.len, Perm::READ).ok()?.subslice(HEADER, len)
+        }
+        [header, frame] if header.len == HEADER as u32 => {
+            frame_len(HEADER.wrapping_add(frame.len as usize))?;
+            // Nothing in it is needed, but a driver that gives a wrong address should hear of it.
+            burst.slice(header.iova, header.len, Perm::READ).ok()?;
+            burst.slice(frame.iova, frame.len, Perm::READ).ok()
+        }
+        _ => None,
+    }
 }
 
 /// A frame in any number of buffers, split anywhere; or why it is none.
@@ -125,7 +159,7 @@ fn gather<'r>(
     burst: &'r Burst<'_>,
     buffers: &[Buffer],
     pieces: &mut Pieces<'r>,
-) -> Result<Result<Span, DropCause>, RingError> {
+) -> Result<Result<Place<'r>, DropCause>, RingError> {
     if buffers.is_empty() {
         return Err(RingError::WrongDirection(Direction::Read));
     }
@@ -156,11 +190,14 @@ fn gather<'r>(
         start = start.saturating_add(1);
     }
     let frame = pieces.get(start..).unwrap_or_default();
-    let count = frame.len();
-    if count > MAX_PIECES {
-        pieces.truncate(first);
-        return Ok(Err(DropCause::Oversize));
-    }
     frame.iter().for_each(|piece| piece.prefetch_read(0));
-    Ok(Ok(Span { first: start, count, len }))
+    let place = match frame {
+        [piece] => Place::Whole(*piece),
+        _ if frame.len() > MAX_PIECES => {
+            pieces.truncate(first);
+            return Ok(Err(DropCause::Oversize));
+        }
+        _ => Place::Pieces { first: start, count: frame.len(), len },
+    };
+    Ok(Ok(place))
 }

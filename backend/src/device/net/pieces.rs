@@ -11,11 +11,12 @@ pub(super) const BURST: usize = 32;
 /// Pieces a frame may be in; what DPDK's back-end accepts too.
 pub(super) const MAX_PIECES: usize = 256;
 
-/// Guest memory of one burst, flat. Room for what ordinary drivers do is on the stack.
-pub(super) type Pieces<'s> = SmallVec<[GuestSlice<'s>; 128]>;
+/// Guest memory of one burst, flat, for chains that are in several pieces. There is room on the stack for what drivers
+/// do that cut every jumbo frame into pages.
+pub(super) type Pieces<'s> = SmallVec<[GuestSlice<'s>; 512]>;
 
 /// Appends the memory of a buffer. On an error nothing was appended.
-#[inline(always)]
+#[inline]
 pub(super) fn resolve<'s>(
     burst: &'s Burst<'_>,
     buffer: Buffer,
