@@ -49,10 +49,10 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// How many chains wait.
     ///
     /// # Errors
-    /// [`RingError::AvailJump`].
+    /// [`RingError::AvailJump`]; [`RingError::Poisoned`] if it comes from memory that was lost.
     #[inline]
     pub fn pending(&self) -> Result<u16, RingError> {
-        pending(&self.avail, self.next_avail, self.ring.size)
+        pending(&self.avail, self.next_avail, self.ring.size).map_err(|error| cause(self.burst, error))
     }
 
     /// Takes up to `max` of the waiting chains, each handed to `each` first, and says how many. A chain that `each` refuses,
@@ -69,7 +69,8 @@ impl<'r, 'b> Vring<'r, 'b> {
     ) -> Result<usize, RingError> {
         let SplitRing { size, indirect, batch, .. } = &mut *self.ring;
         let source = Source { burst: self.burst, table: self.desc, size: *size, indirect: *indirect };
-        let waiting = pending(&self.avail, self.next_avail, *size)?;
+        let waiting =
+            pending(&self.avail, self.next_avail, *size).map_err(|error| cause(self.burst, error))?;
         let count = usize::from(waiting).min(max).min(batch.room());
         let (heads, scratch) = batch.fetch(&self.avail, *size, self.next_avail, count);
         let mut taken = 0usize;
@@ -99,7 +100,7 @@ impl<'r, 'b> Vring<'r, 'b> {
             }
         }
         if taken == 0 {
-            outcome?;
+            outcome.map_err(|error| cause(self.burst, error))?;
         }
         batch.take(taken);
         self.next_avail = self.next_avail.wrapping_add(taken as u16);
@@ -226,4 +227,10 @@ fn pending(avail: &GuestSlice<'_>, next: u16, size: u16) -> Result<u16, RingErro
     let index = u16::from_le(avail.load_u16(INDEX, Ordering::Acquire).ok_or(LOST)?);
     let pending = index.wrapping_sub(next);
     if pending > size { Err(RingError::AvailJump { next, index, size }) } else { Ok(pending) }
+}
+
+/// What an error comes from: of memory that was lost in this burst nothing that was read means anything.
+#[cold]
+fn cause(burst: &Burst<'_>, error: RingError) -> RingError {
+    if burst.poisoned() { RingError::Poisoned } else { error }
 }
