@@ -3,20 +3,24 @@
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::bell;
+
 /// An eventfd(2), non-blocking.
 ///
-/// The descriptor may come from a hostile peer that shares its open file, so nothing here relies on what the
-/// peer could change behind our back: reading asks for "no wait" with every call, and a descriptor that is no
-/// eventfd is refused on arrival. What remains is a peer that clears `O_NONBLOCK` on an eventfd it gave us and
-/// fills its counter while we write: that holds the one thread that signals it until the peer reads, and the
-/// kernel offers no other way to write to an eventfd.
+/// The descriptor may come from a hostile peer that shares its open file, so nothing here relies on what the peer
+/// could change behind our back. Reading asks for "no wait" with every call. A signal to a peer's counter is left to
+/// the kernel's asynchronous I/O, which never waits, whatever the counter and the file's flags are (a write costs
+/// half as much, and waits for a peer that clears `O_NONBLOCK` and fills the counter). A descriptor that is no eventfd
+/// is refused on arrival.
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
+    /// Somebody else has the file open.
+    shared: bool,
 }
 
 /// What [`EventFd::drain`] found.
@@ -37,7 +41,7 @@ impl EventFd {
     /// What eventfd(2) answers: no descriptors left, no memory.
     pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { fd })
+        Ok(Self { fd, shared: false })
     }
 
     /// Takes over a descriptor that a peer sent, and makes it non-blocking.
@@ -65,13 +69,26 @@ impl EventFd {
         if !flags.contains(OFlags::NONBLOCK) {
             rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
         }
-        Ok(Self { fd })
+        Ok(Self { fd, shared: true })
     }
 
     /// Adds one to the counter and wakes who waits for it. A counter at its limit is signalled already, and a
     /// peer that is gone needs no signal: errors have no meaning here.
     pub fn signal(&self) {
+        if self.shared {
+            match bell::ring(self.fd.as_fd()) {
+                // No asynchronous I/O here: a counter that is not full takes a write, and who fills it in between
+                // must be lucky to hold us.
+                Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::NOMEM) if self.has_room() => {}
+                Ok(()) | Err(_) => return,
+            }
+        }
         while let Err(Errno::INTR) = rustix::io::write(&self.fd, &1u64.to_ne_bytes()) {}
+    }
+
+    fn has_room(&self) -> bool {
+        let mut ends = [PollFd::new(&self.fd, PollFlags::OUT)];
+        poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes the counter. Never waits, whatever the peer did to the file's flags.

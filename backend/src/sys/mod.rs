@@ -1,9 +1,12 @@
 //! What mdevd asks of the operating system, wrapped once: event counters, readiness, timers, inherited
 //! descriptors.
 //!
-//! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks. Two files need `unsafe`: one takes
-//! over a descriptor by its number, one reads the processor's time stamp counter.
+//! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks. Three files need `unsafe`: one
+//! signals a peer without waiting for it, one takes over a descriptor by its number, one reads the processor's time
+//! stamp counter.
 
+#[allow(unsafe_code)]
+mod bell;
 mod event_fd;
 #[allow(unsafe_code)]
 mod inherit;

@@ -39,3 +39,43 @@ fn a_pipe_whose_writer_left_is_broken() {
     drop(writer);
     assert_eq!(EventFd::unchecked(reader).unwrap().drain(), Kicks::Broken);
 }
+
+/// A peer's counter and our end of it.
+fn shared() -> (OwnedFd, EventFd) {
+    let peer = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let ours = EventFd::from_fd(peer.try_clone().unwrap()).unwrap();
+    (peer, ours)
+}
+
+#[test]
+fn signals_to_a_peer_are_counted_more_than_the_kernel_keeps() {
+    let (_peer, ours) = shared();
+    (0..1000).for_each(|_| ours.signal());
+    assert_eq!(ours.drain(), Kicks::Some(1000));
+}
+
+#[test]
+fn signal_never_waits_for_a_peer_whose_blocking_counter_is_full() {
+    let (peer, ours) = shared();
+    rustix::fs::fcntl_setfl(&peer, OFlags::empty()).unwrap();
+    rustix::io::write(&peer, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    (0..200).for_each(|_| ours.signal());
+    assert!(matches!(ours.drain(), Kicks::Some(count) if count >= u64::MAX - 1));
+    // And where the kernel has no asynchronous I/O, a look decides.
+    rustix::io::write(&peer, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    assert!(!ours.has_room());
+    ours.drain();
+    assert!(ours.has_room());
+}
+
+#[test]
+fn a_signal_to_a_peer_wakes_who_waits_for_it() {
+    let (peer, ours) = shared();
+    let waiter = std::thread::spawn(move || {
+        let mut count = [0; 8];
+        rustix::io::read(&peer, &mut count).unwrap();
+        u64::from_ne_bytes(count)
+    });
+    ours.signal();
+    assert_eq!(waiter.join().unwrap(), 1);
+}
