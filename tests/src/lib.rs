@@ -3,9 +3,13 @@
 //! This crate is the project's test bench. What several tests need stands here in the library; the tests themselves are in `tests/`.
 //!
 //! - [`lab`] starts programs nobody here wrote (QEMU, DPDK's testpmd, a Linux guest) against the product.
+//! - [`stage`] puts several of the product's devices on one worker of this process, for tests in which one guest must not notice another.
+//! - [`random`] makes numbers that look random and can be had again.
 //! - [`house`] reads the source tree and says where it breaks the rules of the house.
 //! - [`documents`] reads the Markdown files and says where they disagree with the rest of the tree.
 
 pub mod documents;
 pub mod house;
 pub mod lab;
+pub mod random;
+pub mod stage;

@@ -1,0 +1,105 @@
+//! The rings of one device among several on one worker: what a session may ask of the running side.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mdev_pin::Access;
+use mdevd::device::{Device, QueueSetup};
+use mdevd::session::{Queues, StartError};
+use mdevd::sys::EventFd;
+use mdevd::worker::{Command, Worker};
+
+pub(super) struct Rings {
+    device: Arc<dyn Device>,
+    key: u64,
+    worker: Rc<Worker>,
+    /// The connection that rings run on.
+    pub(super) owner: Option<u64>,
+    running: BTreeSet<u16>,
+    /// Connections of rings that were told to stop, by token.
+    stopping: HashMap<u64, u64>,
+    /// What each connection's rings see memory by.
+    accesses: BTreeMap<u64, Access>,
+    freed: bool,
+}
+
+impl Rings {
+    pub(super) fn new(device: Arc<dyn Device>, key: u64, worker: Rc<Worker>) -> Self {
+        let (running, stopping, accesses) = Default::default();
+        Rings { device, key, worker, owner: None, running, stopping, accesses, freed: false }
+    }
+
+    /// A ring has stopped: its connection.
+    pub(super) fn stopped(&mut self, token: u64) -> Option<u64> {
+        let conn = self.stopping.remove(&token)?;
+        if self.running.is_empty() && self.stopping.is_empty() {
+            self.owner = None;
+            self.freed = true;
+        }
+        Some(conn)
+    }
+
+    pub(super) fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Pins on the memory of a connection that is over.
+    pub(super) fn pins_left(&mut self, conn: u64) -> u64 {
+        self.accesses.remove(&conn).map_or(0, |access| access.pins())
+    }
+
+    fn runs(&self, conn: u64, index: u16) -> bool {
+        self.owner == Some(conn) && self.running.contains(&index)
+    }
+}
+
+impl Queues for Rings {
+    fn start(&mut self, conn: u64, features: u64, setup: QueueSetup) -> Result<(), StartError> {
+        if self.busy_elsewhere(conn) {
+            return Err(StartError::OtherConnection);
+        }
+        self.owner = Some(conn);
+        assert!(self.running.insert(setup.index), "ring {} was started twice", setup.index);
+        self.accesses.entry(conn).or_insert_with(|| setup.access.clone());
+        let (device, setup) = (self.device.clone(), Box::new(setup));
+        self.worker.send(Command::Start { token: 0, device, device_key: self.key, features, setup });
+        Ok(())
+    }
+
+    fn stop(&mut self, conn: u64, index: u16, token: u64) -> bool {
+        if !self.runs(conn, index) {
+            return false;
+        }
+        self.running.remove(&index);
+        assert!(self.stopping.insert(token, conn).is_none(), "token {token} was given twice");
+        self.worker.send(Command::Stop { token, device_key: self.key, index });
+        true
+    }
+
+    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
+        if self.runs(conn, index) {
+            self.worker.send(Command::SetCall { device_key: self.key, index, call });
+        }
+    }
+
+    fn set_err(&mut self, conn: u64, index: u16, err: Option<Arc<EventFd>>) {
+        if self.runs(conn, index) {
+            self.worker.send(Command::SetErr { device_key: self.key, index, err });
+        }
+    }
+
+    fn set_enabled(&mut self, conn: u64, index: u16, enabled: bool) {
+        if self.runs(conn, index) {
+            self.worker.send(Command::Enable { device_key: self.key, index, enabled });
+        }
+    }
+
+    fn busy_elsewhere(&self, conn: u64) -> bool {
+        self.owner.is_some_and(|owner| owner != conn)
+    }
+
+    fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+}

@@ -1,0 +1,143 @@
+//! Front-ends that are gone at any instant of their coming, with traffic on.
+
+use std::io::{IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use mdev_protocol::vhost_user::{FrontendMessage as M, VringAddr, VringFd, VringState};
+use mdev_protocol::virtio::feature::{VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_RING_F_EVENT_IDX};
+use mdev_tests::random::Random;
+use mdev_tests::stage::{FEATURES, Guest, GuestOptions, PROTOCOL, Port};
+use mdevd::driver::{GuestMemory, MemoryOptions, RingFds, RingOptions, SplitQueue};
+use mdevd::worker::Mode;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::files::described;
+use super::latched::{ATTACKED, Attacks};
+
+const ROUNDS: u32 = 400;
+const SIZE: u16 = 64;
+
+/// What a front-end says from its first word until traffic flows, each message with its descriptors.
+fn sequence<'f>(
+    memory: &'f GuestMemory,
+    port: &Port,
+    fds: &'f [RingFds; 2],
+) -> Vec<(M, Vec<BorrowedFd<'f>>)> {
+    let features = FEATURES | VIRTIO_RING_F_EVENT_IDX | VHOST_USER_F_PROTOCOL_FEATURES;
+    let mut messages = vec![
+        (M::GetFeatures, vec![]),
+        (M::GetProtocolFeatures, vec![]),
+        (M::SetProtocolFeatures(PROTOCOL), vec![]),
+        (M::GetQueueNum, vec![]),
+        (M::GetMaxMemSlots, vec![]),
+        (M::SetOwner, vec![]),
+        (M::SetFeatures(features), vec![]),
+        (M::GetStatus, vec![]),
+    ];
+    for region in memory.regions() {
+        messages.push((M::AddMemReg(described(region)), vec![region.extent.file.as_fd()]));
+    }
+    for (index, queue) in [(0u8, &port.rx), (1, &port.tx)] {
+        let number = u32::from(index);
+        let state = |num| VringState { index: number, num };
+        let with_fd = VringFd { index, has_fd: true };
+        let fds = &fds[usize::from(index)];
+        messages.extend([
+            (M::SetVringNum(state(SIZE.into())), vec![]),
+            (M::SetVringBase(state(0)), vec![]),
+            (M::SetVringAddr(address(memory, number, queue)), vec![]),
+            (M::SetVringCall(with_fd), vec![fds.call.as_fd()]),
+            (M::SetVringErr(with_fd), vec![fds.err.as_fd()]),
+            (M::SetVringKick(with_fd), vec![fds.kick.as_fd()]),
+            (M::SetVringEnable(state(1)), vec![]),
+        ]);
+    }
+    messages.extend([
+        (M::SetStatus(15), vec![]),
+        (M::GetVringBase(VringState { index: 1, num: 0 }), vec![]),
+        (M::SetVringKick(VringFd { index: 1, has_fd: true }), vec![fds[1].kick.as_fd()]),
+        (M::RemMemReg(described(&memory.regions()[0])), vec![]),
+    ]);
+    messages
+}
+
+fn address(memory: &GuestMemory, index: u32, queue: &SplitQueue) -> VringAddr {
+    let at = queue.addresses();
+    let user = |at| memory.user(at).expect("it is in memory").0;
+    VringAddr { index, flags: 0, desc: user(at.desc), used: user(at.used), avail: user(at.avail), log: 0 }
+}
+
+fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::empty());
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+#[test]
+fn front_ends_that_vanish_at_random_instants_leave_nothing_behind() {
+    let attacks = Attacks::begin(Mode::Adaptive);
+    let mut random = Random::seeded("front_ends_that_vanish");
+    let mut served = 0;
+    for round in 0..ROUNDS {
+        let mut memory =
+            GuestMemory::new(MemoryOptions { size: 1 << 20, ..Default::default() }).expect("memory");
+        let ring = RingOptions { size: SIZE, event_idx: true, indirect: false };
+        let mut port = Port::new(&mut memory, ring).expect("room");
+        // There is something to do as soon as the rings run.
+        port.send(u64::MAX).expect("an empty ring");
+        let fds = [RingFds::new().expect("eventfds"), RingFds::new().expect("eventfds")];
+        let messages = sequence(&memory, &port, &fds);
+        let (conn, mut socket) = attacks.stage.connect(ATTACKED);
+
+        let last = random.below(messages.len() as u64 + 1) as usize;
+        for (message, fds) in messages.iter().take(last) {
+            send(&socket, &message.to_bytes(random.one_in(2)), fds);
+        }
+        // Some stay for a moment, so that the rings get to run.
+        for _ in 0..random.below(4) * random.below(4) {
+            port.forgive();
+            let _ = port.send(u64::MAX);
+            let _ = port.receive_anything();
+            fds[1].kick.signal();
+            std::thread::yield_now();
+        }
+        served += u32::from(port.frames().1 > 0);
+        match (random.below(4), messages.get(last)) {
+            // In the middle of a message.
+            (0, Some((message, _))) => {
+                let bytes = message.to_bytes(true);
+                let some = 1 + random.below(bytes.len() as u64 - 1) as usize;
+                socket.write_all(&bytes[..some]).expect("room");
+            }
+            (1, _) => socket.shutdown(Shutdown::Write).expect("it is open"),
+            (2, _) => socket.shutdown(Shutdown::Both).expect("it is open"),
+            _ => {}
+        }
+        drop(messages);
+        // Memory and descriptors go in any order.
+        if random.one_in(2) {
+            drop(socket);
+            drop((port, memory, fds));
+        } else {
+            drop((port, memory, fds));
+            drop(socket);
+        }
+        assert_eq!(attacks.stage.ending(conn).pins, 0, "round {round}");
+        assert_eq!(attacks.stage.windows().live(), 1, "round {round}");
+        if round % 40 == 0 {
+            attacks.victim.must_go_on(20);
+        }
+    }
+    assert!(served > 0, "no front-end ever stayed until it was served");
+
+    // The device is none the worse for it.
+    let mut guest = Guest::start(&attacks.stage, ATTACKED, GuestOptions::default());
+    guest.exchange(100);
+    attacks.leave("the last one", guest);
+    attacks.end();
+}

@@ -1,0 +1,25 @@
+//! Hostile front-ends and guests, each on the worker that a well-behaved guest is on: what they do has a name, and the other one does not
+//! notice.
+//!
+//! | module | what is hostile |
+//! |---|---|
+//! | `chains` | descriptors: loops, indices out of range, addresses and lengths that wrap, no length, wrong order |
+//! | `indirect` | indirect tables: odd size, empty, oversized, nested, looping, outside memory |
+//! | `placement` | rings outside of memory, over each other, misaligned, over their own buffers |
+//! | `files` | memory that is no memory, too short, overlapping, to be read only |
+//! | `descriptors` | file descriptors: missing, surplus, no eventfd, full, always readable |
+//! | `lost` | memory files that shrink, or get holes, under traffic |
+//! | `leaving` | front-ends that vanish at any instant |
+//! | `replies` | front-ends that do not read what they asked for |
+//! | `removed` | memory that is taken away by messages, under traffic |
+
+mod chains;
+mod descriptors;
+mod files;
+mod indirect;
+mod latched;
+mod leaving;
+mod lost;
+mod placement;
+mod removed;
+mod replies;
