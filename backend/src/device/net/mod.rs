@@ -28,6 +28,7 @@
 
 mod config;
 mod engine;
+pub mod fuzzing;
 mod header;
 mod incoming;
 mod outgoing;
