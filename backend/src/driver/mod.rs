@@ -22,13 +22,15 @@
 //! # What it does not implement
 //!
 //! Packed rings, the control queue, offloads, an IOMMU between driver and device.
+mod error;
 mod front_end;
 mod memory;
 pub mod net;
 mod raw;
 mod split;
 
+pub use error::DriverError;
 pub use front_end::{FrontEnd, FrontEndError, RingFds};
 pub use memory::{GuestMemory, MemoryError, MemoryOptions, Part, Region};
 pub use raw::RawRing;
-pub use split::{DriverError, Piece, RingAddresses, RingOptions, SplitQueue, Used};
+pub use split::{Piece, RingAddresses, RingOptions, SplitQueue, Used};

@@ -1,7 +1,8 @@
 //! A network device's queues, as its driver sees them: receive buffers that go round, transmit buffers that were
 //! written once.
+use super::error::DriverError;
 use super::memory::{GuestMemory, Part};
-use super::split::{DriverError, Piece, RingOptions, SplitQueue};
+use super::split::{Piece, RingOptions, SplitQueue, Used};
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::net::NetHeader;
 use smallvec::SmallVec;
@@ -36,9 +37,21 @@ impl Buffers {
         Ok(Buffers { part, stride, capacity })
     }
 
+    /// All of them, to be looked into with [`Buffers::one`] any number of times.
+    #[inline]
+    fn all(&self) -> Option<GuestSlice<'_>> {
+        self.part.slice()
+    }
+
+    /// Buffer `number` of all.
+    #[inline(always)]
+    fn one<'g>(&self, all: &GuestSlice<'g>, number: u16) -> Option<GuestSlice<'g>> {
+        all.subslice(usize::from(number) * self.stride as usize, self.capacity as usize)
+    }
+
     #[inline]
     fn slice(&self, number: u16) -> Option<GuestSlice<'_>> {
-        self.part.range(u64::from(number) * self.stride, self.capacity.into())
+        self.one(&self.all()?, number)
     }
 
     /// The pieces of buffer `number` when it holds `len` bytes, header included.
@@ -80,19 +93,28 @@ impl QueueOptions {
 
 /// A received packet; valid until its buffers are offered again.
 pub struct Packet<'q> {
-    /// Its header.
-    pub header: NetHeader,
-    /// The frame, or its beginning if it spans several buffers.
-    pub frame: GuestSlice<'q>,
+    /// The first buffer, as far as it is filled: at least a header.
+    first: GuestSlice<'q>,
     /// The rest of a frame that spans several buffers.
-    pub rest: SmallVec<[GuestSlice<'q>; 4]>,
+    rest: SmallVec<[GuestSlice<'q>; 4]>,
 }
 
-impl Packet<'_> {
+impl<'q> Packet<'q> {
+    /// Its header.
+    pub fn header(&self) -> NetHeader {
+        self.first.read(0).unwrap_or_default()
+    }
+
+    /// The frame, or its beginning if it spans several buffers.
+    #[inline(always)]
+    pub fn frame(&self) -> GuestSlice<'q> {
+        self.first.subslice(HEADER_LEN, self.first.len().saturating_sub(HEADER_LEN)).unwrap_or(self.first)
+    }
+
     /// Bytes of the whole frame.
-    #[inline]
+    #[inline(always)]
     pub fn len(&self) -> usize {
-        self.rest.iter().fold(self.frame.len(), |sum, piece| sum + piece.len())
+        self.rest.iter().fold(self.first.len().saturating_sub(HEADER_LEN), |sum, piece| sum + piece.len())
     }
 
     /// Whether the frame has no byte.
@@ -104,7 +126,7 @@ impl Packet<'_> {
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len()];
         let mut done = 0;
-        for piece in std::iter::once(&self.frame).chain(&self.rest) {
+        for piece in std::iter::once(&self.frame()).chain(&self.rest) {
             done += piece.copy_to(bytes.get_mut(done..).unwrap_or_default());
         }
         bytes
@@ -117,6 +139,8 @@ pub struct RxQueue {
     pub queue: SplitQueue,
     buffers: Buffers,
     options: QueueOptions,
+    /// What one call takes from the ring; kept for its memory.
+    used: Vec<Used>,
 }
 
 impl RxQueue {
@@ -128,7 +152,7 @@ impl RxQueue {
         let mut queue = SplitQueue::new(memory, options.ring)?;
         let buffers = Buffers::new(memory, options.ring.size, options.capacity)?;
         prepare_all(&mut queue, &buffers, options, true)?;
-        Ok(RxQueue { queue, buffers, options })
+        Ok(RxQueue { queue, buffers, options, used: Vec::new() })
     }
 
     /// Offers every buffer that the driver holds, without publishing; how many those were.
@@ -154,47 +178,51 @@ impl RxQueue {
         limit: u32,
         mut each: impl FnMut(u16, &Packet<'_>),
     ) -> Result<u32, DriverError> {
-        let mut ready = self.queue.ready()?;
+        let Self { queue, buffers, options, used } = self;
+        let Some(all) = buffers.all() else { return Ok(0) };
+        let ready = queue.ready()?;
+        let count = ready.min(u16::try_from(limit).unwrap_or(u16::MAX));
+        used.clear();
+        queue.pop_each(count, |entry| {
+            // All on their way from the other core before the first is looked at.
+            if let Some(buffer) = buffers.one(&all, entry.head) {
+                buffer.prefetch_read(0);
+            }
+            used.push(entry);
+        })?;
+        let mut spare = ready - count;
         let mut packets = 0;
-        while ready > 0 && packets < limit {
-            let used = self.queue.pop()?;
-            ready -= 1;
-            let capacity = self.buffers.capacity;
-            let wrong = DriverError::UsedLength { len: used.len, capacity };
-            let Some(slice) =
-                self.buffers.slice(used.head).and_then(|slice| slice.subslice(0, used.len as usize))
-            else {
+        let mut next = 0;
+        while let Some(&entry) = used.get(next) {
+            next += 1;
+            let wrong = DriverError::UsedLength { len: entry.len, capacity: buffers.capacity };
+            let filled = |entry: Used| buffers.one(&all, entry.head)?.subslice(0, entry.len as usize);
+            let Some(first) = filled(entry).filter(|first| first.len() >= HEADER_LEN) else {
                 return Err(wrong);
             };
-            let Some(header) = slice.read::<NetHeader>(0) else { return Err(wrong) };
-            let Some(frame) = slice.subslice(HEADER_LEN, slice.len() - HEADER_LEN) else { return Err(wrong) };
-            let mut packet = Packet { header, frame, rest: SmallVec::new() };
-            let spans = if self.options.mergeable { header.num_buffers } else { 1 };
+            let mut packet = Packet { first, rest: SmallVec::new() };
+            let spans =
+                if options.mergeable { first.read(NetHeader::NUM_BUFFERS_OFFSET).unwrap_or(1) } else { 1u16 };
             if spans > 1 {
-                let others = spans - 1;
-                if others > ready {
-                    return Err(DriverError::TornPacket { wanted: spans, used: ready + 1 });
+                let others = usize::from(spans) - 1;
+                let missing = others.saturating_sub(used.len() - next);
+                if missing > usize::from(spare) {
+                    let used = (used.len() - next) as u16 + spare + 1;
+                    return Err(DriverError::TornPacket { wanted: spans, used });
                 }
-                ready -= others;
-                let mut heads = SmallVec::<[u16; 8]>::new();
-                for _ in 0..others {
-                    let next = self.queue.pop()?;
-                    let piece =
-                        self.buffers.slice(next.head).and_then(|slice| slice.subslice(0, next.len as usize));
-                    packet.rest.push(piece.ok_or(DriverError::UsedLength { len: next.len, capacity })?);
-                    heads.push(next.head);
+                queue.pop_each(missing as u16, |entry| used.push(entry))?;
+                spare -= missing as u16;
+                for &other in used.iter().skip(next).take(others) {
+                    let capacity = buffers.capacity;
+                    let piece = filled(other).ok_or(DriverError::UsedLength { len: other.len, capacity })?;
+                    packet.rest.push(piece);
                 }
-                each(used.head, &packet);
-                self.queue.offer(used.head)?;
-                for head in heads {
-                    self.queue.offer(head)?;
-                }
-            } else {
-                each(used.head, &packet);
-                self.queue.offer(used.head)?;
+                next += others;
             }
+            each(entry.head, &packet);
             packets += 1;
         }
+        queue.offer_each(used.iter().map(|entry| entry.head))?;
         Ok(packets)
     }
 }
@@ -228,13 +256,13 @@ impl TxQueue {
     /// [`DriverError`], whatever the device did wrong.
     #[inline]
     pub fn reclaim(&mut self, limit: u32, mut each: impl FnMut(u16)) -> Result<u32, DriverError> {
-        let count = u32::from(self.queue.ready()?).min(limit);
-        for _ in 0..count {
-            let used = self.queue.pop()?;
+        let count = self.queue.ready()?.min(u16::try_from(limit).unwrap_or(u16::MAX));
+        let idle = &mut self.idle;
+        self.queue.pop_each(count, |used| {
             each(used.head);
-            self.idle.push(used.head);
-        }
-        Ok(count)
+            idle.push(used.head);
+        })?;
+        Ok(count.into())
     }
 
     /// Buffers that can be sent.
@@ -247,33 +275,44 @@ impl TxQueue {
     /// first bytes it fills, and returns how many. Returns the number of packets, which is less where buffers are out.
     ///
     /// # Errors
-    /// [`DriverError::UsedLength`]: `fill` returned more than the buffer holds.
+    /// [`DriverError::UsedLength`]: `fill` returned more than the buffer holds; nothing is offered then.
     #[inline]
     pub fn send(
         &mut self,
         count: u32,
         mut fill: impl FnMut(u16, &GuestSlice<'_>) -> u32,
     ) -> Result<u32, DriverError> {
-        let mut sent = 0;
-        while sent < count {
-            let Some(&head) = self.idle.last() else { break };
-            let capacity = self.buffers.capacity;
-            let header = HEADER_LEN as u32;
-            let frame = self
-                .buffers
-                .slice(head)
+        let Self { queue, buffers, idle, lengths } = self;
+        let Some(all) = buffers.all() else { return Ok(0) };
+        let (capacity, header) = (buffers.capacity, HEADER_LEN as u32);
+        let first = idle.len().saturating_sub(count as usize);
+        let chosen = idle.get(first..).unwrap_or_default();
+        // All on their way back from the other core before the first is written.
+        for &head in chosen {
+            if let Some(buffer) = buffers.one(&all, head) {
+                buffer.prefetch_write(HEADER_LEN);
+            }
+        }
+        for &head in chosen {
+            let frame = buffers
+                .one(&all, head)
                 .and_then(|whole| whole.subslice(HEADER_LEN, (capacity - header) as usize));
-            let Some(frame) = frame else { break };
-            let bytes = fill(head, &frame);
+            let bytes = frame.map_or(0, |frame| fill(head, &frame));
             let len = header.saturating_add(bytes);
             if len > capacity {
                 return Err(DriverError::UsedLength { len, capacity });
             }
-            self.describe(head, len)?;
-            self.idle.pop();
-            self.queue.offer(head)?;
-            sent += 1;
+            // The chain describes so many bytes; nothing is written if it already does.
+            if let Some(now) = lengths.get_mut(usize::from(head))
+                && *now != len
+            {
+                *now = len;
+                queue.resize_last(head, if queue.pieces(head) > 1 { bytes } else { len })?;
+            }
         }
+        queue.offer_each(chosen.iter().copied())?;
+        let sent = chosen.len() as u32;
+        idle.truncate(first);
         Ok(sent)
     }
 
@@ -290,20 +329,6 @@ impl TxQueue {
     pub fn reset(&mut self) {
         self.queue.reset();
         self.idle = self.queue.held_heads().collect();
-    }
-
-    /// Makes the chain describe `len` bytes, header included; nothing is written if it already does.
-    #[inline]
-    fn describe(&mut self, head: u16, len: u32) -> Result<(), DriverError> {
-        let pieces = self.queue.pieces(head);
-        match self.lengths.get_mut(usize::from(head)) {
-            Some(now) if *now != len => {
-                *now = len;
-                let header = HEADER_LEN as u32;
-                self.queue.resize_last(head, if pieces > 1 { len - header } else { len })
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The driver's side of a split virtqueue (virtio 1.3, section 2.7).
-use super::memory::{GuestMemory, MemoryError, Part};
+use super::error::DriverError;
+use super::memory::{GuestMemory, Part};
 use super::raw::RawRing;
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::split::{
@@ -63,55 +64,6 @@ pub struct RingAddresses {
     pub avail: Iova,
     /// The used ring.
     pub used: Iova,
-}
-
-/// What went wrong between driver and device.
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    /// The size is no ring's.
-    #[error("a ring has a power of two of descriptors, at most 32768, not {0}")]
-    Size(u16),
-    /// There is no memory for the ring or its buffers.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The chain is empty, or longer than the free descriptors or the indirect table.
-    #[error("no chain of {pieces} pieces can be made with {free} free descriptors")]
-    NoDescriptors {
-        /// Pieces of the chain.
-        pieces: usize,
-        /// Free descriptors.
-        free: usize,
-    },
-    /// The caller named a head that is no chain, or one that the device has.
-    #[error("descriptor {0} heads no chain that the driver holds")]
-    NotHeld(u16),
-    /// The device's used index is further than the chains that it has.
-    #[error("the device used {used} chains but has only {outstanding}: is it a virtio device?")]
-    UsedIndexJump {
-        /// By how much the index moved.
-        used: u16,
-        /// Chains that the device has.
-        outstanding: u16,
-    },
-    /// The device used what is no chain of the ring or none that it has.
-    #[error("the device used descriptor {0}, which heads no chain that it has")]
-    UsedTwice(u32),
-    /// The device says that it wrote more, or less, than makes sense.
-    #[error("the device says it wrote {len} bytes into a buffer of {capacity}")]
-    UsedLength {
-        /// Bytes by the used entry.
-        len: u32,
-        /// Bytes that there are.
-        capacity: u32,
-    },
-    /// The device used only some of the buffers of one packet.
-    #[error("the device says a packet spans {wanted} buffers, but used only {used} of them")]
-    TornPacket {
-        /// `num_buffers` of the packet's header.
-        wanted: u16,
-        /// Buffers that are used.
-        used: u16,
-    },
 }
 
 /// Where a chain's bookkeeping stands.
@@ -292,16 +244,26 @@ impl SplitQueue {
     /// [`DriverError::NotHeld`].
     #[inline]
     pub fn offer(&mut self, head: u16) -> Result<(), DriverError> {
-        match self.chains.get_mut(usize::from(head)) {
-            Some(chain @ Chain::Held) => *chain = Chain::Outstanding,
-            _ => return Err(DriverError::NotHeld(head)),
+        self.offer_each([head])
+    }
+
+    /// Puts held chains into the available ring, in this order.
+    ///
+    /// # Errors
+    /// [`DriverError::NotHeld`]; those before it are offered.
+    #[inline]
+    pub fn offer_each(&mut self, heads: impl IntoIterator<Item = u16>) -> Result<(), DriverError> {
+        let Some(avail) = self.avail.slice() else { return Ok(()) };
+        let mask = self.options.size - 1;
+        for head in heads {
+            match self.chains.get_mut(usize::from(head)) {
+                Some(chain @ Chain::Held) => *chain = Chain::Outstanding,
+                _ => return Err(DriverError::NotHeld(head)),
+            }
+            let _ = avail.store_u16(avail_entry(self.next_avail & mask), head, Ordering::Relaxed);
+            self.next_avail = self.next_avail.wrapping_add(1);
+            self.outstanding += 1;
         }
-        let slot = self.next_avail & (self.options.size - 1);
-        if let Some(avail) = self.avail.slice() {
-            let _ = avail.store_u16(avail_entry(slot), head, Ordering::Relaxed);
-        }
-        self.next_avail = self.next_avail.wrapping_add(1);
-        self.outstanding += 1;
         Ok(())
     }
 
@@ -345,17 +307,31 @@ impl SplitQueue {
     /// [`DriverError::UsedTwice`].
     #[inline]
     pub fn pop(&mut self) -> Result<Used, DriverError> {
-        let slot = self.next_used & (self.options.size - 1);
-        let entry =
-            self.used.slice().and_then(|used| used.read::<UsedElem>(used_entry(slot))).unwrap_or_default();
-        let head = entry.id as u16;
-        match self.chains.get_mut(entry.id as usize) {
-            Some(chain @ Chain::Outstanding) => *chain = Chain::Held,
-            _ => return Err(DriverError::UsedTwice(entry.id)),
+        let mut popped = Used { head: 0, len: 0 };
+        self.pop_each(1, |used| popped = used)?;
+        Ok(popped)
+    }
+
+    /// Takes the next `count` used chains. Only as many as [`ready`](Self::ready) said.
+    ///
+    /// # Errors
+    /// [`DriverError::UsedTwice`]; those before it are taken.
+    #[inline]
+    pub fn pop_each(&mut self, count: u16, mut each: impl FnMut(Used)) -> Result<(), DriverError> {
+        let Some(ring) = self.used.slice() else { return Ok(()) };
+        let mask = self.options.size - 1;
+        for _ in 0..count {
+            let slot = self.next_used & mask;
+            let entry = ring.read::<UsedElem>(used_entry(slot)).unwrap_or_default();
+            match self.chains.get_mut(entry.id as usize) {
+                Some(chain @ Chain::Outstanding) => *chain = Chain::Held,
+                _ => return Err(DriverError::UsedTwice(entry.id)),
+            }
+            self.next_used = self.next_used.wrapping_add(1);
+            self.outstanding = self.outstanding.saturating_sub(1);
+            each(Used { head: entry.id as u16, len: entry.len });
         }
-        self.next_used = self.next_used.wrapping_add(1);
-        self.outstanding = self.outstanding.saturating_sub(1);
-        Ok(Used { head, len: entry.len })
+        Ok(())
     }
 
     /// Says whether the device shall call when it has used chains; after saying yes look at [`ready`](Self::ready) once

@@ -1,5 +1,5 @@
 use super::*;
-use crate::driver::MemoryOptions;
+use crate::driver::{MemoryError, MemoryOptions};
 use proptest::prelude::*;
 use std::collections::{HashMap, VecDeque};
 

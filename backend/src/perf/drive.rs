@@ -259,7 +259,7 @@ impl Pair {
             let mark = if *direction == Direction::From {
                 u64::from(head)
             } else {
-                frames::number(&packet.frame).unwrap_or(u64::MAX)
+                frames::number(&packet.frame()).unwrap_or(u64::MAX)
             };
             if probe.marked() == Some(mark) {
                 probe.back().into_iter().for_each(|latency| counts.latencies.record(latency));
@@ -293,7 +293,7 @@ impl Pair {
 /// Compares a packet's number with what was to come; the number, if it has one.
 #[inline]
 fn examine(packet: &Packet<'_>, expected: &mut Option<u64>, counts: &mut Counts) -> Option<u64> {
-    let number = frames::number(&packet.frame)?;
+    let number = frames::number(&packet.frame())?;
     let due = expected.unwrap_or(number);
     if number >= due {
         counts.lost += number - due;

@@ -1,0 +1,144 @@
+//! What a packet costs the net engine when nothing crosses cores: driver and engine take turns on one thread, in bursts
+//! of 32, with everything warm. The time is the engine's own count of busy time.
+//!
+//! Beside `mdevd perf net`, whose `ns/pkt` contains the way between two cores, this says how much of it is work. What is
+//! left of the whole time is the driver's, who fills nothing and looks at nothing but headers.
+//! `cargo bench -p mdevd --bench engine [-- --json FILE]`
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mdev_dma::{Area, Perm};
+use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
+use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
+use mdevd::device::net::{NetConfig, NetDevice};
+use mdevd::device::{Device, Engine, Queue, QueueSetup, QueueStats};
+use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
+use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
+use mdevd::report::{Measurement, QueueLine, Report};
+use mdevd::ring::{RingAddr, RingSetup};
+
+const RING: u16 = 256;
+const BURST: u32 = 32;
+/// Samples, and bursts in each.
+const SAMPLES: usize = 20;
+const BURSTS: u32 = 5_000;
+
+/// An engine with both its queues, and their driver.
+struct Rig {
+    rx: RxQueue,
+    tx: TxQueue,
+    engine: Box<dyn Engine>,
+    stats: [Arc<QueueStats>; 2],
+    _memory: GuestMemory,
+    _access: Access,
+    _ioas: Ioas,
+}
+
+impl Rig {
+    fn new(link: &str) -> Result<Self, Box<dyn Error>> {
+        let mut memory = GuestMemory::new(MemoryOptions::default())?;
+        let mut rx = RxQueue::new(&mut memory, QueueOptions::plain(RING))?;
+        let tx = TxQueue::new(&mut memory, QueueOptions::plain(RING))?;
+        rx.offer_all()?;
+        rx.queue.publish();
+        let ioas = Ioas::new(memory.windows().clone());
+        for region in memory.regions() {
+            let (range, extent) = (region.range, region.extent.clone());
+            ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None })?;
+        }
+        let access = Access::new(Arc::new(IgnoreUnmap));
+        access.attach(&ioas)?;
+        let config =
+            NetConfig { name: "bench".into(), queue_pairs: 1, mac: None, mtu: None, link: link.parse()? };
+        let device = NetDevice::new(config)?;
+        let mut engine = device.engine(0, VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF);
+        let stats = [0, 1].map(|index| device.queue_stats(index).unwrap_or_default());
+        for (index, queue) in [(0, &rx.queue), (1, &tx.queue)] {
+            let setup = QueueSetup {
+                index,
+                ring: ring(queue),
+                access: access.clone(),
+                kick: None,
+                call: None,
+                err: None,
+                enabled: true,
+            };
+            engine.start_queue(Queue::start(setup, stats[usize::from(index)].clone())?);
+        }
+        Ok(Rig { rx, tx, engine, stats, _memory: memory, _access: access, _ioas: ioas })
+    }
+
+    /// One burst there and, if it does, back.
+    fn turn(&mut self, bytes: u32) -> Result<(), Box<dyn Error>> {
+        self.tx.send(BURST, |_, _| bytes)?;
+        self.tx.queue.publish();
+        self.engine.poll();
+        self.tx.reclaim(BURST, |_| ())?;
+        self.rx.receive(BURST, |_, _| ())?;
+        self.rx.queue.publish();
+        Ok(())
+    }
+
+    fn counters(&self) -> QueueLine {
+        self.stats.iter().map(|stats| QueueLine::from(&stats.counters())).sum()
+    }
+}
+
+fn ring(queue: &SplitQueue) -> RingSetup {
+    let addresses = queue.addresses();
+    RingSetup {
+        size: RING,
+        desc: RingAddr::Iova(addresses.desc),
+        avail: RingAddr::Iova(addresses.avail),
+        used: RingAddr::Iova(addresses.used),
+        event_idx: false,
+        indirect: false,
+        next_avail: 0,
+    }
+}
+
+fn measure(name: &str, link: &str, bytes: u32) -> Result<[Measurement; 2], Box<dyn Error>> {
+    let mut rig = Rig::new(link)?;
+    let (mut engine, mut driver) = (Vec::with_capacity(SAMPLES), Vec::with_capacity(SAMPLES));
+    let packets = f64::from(BURSTS) * f64::from(BURST);
+    // The first sample warms up.
+    for sample in 0..=SAMPLES {
+        let before = rig.counters();
+        let started = Instant::now();
+        for _ in 0..BURSTS {
+            rig.turn(bytes)?;
+        }
+        let whole = started.elapsed().as_nanos() as f64;
+        let busy = (rig.counters() - before).busy_ns as f64;
+        if sample > 0 {
+            engine.push(busy / packets);
+            driver.push((whole - busy) / packets);
+        }
+    }
+    let result = |who: &str, samples| Measurement::new(format!("{who}/{name}/{bytes}"), "ns", samples);
+    Ok([result("engine", engine), result("driver", driver)])
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut words = std::env::args().skip_while(|word| word != "--json").skip(1);
+    let json = words.next().map(PathBuf::from);
+    let mut report = Report::new("cargo bench -p mdevd --bench engine");
+    println!("{:<10}{:>22}{:>22}   ns for each packet", "", "engine", "driver");
+    for bytes in [64, 1518] {
+        for (name, link) in [("to", "null"), ("from", "pktgen,size="), ("loop", "loopback")] {
+            let link = if name == "from" { format!("{link}{bytes}") } else { link.to_owned() };
+            let results = measure(name, &link, bytes)?;
+            let shown = |at: &Measurement| format!("{:.1} ({:.1}-{:.1})", at.median, at.min, at.max);
+            println!("{name:<5}{bytes:>5}{:>22}{:>22}", shown(&results[0]), shown(&results[1]));
+            report.results.extend(results);
+        }
+    }
+    if let Some(path) = json {
+        report.write_to(&path)?;
+    }
+    Ok(())
+}
