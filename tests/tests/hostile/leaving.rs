@@ -18,10 +18,11 @@ use super::files::described;
 use super::latched::{ATTACKED, Attacks};
 
 const ROUNDS: u32 = 400;
-const SIZE: u16 = 64;
+/// Descriptors of the rings that the sequence starts.
+pub const SIZE: u16 = 64;
 
 /// What a front-end says from its first word until traffic flows, each message with its descriptors.
-fn sequence<'f>(
+pub fn sequence<'f>(
     memory: &'f GuestMemory,
     port: &Port,
     fds: &'f [RingFds; 2],

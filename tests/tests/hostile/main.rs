@@ -10,6 +10,7 @@
 //! | `descriptors` | file descriptors: missing, surplus, no eventfd, full, always readable |
 //! | `lost` | memory files that shrink, or get holes, under traffic |
 //! | `leaving` | front-ends that vanish at any instant |
+//! | `messages` | a hundred thousand messages at random |
 //! | `replies` | front-ends that do not read what they asked for |
 //! | `removed` | memory that is taken away by messages, under traffic |
 
@@ -20,6 +21,7 @@ mod indirect;
 mod latched;
 mod leaving;
 mod lost;
+mod messages;
 mod placement;
 mod removed;
 mod replies;
