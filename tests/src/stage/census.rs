@@ -1,15 +1,45 @@
-//! The file descriptors of this process.
+//! The file descriptors of this process, which must be the same after a test as before.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::await_that;
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A test that has the process to itself, and counts its file descriptors.
+pub struct Alone {
+    before: Census,
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    /// Waits for its turn, then counts.
+    pub fn begin() -> Alone {
+        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a process opens once, it has opened now.
+        mdev_dma::Windows::new().expect("lost memory can be contained");
+        Alone { before: Census::take(), _guard: guard }
+    }
+
+    /// Holds the test to account.
+    ///
+    /// # Panics
+    /// When the process has not the same descriptors as at the beginning.
+    pub fn end(self) {
+        let before = &self.before;
+        await_that(&format!("the descriptors of before: {before:?}, there are {:?}", Census::take()), || {
+            Census::take() == *before
+        });
+    }
+}
+
 /// How many descriptors there are of what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Census(BTreeMap<String, usize>);
+struct Census(BTreeMap<String, usize>);
 
 impl Census {
-    pub(super) fn take() -> Census {
+    fn take() -> Census {
         let mut counts = BTreeMap::new();
         let entries = std::fs::read_dir("/proc/self/fd").expect("/proc is there");
         // The folder itself is among them, each time it is read, so it makes no difference.
@@ -20,12 +50,5 @@ impl Census {
             *counts.entry(kind).or_default() += 1;
         }
         Census(counts)
-    }
-
-    /// Panics unless the process has the same descriptors again.
-    pub(super) fn must_hold(&self) {
-        await_that(&format!("the descriptors of before: {self:?}, there are {:?}", Census::take()), || {
-            Census::take() == *self
-        });
     }
 }

@@ -1,5 +1,6 @@
 //! A guest with one queue pair and its front-end.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use mdev_protocol::vhost_user::{Client, ClientError, ProtocolFeatures};
@@ -77,6 +78,14 @@ impl Guest {
     /// When anything refuses it.
     pub fn connect(stage: &Stage, device: usize, options: GuestOptions) -> Guest {
         let (conn, socket) = stage.connect(device);
+        Guest { device, conn, ..Guest::over(socket, options) }
+    }
+
+    /// The same on a connection to any back-end, which is not of a [`Stage`].
+    ///
+    /// # Panics
+    /// When anything refuses it.
+    pub fn over(socket: UnixStream, options: GuestOptions) -> Guest {
         let mut features = FEATURES;
         if options.event_idx {
             features |= VIRTIO_RING_F_EVENT_IDX;
@@ -91,7 +100,7 @@ impl Guest {
             GuestMemory::new(MemoryOptions { size: MEMORY, ..Default::default() }).expect("memory");
         let port = new_port(&mut memory, options);
         let fds = [RingFds::new().expect("eventfds"), RingFds::new().expect("eventfds")];
-        Guest { device, conn, front, memory, port, fds, options }
+        Guest { device: 0, conn: 0, front, memory, port, fds, options }
     }
 
     /// Tells the back-end of the memory.

@@ -20,9 +20,9 @@ mod sayings;
 mod traffic;
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,10 +34,10 @@ use mdevd::ring::RingError;
 use mdevd::sys::EventFd;
 use mdevd::worker::{Mode, Worker, events};
 
-use census::Census;
 use control::{Order, Parts};
 use journal::Journal;
 
+pub use census::Alone;
 pub use churn::Busy;
 pub use guest::{FEATURES, Guest, GuestOptions, PROTOCOL};
 pub use journal::Ending;
@@ -46,8 +46,6 @@ pub use traffic::Traffic;
 
 /// How long anything may take before a test gives up. Nothing is expected to take longer than a small part of it.
 pub const WATCHDOG: Duration = Duration::from_secs(60);
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Waits until `done`.
 ///
@@ -70,8 +68,7 @@ pub struct Stage {
     wake: Arc<EventFd>,
     control: Option<JoinHandle<()>>,
     connections: AtomicU64,
-    census: Census,
-    alone: Option<MutexGuard<'static, ()>>,
+    alone: Option<Alone>,
 }
 
 impl Stage {
@@ -80,11 +77,9 @@ impl Stage {
     /// # Panics
     /// When the machine has no threads or descriptors left.
     pub fn new(mode: Mode, links: &[LinkKind]) -> Stage {
-        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Alone::begin();
         sayings::listen();
-        // What a process opens once, it has opened now.
         let windows = Windows::new().expect("lost memory can be contained");
-        let census = Census::take();
         let devices: Vec<Arc<NetDevice>> =
             links.iter().enumerate().map(|(number, link)| Arc::new(device(number, *link))).collect();
         let (sink, source) = events().expect("an eventfd");
@@ -110,7 +105,6 @@ impl Stage {
             wake,
             control: Some(control),
             connections: AtomicU64::new(1),
-            census,
             alone: Some(alone),
         }
     }
@@ -186,11 +180,11 @@ impl Stage {
         self.leave(guest);
         self.stop();
         assert_eq!(self.windows.live(), 0, "windows are left after the last connection");
-        let census = std::mem::take(&mut self.census);
-        // Until the count is done, nobody else opens anything.
-        let _alone = self.alone.take();
+        let alone = self.alone.take();
         drop(self);
-        census.must_hold();
+        if let Some(alone) = alone {
+            alone.end();
+        }
     }
 
     /// Ends a guest's connection, and waits until nothing of it is left.

@@ -1,6 +1,8 @@
 //! What every attack on a ring must come to: an error with a name, told in every way there is, to this guest alone; and a ring that works
 //! when it is started anew.
 
+use std::os::unix::net::UnixStream;
+
 use mdev_dma::Iova;
 use mdev_protocol::virtio::split::Desc;
 use mdev_tests::stage::{Guest, GuestOptions, Stage, Traffic};
@@ -79,6 +81,26 @@ impl Attacks {
     pub fn end(self) {
         self.victim.must_go_on(100);
         self.stage.end(self.victim);
+    }
+}
+
+/// Where an attacker gets in.
+pub trait Door {
+    /// A new connection, and its number.
+    fn enter(&self) -> (u64, UnixStream);
+
+    /// The connection of this number was closed: nothing of it may be left.
+    fn left(&self, conn: u64);
+}
+
+impl Door for Stage {
+    fn enter(&self) -> (u64, UnixStream) {
+        self.connect(ATTACKED)
+    }
+
+    fn left(&self, conn: u64) {
+        assert_eq!(self.ending(conn).pins, 0);
+        assert_eq!(self.windows().live(), 1, "windows of connection {conn} are left");
     }
 }
 

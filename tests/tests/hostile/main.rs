@@ -12,9 +12,12 @@
 //! | `leaving` | front-ends that vanish at any instant |
 //! | `messages` | a hundred thousand messages at random |
 //! | `replies` | front-ends that do not read what they asked for |
+//! | `together` | several front-ends on one device |
+//! | `daemon` | the same through the daemon's own socket |
 //! | `removed` | memory that is taken away by messages, under traffic |
 
 mod chains;
+mod daemon;
 mod descriptors;
 mod files;
 mod indirect;
@@ -25,3 +28,4 @@ mod messages;
 mod placement;
 mod removed;
 mod replies;
+mod together;

@@ -19,7 +19,7 @@ fn connect(stage: &Stage, device: usize) -> (u64, UnixStream) {
 }
 
 /// Sends requests that are answered until the socket takes no more, and says how many bytes it took.
-fn flood(socket: &mut UnixStream, request: &[u8]) -> usize {
+pub fn flood(socket: &mut UnixStream, request: &[u8]) -> usize {
     socket.set_nonblocking(true).expect("sockets can");
     let many = request.repeat(64);
     let mut sent = 0;
