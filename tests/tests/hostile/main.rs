@@ -14,12 +14,14 @@
 //! | `replies` | front-ends that do not read what they asked for |
 //! | `together` | several front-ends on one device |
 //! | `daemon` | the same through the daemon's own socket |
+//! | `greed` | more regions, terabytes, longer chains, more connections than is decent |
 //! | `removed` | memory that is taken away by messages, under traffic |
 
 mod chains;
 mod daemon;
 mod descriptors;
 mod files;
+mod greed;
 mod indirect;
 mod latched;
 mod leaving;

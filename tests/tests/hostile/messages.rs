@@ -287,11 +287,11 @@ pub fn send_random(door: &dyn Door, messages: u32, mut look: impl FnMut()) -> u3
     let mut attacker = Attacker::new(door);
     while attacker.sent < messages {
         attacker.connection();
-        if attacker.endings % 16 == 0 {
+        if attacker.endings.is_multiple_of(16) {
             look();
         }
         // What a scribbled ring says about its descriptors stays: others are taken now and then.
-        if attacker.endings % 4 == 0 {
+        if attacker.endings.is_multiple_of(4) {
             (attacker.memory, attacker.port) = memory_and_port();
         }
     }

@@ -62,10 +62,10 @@ fn misplace(
     assert!(guest.needs_reset(), "{wrong:x?}");
     attacks.victim.must_go_on(20);
 
-    guest.front.stop(INDEX).expect("what does not run stops");
-    start(&mut guest, right);
-    let fds = &guest.fds[usize::from(RX)];
-    guest.front.start(RX as u8, &guest.port.rx, fds, &guest.memory).expect("the receive ring starts");
+    for index in 0..2 {
+        guest.front.stop(index).expect("what does not run stops");
+    }
+    guest.start_rings();
     assert!(!guest.needs_reset());
     guest.exchange(20);
     attacks.leave("rings in impossible places", guest);
