@@ -73,7 +73,7 @@ pub struct QueueStats {
 /// The counters at one moment.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounters {
-    /// Frames or requests that went through the queue.
+    /// Frames or requests that the queue took from the guest or gave to it; dropped ones that were taken are among them.
     pub packets: u64,
     /// Their bytes, virtio headers excluded.
     pub bytes: u64,

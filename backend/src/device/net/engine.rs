@@ -182,10 +182,17 @@ fn send_burst(
 /// One burst of a disabled transmit queue: chains are used up, nothing is read (vhost-user, "Ring states").
 #[inline(never)]
 fn discard(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
-    let chains = vring.take(BURST, |_| Ok(()))?;
+    let began = tsc::now();
+    let mut bytes = 0u64;
+    let chains = vring.take(BURST, |chain| {
+        let len = chain.readable.iter().fold(0u64, |sum, buffer| sum.saturating_add(buffer.len.into()));
+        bytes = bytes.saturating_add(len.saturating_sub(HEADER as u64));
+        Ok(())
+    })?;
     vring.complete_all()?;
     let call = vring.publish()?;
     stats.add_drops(DropCause::Disabled, chains as u64);
+    stats.add_burst(chains as u64, bytes, tsc::now().wrapping_sub(began));
     Ok(Served { chains, call })
 }
 

@@ -114,6 +114,7 @@ fn disabled_sender_is_drained_without_effect() {
         pair.run();
         assert_eq!(pair.sent(), 2);
         assert_eq!(pair.drops(DropCause::Disabled), 2);
+        assert_eq!((pair.counters(1).packets, pair.counters(1).bytes), (2, 64 + 100 - 12));
         assert!(pair.received().is_empty());
     }
 }
