@@ -11,7 +11,9 @@ use mdev_tests::stage::{Guest, GuestOptions};
 use mdevd::ring::RingError;
 use mdevd::sys::EventFd;
 use mdevd::worker::Mode;
-use rustix::fs::{MemfdFlags, Mode as Permissions, OFlags, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, Mode as Permissions, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create,
+};
 use rustix::pipe::pipe;
 
 use super::latched::{ATTACKED, Attacks, RX, TX};
@@ -80,6 +82,12 @@ fn files_that_are_no_memory_are_refused_and_nobody_else_notices() {
     offer(&reopen(&memory, OFlags::WRONLY), "for writing only");
     offer(&reopen(&memory, OFlags::PATH), "O_PATH");
     drop((disk, memory));
+
+    let sealed = memfd_create("sealed", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a memfd");
+    ftruncate(&sealed, 8192).expect("it can grow");
+    fcntl_add_seals(&sealed, SealFlags::WRITE).expect("nobody writes to it");
+    offer(&sealed, "cannot map the memory file");
+    drop(sealed);
     attacks.end();
 }
 

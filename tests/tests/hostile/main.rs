@@ -15,6 +15,7 @@
 //! | `together` | several front-ends on one device |
 //! | `daemon` | the same through the daemon's own socket |
 //! | `greed` | more regions, terabytes, longer chains, more connections than is decent |
+//! | `races` | rings that change while they are read |
 //! | `removed` | memory that is taken away by messages, under traffic |
 
 mod chains;
@@ -28,6 +29,7 @@ mod leaving;
 mod lost;
 mod messages;
 mod placement;
+mod races;
 mod removed;
 mod replies;
 mod together;

@@ -33,12 +33,17 @@ impl Places {
 
 /// Starts the transmit ring with its parts at `places`, with all descriptors it takes.
 fn start(guest: &mut Guest, places: Places) {
+    start_at(guest, places, 0);
+}
+
+/// The same from another available index on.
+fn start_at(guest: &mut Guest, places: Places, base: u16) {
     let Places { desc, avail, used } = places;
     let index = u32::from(INDEX);
     let fds = &guest.fds[usize::from(INDEX)];
     let client = guest.front.client();
     client.set_vring_num(index, SIZE.into()).expect("the size is good");
-    client.set_vring_base(index, 0).expect("the base is good");
+    client.set_vring_base(index, base.into()).expect("the base is good");
     client.set_vring_addr(VringAddr { index, flags: 0, desc, used, avail, log: 0 }).expect("it is only said");
     client.set_vring_call(INDEX, Some(std::os::fd::AsFd::as_fd(&fds.call))).expect("an eventfd");
     client.set_vring_err(INDEX, Some(std::os::fd::AsFd::as_fd(&fds.err))).expect("an eventfd");
@@ -134,6 +139,30 @@ fn parts_that_are_not_aligned_are_named_and_nobody_else_notices() {
     );
     misaligned(&|right| Places { avail: right.avail + 1, ..right }, Part::Available);
     misaligned(&|right| Places { used: right.used + 2, ..right }, Part::Used);
+    attacks.end();
+}
+
+#[test]
+fn a_base_that_is_not_where_the_ring_is_is_named_and_nobody_else_notices() {
+    let attacks = Attacks::begin(Mode::Adaptive);
+    for base in [1u16, 5000, u16::MAX - SIZE] {
+        let mut guest = Guest::connect(&attacks.stage, ATTACKED, GuestOptions::default());
+        guest.share();
+        guest.start_rings();
+        guest.exchange(20);
+        let stopped = guest.front.stop(INDEX).expect("it stops");
+        assert_eq!(stopped, 20);
+        let right = Places::of(&guest);
+        start_at(&mut guest, right, 20u16.wrapping_add(base));
+        let expected = RingError::AvailJump { next: 20u16.wrapping_add(base), index: 20, size: SIZE };
+        attacks.must_fail("a base elsewhere", &mut guest, TX, expected);
+        // Where it was stopped it goes on.
+        guest.front.stop(INDEX).expect("it stops");
+        start_at(&mut guest, right, stopped);
+        guest.exchange(20);
+        assert!(!guest.needs_reset());
+        attacks.leave("a base elsewhere", guest);
+    }
     attacks.end();
 }
 
