@@ -22,6 +22,8 @@ pub struct Outcome {
     pub drops: Measurement,
     /// Latencies in microseconds: median, 99 %, 99.9 %.
     pub latency: [Measurement; 3],
+    /// The part of the time that the front-end had its processor, from 0 to 1.
+    pub share: Measurement,
     /// The cache line's round trip before and after, in nanoseconds.
     pub cache_line: Measurement,
     /// What is wrong with the packets; empty if nothing is.
@@ -30,6 +32,9 @@ pub struct Outcome {
 
 /// The quantiles that are reported, and what they are called.
 pub const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
+
+/// What other programs may have of a processor before the figures are not the device's any more.
+const DISTURBANCE: f64 = 0.05;
 
 impl Outcome {
     /// Judges a cell.
@@ -62,6 +67,7 @@ impl Outcome {
             device: optional("device-time", "ns", device_times(direction, &cell.counters)),
             drops: optional("drops", "packets", drops(direction, cell)),
             latency,
+            share: optional("front-end-share", "ratio", each(&|slice| slice.share)),
             cache_line: optional("cache-line-round-trip", "ns", cache_line.to_vec()),
             faults,
         }
@@ -74,12 +80,18 @@ impl Outcome {
         outcome
     }
 
+    /// The part of the time, if it is worth a word, that other programs had the front-end's processor.
+    pub fn disturbed(&self) -> Option<f64> {
+        let others = 1.0 - self.share.median;
+        (!self.share.samples.is_empty() && others > DISTURBANCE).then_some(others)
+    }
+
     /// All measurements, for the report.
     pub fn measurements(&self) -> impl Iterator<Item = &Measurement> {
         [&self.rate, &self.throughput, &self.device, &self.drops]
             .into_iter()
             .chain(&self.latency)
-            .chain([&self.cache_line])
+            .chain([&self.share, &self.cache_line])
     }
 }
 

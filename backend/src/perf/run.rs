@@ -78,6 +78,8 @@ pub struct Plan {
 pub struct Slice {
     /// Its true length in seconds.
     pub seconds: f64,
+    /// The part of that time that the driving thread had its processor, from 0 to 1; of several threads the least.
+    pub share: f64,
     /// What was counted in it.
     pub counts: Counts,
 }
@@ -125,7 +127,10 @@ pub fn drive(
             match thread.join().unwrap_or(Err(RunError::Thread)) {
                 Ok(slices) if all.is_empty() => all = slices,
                 Ok(slices) => {
-                    all.iter_mut().zip(&slices).for_each(|(sum, part)| sum.counts.merge(&part.counts));
+                    for (sum, part) in all.iter_mut().zip(&slices) {
+                        sum.counts.merge(&part.counts);
+                        sum.share = sum.share.min(part.share);
+                    }
                 }
                 // The first thread's own trouble says more than "interrupted" of those that followed it.
                 Err(RunError::Interrupted) if failure.is_some() => {}
@@ -178,7 +183,7 @@ fn one_thread(
     let mut started = Instant::now();
     let mut silence = Silence::new();
     let mut ends = started + plan.warm_up;
-    let mut warm = false;
+    let (mut warm, mut had) = (false, 0.0);
     while slices.len() < plan.slices {
         let mut arrived = 0;
         for _ in 0..ROUNDS {
@@ -192,9 +197,10 @@ fn one_thread(
             let mut counts = Counts::default();
             members.iter_mut().for_each(|member| counts.merge(&member.pair.take()));
             if warm {
-                slices.push(Slice { seconds: (now - started).as_secs_f64(), counts });
+                let seconds = (now - started).as_secs_f64();
+                slices.push(Slice { seconds, share: (processor_time() - had) / seconds, counts });
             }
-            (warm, started, ends) = (true, now, now + plan.slice);
+            (warm, started, ends, had) = (true, now, now + plan.slice, processor_time());
             if let Some(boundaries) = &boundaries {
                 // Nobody listens any more only when the run is over.
                 let _ = boundaries.send(());
@@ -205,6 +211,12 @@ fn one_thread(
         }
     }
     Ok(slices)
+}
+
+/// Seconds of processor time that this thread has had.
+fn processor_time() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// One poll of one pair, with the kicks it takes; how many packets arrived.

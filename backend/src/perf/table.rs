@@ -90,7 +90,7 @@ mod tests {
     fn table_has_a_line_for_each_cell_and_aligned_columns() {
         let counts = Counts { packets: 5_000_000, bytes: 320_000_000, lost: 2, ..Counts::default() };
         let cell = CellResult {
-            slices: vec![Slice { seconds: 1.0, counts }; 2],
+            slices: vec![Slice { seconds: 1.0, share: 1.0, counts }; 2],
             numbered: true,
             ..CellResult::default()
         };
