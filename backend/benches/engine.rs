@@ -15,7 +15,7 @@ use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::device::net::{NetConfig, NetDevice};
-use mdevd::device::{Device, Engine, Queue, QueueSetup, QueueStats};
+use mdevd::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
 use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
 use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
 use mdevd::report::{Measurement, QueueLine, Report};
@@ -65,7 +65,7 @@ impl Rig {
                 kick: None,
                 call: None,
                 err: None,
-                enabled: true,
+                switch: Switch::new(Enabled::Yes),
             };
             engine.start_queue(Queue::start(setup, stats[usize::from(index)].clone())?);
         }

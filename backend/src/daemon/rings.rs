@@ -130,8 +130,8 @@ impl Queues for Rings {
         self.tell(conn, index, Command::SetErr { device_key: DEVICE_KEY, index, err });
     }
 
-    fn set_enabled(&mut self, conn: u64, index: u16, enabled: bool) {
-        self.tell(conn, index, Command::Enable { device_key: DEVICE_KEY, index, enabled });
+    fn switched(&mut self, conn: u64, index: u16) {
+        self.tell(conn, index, Command::Look);
     }
 
     fn busy_elsewhere(&self, conn: u64) -> bool {

@@ -14,6 +14,7 @@
 pub mod net;
 mod queue;
 mod stats;
+mod switch;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +22,7 @@ use std::time::Instant;
 pub use crate::sys::EventFd;
 pub use queue::{Parked, Queue, QueueSetup};
 pub use stats::{DropCause, QueueCounters, QueueStats};
+pub use switch::{Enabled, Switch};
 
 /// The data path of one group of queues, on one worker.
 pub trait Engine: Send {
@@ -30,7 +32,7 @@ pub trait Engine: Send {
     /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped.
     fn stop_queue(&mut self, index: u16) -> Option<Queue>;
 
-    /// A queue that runs here, to change its call or err counter, or whether it is enabled.
+    /// A queue that runs here, to change its call or err counter.
     fn queue_mut(&mut self, index: u16) -> Option<&mut Queue>;
 
     /// One burst on each queue. Says how many chains were processed; 0 is idle.

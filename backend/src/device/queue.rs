@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mdev_pin::{Access, Lane};
 
-use super::{EventFd, QueueStats};
+use super::{EventFd, QueueStats, Switch};
 use crate::limit::LogLimit;
 use crate::ring::{RingError, RingSetup, SplitRing};
 
@@ -31,8 +31,8 @@ pub struct QueueSetup {
     pub call: Option<Arc<EventFd>>,
     /// Written by the device when the queue fails.
     pub err: Option<Arc<EventFd>>,
-    /// Whether the vring is enabled: a disabled one supplies nothing and discards what it is given.
-    pub enabled: bool,
+    /// Whether the vring is enabled; its session turns it at any time.
+    pub switch: Switch,
 }
 
 /// A running vring on its worker.
@@ -52,7 +52,7 @@ pub struct Queue {
     /// Its counters.
     pub stats: Arc<QueueStats>,
     /// Whether the vring is enabled.
-    pub enabled: bool,
+    pub switch: Switch,
     /// What is wrong for good. Such a queue is not looked at again.
     pub failed: Option<RingError>,
     /// What is missing for the moment.
@@ -78,7 +78,7 @@ impl Queue {
     /// # Errors
     /// A ring size that cannot be. Whatever else is wrong shows when the queue is polled.
     pub fn start(setup: QueueSetup, stats: Arc<QueueStats>) -> Result<Self, RingError> {
-        let QueueSetup { index, ring, access, kick, call, err, enabled } = setup;
+        let QueueSetup { index, ring, access, kick, call, err, switch } = setup;
         Ok(Self {
             index,
             ring: SplitRing::new(ring)?,
@@ -87,7 +87,7 @@ impl Queue {
             err,
             kick,
             stats,
-            enabled,
+            switch,
             failed: None,
             parked: None,
             quiet: false,

@@ -10,6 +10,7 @@ use super::memory::Keys;
 use super::reply::{Asker, Outcome};
 use super::vring::Vring;
 use super::{Queues, Session};
+use crate::device::Enabled;
 
 /// What is offered: what works.
 pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
@@ -170,7 +171,7 @@ impl Session {
             vring.failed = false;
             vring.distrusted = false;
             if device {
-                vring.enabled = false;
+                vring.switch.set(Enabled::NotYet);
                 vring.base = 0;
             }
         }

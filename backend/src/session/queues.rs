@@ -28,8 +28,8 @@ pub trait Queues {
     /// Gives a running ring another eventfd for its failure, or none.
     fn set_err(&mut self, conn: u64, index: u16, err: Option<Arc<EventFd>>);
 
-    /// Enables or disables a running ring. A disabled ring is served without side effects.
-    fn set_enabled(&mut self, conn: u64, index: u16, enabled: bool);
+    /// The switch of a running ring was turned.
+    fn switched(&mut self, conn: u64, index: u16);
 
     /// Whether a ring of this device runs on another connection than `conn`.
     fn busy_elsewhere(&self, conn: u64) -> bool;

@@ -11,7 +11,7 @@ use super::error::Refusal;
 use super::reply::{Asker, Outcome};
 use super::vring::{Kick, Plan, Run, Vring, VringError};
 use super::{Queues, Session, StartError};
-use crate::device::QueueSetup;
+use crate::device::{Enabled, QueueSetup};
 use crate::ring::QueueState;
 use crate::sys::EventFd;
 
@@ -210,6 +210,10 @@ impl Session {
             Ok((Plan::Incomplete, _)) => return,
             Err(error) => return self.latch(index, error),
         };
+        if vring.switch.get() == Enabled::No {
+            // What the driver gives it now waits for its new start's word.
+            vring.switch.set(Enabled::NotYet);
+        }
         let setup = QueueSetup {
             index,
             ring,
@@ -220,7 +224,7 @@ impl Session {
             },
             call: vring.call.clone(),
             err: vring.err.clone(),
-            enabled: vring.enabled,
+            switch: vring.switch.clone(),
         };
         vring.run = match queues.start(self.conn, features, setup) {
             Ok(()) => Run::Running,
@@ -249,9 +253,14 @@ impl Session {
 
     fn enable_ring(&mut self, queues: &mut dyn Queues, index: u16, enabled: bool) {
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
-        vring.enabled = enabled;
-        if vring.run == Run::Running {
-            queues.set_enabled(self.conn, index, enabled);
+        let runs = vring.run == Run::Running;
+        vring.switch.set(match enabled {
+            true => Enabled::Yes,
+            false if runs => Enabled::No,
+            false => Enabled::NotYet,
+        });
+        if runs {
+            queues.switched(self.conn, index);
         }
     }
 

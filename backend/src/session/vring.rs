@@ -2,7 +2,8 @@
 //!
 //! Each message fills in one field. A ring is *started* from `SET_VRING_KICK` to `GET_VRING_BASE`, and *enabled* or
 //! not independently of that. It *runs* on a worker once it is started, has a size and addresses, and there is
-//! memory; it runs although it is disabled, because its engine must then still discard what the driver sends.
+//! memory; it runs although it is disabled, because its engine must then still discard what the driver sends. What the driver
+//! sends before the ring is enabled for the first time waits.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use mdev_protocol::virtio::feature::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDI
 use thiserror::Error;
 
 use super::memory::{Keys, Regions};
+use crate::device::{Enabled, Switch};
 use crate::ring::{RingAddr, RingSetup};
 use crate::sys::EventFd;
 
@@ -91,7 +93,7 @@ pub struct Vring {
     /// What to signal when the ring has failed (`SET_VRING_ERR`).
     pub err: Option<Arc<EventFd>>,
     /// Whether it may have side effects (`SET_VRING_ENABLE`).
-    pub enabled: bool,
+    pub switch: Switch,
     /// It has failed, and stays so until it is started anew.
     pub failed: bool,
     /// A message that describes it was refused without its sender being told: it must not start with what was there
@@ -120,7 +122,7 @@ impl Default for Vring {
             kick: None,
             call: None,
             err: None,
-            enabled: false,
+            switch: Switch::new(Enabled::NotYet),
             failed: false,
             distrusted: false,
             run: Run::Stopped,

@@ -113,15 +113,8 @@ pub enum Command {
         /// `None`: nobody is told.
         err: Option<Arc<EventFd>>,
     },
-    /// Let a running queue move data, or hold it.
-    Enable {
-        /// The device.
-        device_key: u64,
-        /// The queue's index in its device.
-        index: u16,
-        /// Whether it moves data.
-        enabled: bool,
-    },
+    /// Look at the rings again before sleeping: the switch of one was turned.
+    Look,
     /// End the thread. Queues that still run are dropped without an event.
     Quit,
 }

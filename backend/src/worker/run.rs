@@ -99,10 +99,8 @@ impl Runner {
             Command::SetErr { device_key, index, err } => {
                 self.with(device_key, index, |slot| slot.set_err(index, err));
             }
-            Command::Enable { device_key, index, enabled } => {
-                self.with(device_key, index, |slot| slot.enable(index, enabled));
-            }
-            Command::Quit => {}
+            // To have been woken is enough.
+            Command::Look | Command::Quit => {}
         }
     }
 

@@ -110,12 +110,6 @@ impl Slot {
         }
     }
 
-    pub(super) fn enable(&mut self, index: u16, enabled: bool) {
-        if let Some(queue) = self.engine.queue_mut(index) {
-            queue.enabled = enabled;
-        }
-    }
-
     /// One burst on each queue; whether there was work. Errors that latched are reported.
     pub(super) fn round(&mut self, sink: &EventSink) -> bool {
         let work = self.engine.poll() > 0;

@@ -111,15 +111,11 @@ impl Guest {
         self.front.share(&self.memory).expect("the memory is good");
     }
 
-    /// Starts both rings. They are enabled before, and the transmit ring comes last: a worker that is told of them one by one between
-    /// two bursts then has no burst in which a frame could be dropped.
+    /// Starts both rings and enables them, the transmit ring last.
     ///
     /// # Panics
     /// When that is refused.
     pub fn start_rings(&mut self) {
-        for index in 0..2 {
-            self.front.client().set_vring_enable(index, true).expect("it can be enabled");
-        }
         for (index, queue) in [(0u8, &self.port.rx), (1, &self.port.tx)] {
             let fds = &self.fds[usize::from(index)];
             self.front.start(index, queue, fds, &self.memory).expect("the ring starts");

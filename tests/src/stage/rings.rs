@@ -89,9 +89,9 @@ impl Queues for Rings {
         }
     }
 
-    fn set_enabled(&mut self, conn: u64, index: u16, enabled: bool) {
+    fn switched(&mut self, conn: u64, index: u16) {
         if self.runs(conn, index) {
-            self.worker.send(Command::Enable { device_key: self.key, index, enabled });
+            self.worker.send(Command::Look);
         }
     }
 

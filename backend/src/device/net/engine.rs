@@ -6,7 +6,7 @@ use super::header::{F_MRG_RXBUF, HEADER};
 use super::incoming::{Incoming, Offered, Refusal};
 use super::outgoing::{Outgoing, Sent};
 use super::pieces::BURST;
-use crate::device::{DropCause, Engine, Queue, QueueStats};
+use crate::device::{DropCause, Enabled, Engine, Queue, QueueStats};
 use crate::link::{Frame, Generator, Sink};
 use crate::ring::{RingError, Vring};
 use crate::sys::tsc;
@@ -83,8 +83,10 @@ impl Engine for NetEngine {
             Link::Pktgen(_) => self.receive.as_mut(),
             Link::Null(_) | Link::Loopback => None,
         };
+        let receive = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
+        let transmit = self.transmit.as_mut().filter(|queue| queue.switch.get() != Enabled::NotYet);
         let mut work = false;
-        for queue in receive.into_iter().filter(|queue| queue.enabled).chain(&mut self.transmit) {
+        for queue in receive.into_iter().chain(transmit) {
             work |= arm(queue);
         }
         work
@@ -154,8 +156,8 @@ fn serve(
 /// One burst of a transmit queue whose frames go to `consume`.
 #[inline(always)]
 fn send(queue: &mut Queue, consume: impl FnMut(&Frame<'_, '_>)) -> u32 {
-    if !queue.enabled {
-        return serve(queue, discard);
+    if queue.switch.get() != Enabled::Yes {
+        return discard(queue);
     }
     serve(queue, |vring, stats| send_burst(vring, stats, consume))
 }
@@ -179,9 +181,22 @@ fn send_burst(
     Ok(Served { chains, call })
 }
 
-/// One burst of a disabled transmit queue: chains are used up, nothing is read (vhost-user, "Ring states").
-#[inline(never)]
-fn discard(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
+/// One burst of a transmit queue that is not enabled: what it is given is discarded if it was disabled.
+#[cold]
+fn discard(queue: &mut Queue) -> u32 {
+    let switch = queue.switch.clone();
+    if switch.get() == Enabled::NotYet {
+        return 0;
+    }
+    serve(queue, |vring, stats| match switch.get() {
+        // It was disabled when these chains were there already, or came.
+        Enabled::No => discard_burst(vring, stats),
+        Enabled::NotYet | Enabled::Yes => Ok(Served::IDLE),
+    })
+}
+
+/// Uses chains up, and reads nothing (vhost-user, "Ring states").
+fn discard_burst(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
     let began = tsc::now();
     let mut bytes = 0u64;
     let chains = vring.take(BURST, |chain| {
@@ -199,7 +214,7 @@ fn discard(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingE
 /// One burst of a receive queue with frames of the generator.
 #[inline(always)]
 fn fill(queue: &mut Queue, mergeable: bool, generator: &mut Generator) -> u32 {
-    if !queue.enabled {
+    if queue.switch.get() != Enabled::Yes {
         hush(queue);
         return 0;
     }
@@ -235,8 +250,8 @@ fn fill_burst(
 /// One burst of a transmit queue into the receive queue of the same pair.
 #[inline(always)]
 fn turn(transmit: &mut Queue, mut receive: Option<&mut Queue>, mergeable: bool) -> u32 {
-    if !transmit.enabled {
-        return serve(transmit, discard);
+    if transmit.switch.get() != Enabled::Yes {
+        return discard(transmit);
     }
     let mut arrived = Ok(false);
     let chains = serve(transmit, |vring, stats| {
@@ -264,7 +279,8 @@ fn turn_burst(
     let began = tsc::now();
     let mut sent = Sent::new();
     let mut frames = Outgoing::take(vring, &mut sent)?;
-    let receiver = receive.filter(|queue| queue.enabled).and_then(|queue| queue.ready().then_some(queue));
+    let receiver = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
+    let receiver = receiver.and_then(|queue| queue.ready().then_some(queue));
     match receiver {
         Some(receiver) => *arrived = pass(&mut frames, receiver, mergeable, stats)?,
         None => stats.add_drops(DropCause::NoReceiver, frames.len() as u64),

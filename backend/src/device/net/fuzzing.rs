@@ -8,7 +8,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::header::{F_MRG_RXBUF, F_VERSION_1};
 use super::{NetConfig, NetDevice};
-use crate::device::{Device, Queue, QueueSetup};
+use crate::device::{Device, Enabled, Queue, QueueSetup, Switch};
 use crate::link::LinkKind;
 use crate::ring::{RingAddr, RingSetup};
 
@@ -77,7 +77,7 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
             kick: None,
             call: None,
             err: None,
-            enabled: true,
+            switch: Switch::new(Enabled::Yes),
         };
         engine.start_queue(Queue::start(setup, device.queue_stats(index)?).ok()?);
     }

@@ -8,7 +8,7 @@ use mdev_protocol::virtio::feature::{
     VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
-use crate::device::{Device, Engine, QueueSetup, QueueStats};
+use crate::device::{Device, Enabled, Engine, QueueSetup, QueueStats};
 use crate::session::{Queues, StartError};
 use crate::sys::EventFd;
 
@@ -182,7 +182,7 @@ impl Queues for MockQueues {
         if self.busy_elsewhere(conn) {
             return Err(StartError::OtherConnection);
         }
-        let (index, base, enabled) = (setup.index, setup.ring.next_avail, setup.enabled);
+        let (index, base, enabled) = (setup.index, setup.ring.next_avail, setup.switch.get() == Enabled::Yes);
         self.note(Note::Start { conn, index, base, enabled });
         self.owner = Some(conn);
         self.features = features;
@@ -211,8 +211,9 @@ impl Queues for MockQueues {
         self.note(Note::Err { index, some: err.is_some() });
     }
 
-    fn set_enabled(&mut self, conn: u64, index: u16, enabled: bool) {
+    fn switched(&mut self, conn: u64, index: u16) {
         assert!(self.is_running(conn, index));
+        let enabled = self.running[&index].switch.get() == Enabled::Yes;
         self.note(Note::Enabled { index, enabled });
     }
 

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use toy::Toy;
 
 use super::*;
+use crate::device::Enabled;
 use crate::sys::Kicks;
 
 const MODES: [Mode; 3] = [Mode::Busy, Mode::Adaptive, Mode::Event];
@@ -260,14 +261,15 @@ fn a_disabled_queue_holds_its_work_until_it_is_enabled() {
     for mode in MODES {
         let toy = Toy::new();
         let mut bench = Bench::new(mode);
+        toy.rings[0].switch.set(Enabled::NotYet);
         bench.start(&toy, KEY, 0);
-        bench.worker.send(Command::Enable { device_key: KEY, index: 0, enabled: false });
         bench.start(&toy, KEY, 1);
         toy.rings[0].add();
         toy.rings[1].add();
         until("the other queue is served", || toy.rings[1].is_empty());
         assert!(!toy.rings[0].is_empty());
-        bench.worker.send(Command::Enable { device_key: KEY, index: 0, enabled: true });
+        toy.rings[0].switch.set(Enabled::Yes);
+        bench.worker.send(Command::Look);
         until("the entry is taken", || toy.rings[0].is_empty());
     }
 }
@@ -316,7 +318,7 @@ fn kicks_that_are_no_eventfds_neither_spin_the_worker_nor_stop_the_queue() {
         for _ in 0..3 {
             toy.rings[0].added.fetch_add(1, Ordering::Release);
             // A kick that does nothing is not the worker's fault; a command makes it look.
-            bench.worker.send(Command::Enable { device_key: KEY, index: 0, enabled: true });
+            bench.worker.send(Command::Look);
             until("the entry is taken", || toy.rings[0].is_empty());
             until("the worker sleeps", || bench.sleeps());
         }

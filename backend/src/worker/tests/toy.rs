@@ -8,7 +8,7 @@ use std::time::Instant;
 use mdev_dma::{Iova, IovaRange};
 use mdev_pin::{Access, AccessOps};
 
-use crate::device::{Device, Engine, Queue, QueueSetup, QueueStats};
+use crate::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
 use crate::ring::{RingAddr, RingError, RingSetup};
 use crate::sys::EventFd;
 
@@ -16,7 +16,6 @@ use crate::sys::EventFd;
 pub const QUEUES: usize = 8;
 
 /// A ring: `added` is the driver's index, `taken` the device's.
-#[derive(Default)]
 pub struct Ring {
     pub added: AtomicU64,
     pub taken: AtomicU64,
@@ -27,10 +26,24 @@ pub struct Ring {
     /// The ring is parked until then.
     pub parked: Mutex<Option<Instant>>,
     pub kick: Option<Arc<EventFd>>,
+    pub switch: Switch,
     pub stats: Arc<QueueStats>,
 }
 
 impl Ring {
+    fn new(kick: Option<Arc<EventFd>>) -> Ring {
+        Ring {
+            added: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
+            malformed: AtomicBool::new(false),
+            parked: Mutex::new(None),
+            kick,
+            switch: Switch::new(Enabled::Yes),
+            stats: Arc::default(),
+        }
+    }
+
     /// Adds one entry and kicks if the device wants that, as a virtio driver does.
     pub fn add(&self) {
         self.added.fetch_add(1, Ordering::Release);
@@ -58,8 +71,7 @@ pub struct Toy {
 impl Toy {
     /// A device whose queues have these kicks.
     pub fn with_kicks(kick: impl Fn(usize) -> Option<Arc<EventFd>>) -> Arc<Toy> {
-        let rings =
-            (0..QUEUES).map(|index| Arc::new(Ring { kick: kick(index), ..Ring::default() })).collect();
+        let rings = (0..QUEUES).map(|index| Arc::new(Ring::new(kick(index)))).collect();
         Arc::new(Toy { rings })
     }
 
@@ -82,16 +94,16 @@ impl Toy {
             indirect: false,
             next_avail: 100 + index,
         };
-        let kick = self.rings[usize::from(index)].kick.clone();
+        let Ring { kick, switch, .. } = &*self.rings[usize::from(index)];
         let err = Some(Arc::new(EventFd::new().unwrap()));
         QueueSetup {
             index,
             ring,
             access: Access::new(Arc::new(Nothing)),
-            kick,
+            kick: kick.clone(),
             call: None,
             err,
-            enabled: true,
+            switch: switch.clone(),
         }
     }
 }
@@ -103,7 +115,7 @@ struct ToyEngine {
 
 impl ToyEngine {
     fn serve(ring: &Ring, queue: &mut Queue) -> u32 {
-        if queue.failed.is_some() || !queue.enabled {
+        if queue.failed.is_some() || queue.switch.get() != Enabled::Yes {
             return 0;
         }
         if ring.malformed.load(Ordering::Relaxed) {
@@ -142,7 +154,9 @@ impl Engine for ToyEngine {
     }
 
     fn arm(&mut self) -> bool {
-        let rings = || self.queues.iter().filter(|queue| queue.failed.is_none() && queue.enabled);
+        let rings = || {
+            self.queues.iter().filter(|queue| queue.failed.is_none() && queue.switch.get() == Enabled::Yes)
+        };
         for queue in rings() {
             self.rings[usize::from(queue.index)].quiet.store(false, Ordering::Relaxed);
         }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::pair::{HEADER, MEMORY, OUT, Pair, frame};
-use crate::device::DropCause;
+use crate::device::{DropCause, Enabled};
 use crate::link::{LinkKind, MAX_FRAME};
 
 #[test]
@@ -92,12 +92,12 @@ fn receiver_that_is_stopped_or_disabled_gets_nothing() {
     pair.send(&frame(64, 1));
     assert_eq!(pair.run(), 1);
     pair.start(0);
-    pair.engine.queue_mut(0).unwrap().enabled = false;
+    pair.engine.queue_mut(0).unwrap().switch.set(Enabled::No);
     pair.send(&frame(64, 2));
     assert_eq!(pair.run(), 1);
     assert_eq!(pair.drops(DropCause::NoReceiver), 2);
     assert!(pair.received().is_empty());
-    pair.engine.queue_mut(0).unwrap().enabled = true;
+    pair.engine.queue_mut(0).unwrap().switch.set(Enabled::Yes);
     assert!(pair.still_turns());
 }
 
@@ -105,8 +105,8 @@ fn receiver_that_is_stopped_or_disabled_gets_nothing() {
 fn disabled_sender_is_drained_without_effect() {
     for link in [LinkKind::Null, LinkKind::Loopback, LinkKind::Pktgen { size: 64 }] {
         let mut pair = Pair::new(link, false);
-        pair.engine.queue_mut(0).unwrap().enabled = false;
-        pair.engine.queue_mut(1).unwrap().enabled = false;
+        pair.engine.queue_mut(0).unwrap().switch.set(Enabled::No);
+        pair.engine.queue_mut(1).unwrap().switch.set(Enabled::No);
         pair.offer(4, 2048);
         pair.send(&frame(64, 1));
         // Not even its address is looked at.
@@ -116,6 +116,23 @@ fn disabled_sender_is_drained_without_effect() {
         assert_eq!(pair.drops(DropCause::Disabled), 2);
         assert_eq!((pair.counters(1).packets, pair.counters(1).bytes), (2, 64 + 100 - 12));
         assert!(pair.received().is_empty());
+    }
+}
+
+#[test]
+fn sender_that_is_not_enabled_yet_loses_nothing() {
+    for link in [LinkKind::Null, LinkKind::Loopback, LinkKind::Pktgen { size: 64 }] {
+        let mut pair = Pair::new(link, false);
+        pair.engine.queue_mut(1).unwrap().switch.set(Enabled::NotYet);
+        pair.send(&frame(64, 1));
+        pair.run();
+        assert_eq!(pair.sent(), 0);
+        assert!(!pair.engine.arm(), "what waits for a message is no reason to stay awake");
+        pair.engine.disarm();
+        pair.engine.queue_mut(1).unwrap().switch.set(Enabled::Yes);
+        pair.run();
+        assert_eq!(pair.sent(), 1);
+        assert_eq!(pair.drops(DropCause::Disabled), 0);
     }
 }
 

@@ -6,7 +6,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
 use crate::device::net::{NetConfig, NetDevice};
-use crate::device::{Device, DropCause, Engine, EventFd, Queue, QueueCounters, QueueSetup};
+use crate::device::{Device, DropCause, Enabled, Engine, EventFd, Queue, QueueCounters, QueueSetup, Switch};
 use crate::link::LinkKind;
 use crate::ring::RingError;
 use crate::ring::tests::guest::{Guest, NEXT, Ring, WRITE};
@@ -79,7 +79,7 @@ impl Pair {
             kick: None,
             call: Some(self.calls[usize::from(index)].clone()),
             err: Some(self.errors[usize::from(index)].clone()),
-            enabled: true,
+            switch: Switch::new(Enabled::Yes),
         };
         let stats = self.device.queue_stats(index).unwrap();
         self.engine.start_queue(Queue::start(setup, stats).unwrap());

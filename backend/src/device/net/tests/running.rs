@@ -1,6 +1,7 @@
 //! Starting, stopping, sleeping.
 
 use super::pair::{Pair, frame};
+use crate::device::Enabled;
 use crate::link::LinkKind;
 
 #[test]
@@ -49,7 +50,7 @@ fn generator_is_woken_by_receive_buffers() {
     assert_eq!(pair.guest.word(pair.rx.used), 0);
     pair.offer(1, 2048);
     assert!(pair.engine.arm());
-    pair.engine.queue_mut(0).unwrap().enabled = false;
+    pair.engine.queue_mut(0).unwrap().switch.set(Enabled::No);
     assert!(!pair.engine.arm(), "a disabled receive queue is no work");
 }
 
