@@ -46,6 +46,12 @@ impl<'r, 'b> Vring<'r, 'b> {
         self.burst
     }
 
+    /// Entries of the ring.
+    #[inline(always)]
+    pub fn size(&self) -> u16 {
+        self.ring.size
+    }
+
     /// How many chains wait.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::header::{F_MRG_RXBUF, HEADER};
 use super::incoming::{Incoming, Offered, Refusal};
 use super::outgoing::{Outgoing, Sent};
-use super::pieces::BURST;
+use super::pieces::burst_of;
 use crate::device::{DropCause, Enabled, Engine, Queue, QueueStats};
 use crate::link::{Frame, Generator, Sink};
 use crate::ring::{RingError, Vring};
@@ -199,7 +199,7 @@ fn discard(queue: &mut Queue) -> u32 {
 fn discard_burst(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
     let began = tsc::now();
     let mut bytes = 0u64;
-    let chains = vring.take(BURST, |chain| {
+    let chains = vring.take(burst_of(&vring), |chain| {
         let len = chain.readable.iter().fold(0u64, |sum, buffer| sum.saturating_add(buffer.len.into()));
         bytes = bytes.saturating_add(len.saturating_sub(HEADER as u64));
         Ok(())
@@ -230,8 +230,9 @@ fn fill_burst(
 ) -> Result<Served, RingError> {
     let began = tsc::now();
     let mut offered = Offered::new();
-    let mut room = Incoming::open(vring, &mut offered, mergeable, BURST);
-    for emitted in 0..BURST {
+    let burst = burst_of(&vring);
+    let mut room = Incoming::open(vring, &mut offered, mergeable, burst);
+    for emitted in 0..burst {
         match room.room(generator.size()) {
             Ok(room) => generator.emit(&room, HEADER),
             // A malformed chain behind good ones is said when it is the first.

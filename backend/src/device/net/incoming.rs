@@ -5,7 +5,7 @@ use mdev_pin::{Burst, ResolveError};
 use smallvec::SmallVec;
 
 use super::header::{HEADER, received};
-use super::pieces::{Pieces, resolve};
+use super::pieces::{AHEAD, Pieces, resolve};
 use crate::device::QueueStats;
 use crate::link::{MAX_FRAME, Room};
 use crate::ring::{Buffer, Direction, MAX_BURST, RingError, Vring};
@@ -90,6 +90,9 @@ impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
         let Self { vring, offered, used, .. } = self;
         let free = offered.chains.get(*used).ok_or(Refusal::Full)?;
         vring.complete(free.head, need as u32).map_err(Refusal::Broken)?;
+        if let Some(later) = offered.chains.get(used.wrapping_add(AHEAD)) {
+            later.first.prefetch_write(0);
+        }
         *used = used.wrapping_add(1);
         self.frames = self.frames.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(len as u64);
@@ -141,7 +144,7 @@ impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
         if vring.taken() >= MAX_BURST {
             return Err(Refusal::Later);
         }
-        let burst = vring.burst();
+        let (burst, ahead) = (vring.burst(), self.used.saturating_add(AHEAD));
         let taken = vring.take(
             count,
             #[inline(always)]
@@ -157,8 +160,9 @@ impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
                     }
                     buffers => gather(burst, chain.head, buffers, pieces)?,
                 };
-                free.first.prefetch_write(0);
-                free.first.prefetch_write(HEADER);
+                if chains.len() < ahead {
+                    free.first.prefetch_write(0);
+                }
                 chains.push(free);
                 Ok(())
             },

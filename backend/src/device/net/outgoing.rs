@@ -5,7 +5,7 @@ use mdev_pin::Burst;
 use smallvec::SmallVec;
 
 use super::header::HEADER;
-use super::pieces::{BURST, MAX_PIECES, Pieces, resolve};
+use super::pieces::{BURST, MAX_PIECES, Pieces, burst_of, resolve};
 use crate::device::{DropCause, QueueStats};
 use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME};
 use crate::ring::{Buffer, Direction, RingError, Vring};
@@ -45,16 +45,16 @@ pub(super) struct Outgoing<'p, 'r, 'b> {
 }
 
 impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
-    /// Takes up to [`BURST`] chains. What cannot be resolved yet, and all behind it, is not taken.
+    /// Takes the chains of a burst. What cannot be resolved yet, and all behind it, is not taken.
     ///
     /// # Errors
     /// What is wrong with the first chain.
     #[inline(always)]
     pub(super) fn take(mut vring: Vring<'r, 'b>, sent: &'p mut Sent<'r>) -> Result<Self, RingError> {
         let (mut short, mut oversize) = (0u64, 0u64);
-        let burst = vring.burst();
+        let (burst, max) = (vring.burst(), burst_of(&vring));
         vring.take(
-            BURST,
+            max,
             #[inline(always)]
             |chain| {
                 let place = match whole(burst, chain.readable) {

@@ -4,12 +4,21 @@ use mdev_dma::{GuestSlice, Perm, SgList};
 use mdev_pin::{Burst, ResolveError};
 use smallvec::SmallVec;
 
-use crate::ring::Buffer;
+use crate::ring::{Buffer, Vring};
 
-/// Chains that one poll serves on one queue.
-pub(super) const BURST: usize = 32;
+/// Chains that one poll serves on one queue at most.
+pub(super) const BURST: usize = 64;
+/// How many receive buffers are on their way into the cache before one is written. More than a processor fetches at a
+/// time would be lost or wait.
+pub(super) const AHEAD: usize = 16;
 /// Pieces a frame may be in; what DPDK's back-end accepts too.
 pub(super) const MAX_PIECES: usize = 256;
+
+/// Chains that one poll serves of this ring. Never all it has: driver and device would wait for each other in turn.
+#[inline(always)]
+pub(super) fn burst_of(ring: &Vring<'_, '_>) -> usize {
+    BURST.min(usize::from(ring.size() / 2)).max(1)
+}
 
 /// Guest memory of one burst, flat, for chains that are in several pieces. There is room on the stack for what drivers
 /// do that cut every jumbo frame into pages.
