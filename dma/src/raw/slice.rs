@@ -61,13 +61,12 @@ impl<'a> GuestSlice<'a> {
     ///
     /// # Safety
     /// For all of `'a` these bytes must lie in one mapping of this process, of a window or of anonymous memory, into
-    /// which no Rust reference points.
-    #[inline]
+    /// which no Rust reference points. The address is not zero, also of a slice of no bytes.
+    #[inline(always)]
     pub unsafe fn from_raw_parts(address: usize, len: usize) -> GuestSlice<'a> {
-        let start =
-            NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling());
-        // SAFETY: the caller's promise; only a slice of no bytes may be at address zero.
-        unsafe { Self::of_mapping(start, len) }
+        let start = std::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: the caller's promise.
+        unsafe { Self::of_mapping(NonNull::new_unchecked(start), len) }
     }
 
     /// A slice of the `len` bytes at `start`.
