@@ -57,8 +57,8 @@ struct Descriptor {
 impl Descriptor {
     #[inline(always)]
     fn read(table: &GuestSlice<'_>, index: u16) -> Option<Self> {
-        let desc = table.subslice(usize::from(index).wrapping_mul(DESC_LEN), DESC_LEN)?;
-        Some(Self { iova: u64::from_le(desc.read::<u64>(0)?), rest: u64::from_le(desc.read::<u64>(8)?) })
+        let [iova, rest] = table.read::<[u64; 2]>(usize::from(index).wrapping_mul(DESC_LEN))?;
+        Some(Self { iova: u64::from_le(iova), rest: u64::from_le(rest) })
     }
 
     #[inline(always)]
