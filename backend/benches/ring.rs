@@ -1,13 +1,16 @@
-//! What a chain costs: our split ring beside `virtio-queue`, in one run.
+//! What a chain costs: our split ring, beside `virtio-queue`, and beside a reader without chains, checks or protection, which
+//! says how quick the machine is.
 //!
 //! The driver is the same thread: it makes 32 chains available, the device takes them, does nothing, or reads 8 bytes,
-//! or copies 64 bytes of each buffer, and uses them. Figures are per batch; the throughput line is per chain.
+//! or copies 64 bytes of each buffer, and uses them. The three take turns, slice by slice, so that the drift of a shared
+//! machine reaches all alike; printed are ns per chain, medians and ranges over the slices, and the median of the
+//! quotients of neighbouring slices. `cargo bench -p mdevd --bench ring`.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mdev_dma::{
     Area, BackingFile, FileExtent, FilePolicy, GuestSlice, Iova, IovaRange, Perm, Segment, Windows,
 };
@@ -26,14 +29,15 @@ const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
 const BUFFERS: u64 = 1 << 20;
 const BUFFER: u64 = 2048;
+/// Slices of each reader, and batches in one.
+const SLICES: usize = 101;
+const BATCHES: u32 = 2_000;
 
-/// What the device does with a buffer.
-#[derive(Copy, Clone, PartialEq)]
-enum Work {
-    Walk,
-    Read8,
-    Copy64,
-}
+/// What the device does with a buffer. A constant, as it is in a device.
+type Work = u8;
+const WALK: Work = 0;
+const READ8: Work = 1;
+const COPY64: Work = 2;
 
 /// The descriptors of a table whose chains have `links` device-readable buffers each, as (offset, word).
 fn table(links: u16) -> impl Iterator<Item = (u64, u64)> {
@@ -117,7 +121,7 @@ impl Ours {
     }
 
     #[inline(never)]
-    fn serve(&mut self, work: Work) -> u64 {
+    fn serve<const WORK: Work>(&mut self) -> u64 {
         let burst = self.lane.enter();
         let mut vring = self.ring.begin(&burst).unwrap();
         let mut sum = 0u64;
@@ -127,13 +131,13 @@ impl Ours {
             #[inline(always)]
             |chain| {
                 for buffer in chain.readable {
-                    match work {
-                        Work::Walk => sum = sum.rotate_left(1) ^ buffer.iova.0,
-                        Work::Read8 => {
+                    match WORK {
+                        WALK => sum = sum.rotate_left(1) ^ buffer.iova.0,
+                        READ8 => {
                             let slice = burst.slice(buffer.iova, buffer.len, Perm::READ)?;
                             sum = sum.wrapping_add(slice.read::<u64>(0).unwrap());
                         }
-                        Work::Copy64 => {
+                        _ => {
                             let slice = burst.slice(buffer.iova, buffer.len, Perm::READ)?;
                             sum = sum.wrapping_add(slice.copy_to(&mut scratch) as u64);
                             black_box(&mut scratch);
@@ -188,7 +192,7 @@ impl Theirs {
     }
 
     #[inline(never)]
-    fn serve(&mut self, work: Work) -> u64 {
+    fn serve<const WORK: Work>(&mut self) -> u64 {
         let mut sum = 0u64;
         let mut scratch = [0u8; 64];
         let mut heads = [0u16; BATCH as usize];
@@ -196,14 +200,14 @@ impl Theirs {
         for chain in self.queue.iter(&self.memory).unwrap() {
             heads[count] = chain.head_index();
             count += 1;
-            match work {
-                Work::Walk => chain.readable().for_each(|desc| sum = sum.wrapping_add(desc.addr().0)),
-                Work::Read8 => {
+            match WORK {
+                WALK => chain.readable().for_each(|desc| sum = sum.wrapping_add(desc.addr().0)),
+                READ8 => {
                     chain.readable().for_each(|desc| {
                         sum = sum.wrapping_add(self.memory.read_obj::<u64>(desc.addr()).unwrap());
                     });
                 }
-                Work::Copy64 => {
+                _ => {
                     let mut reader = Reader::new(&self.memory, chain).unwrap();
                     for _ in 0..self.links {
                         sum =
@@ -221,36 +225,97 @@ impl Theirs {
     }
 }
 
-fn chains(criterion: &mut Criterion) {
-    for (name, work) in [("walk", Work::Walk), ("read8", Work::Read8), ("copy64", Work::Copy64)] {
-        for links in [1, 2] {
-            let mut group = criterion.benchmark_group(format!("{name}/{links}"));
-            group.throughput(Throughput::Elements(BATCH.into()));
-            let mut ours = Ours::new(links);
-            group.bench_function("mdevd", |b| {
-                b.iter(|| {
-                    ours.drive();
-                    ours.serve(work)
-                })
-            });
-            let mut theirs = Theirs::new(links);
-            group.bench_function("virtio-queue", |b| {
-                b.iter(|| {
-                    theirs.drive();
-                    theirs.serve(work)
-                })
-            });
-            group.finish();
+/// The least that a ring can cost: every chain is two words at its head, every buffer lies where the first one says.
+struct Plain {
+    ours: Ours,
+    links: u16,
+    taken: u16,
+}
+
+impl Plain {
+    #[inline(never)]
+    fn serve<const WORK: Work>(&mut self) -> u64 {
+        let memory = self.ours.memory();
+        let word = |at: u64| memory.read::<u64>(at as usize).unwrap();
+        let mut sum = 0u64;
+        let mut scratch = [0u8; 64];
+        let index = memory.load_u16(AVAIL as usize + 2, Ordering::Acquire).unwrap();
+        while self.taken != index {
+            let slot = u64::from(self.taken % SIZE);
+            let head = memory.read::<u16>((AVAIL + 4 + 2 * slot) as usize).unwrap();
+            for link in 0..self.links {
+                let desc = DESC + 16 * u64::from(head + link);
+                let (at, rest) = (word(desc), word(desc + 8));
+                match WORK {
+                    WALK => sum = sum.rotate_left(1) ^ at ^ rest,
+                    READ8 => sum = sum.wrapping_add(word(at)),
+                    _ => {
+                        let buffer = memory.subslice(at as usize, rest as u32 as usize).unwrap();
+                        sum = sum.wrapping_add(buffer.copy_to(&mut scratch) as u64);
+                        black_box(&mut scratch);
+                    }
+                }
+            }
+            memory.write::<u64>((USED + 4 + 8 * slot) as usize, head.into()).unwrap();
+            self.taken = self.taken.wrapping_add(1);
         }
+        memory.store_u16(USED as usize + 2, self.taken, Ordering::Release).unwrap();
+        sum
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .warm_up_time(std::time::Duration::from_millis(300))
-        .measurement_time(std::time::Duration::from_millis(1000))
-        .sample_size(30);
-    targets = chains
+/// ns per chain of one slice.
+fn slice(mut batch: impl FnMut() -> u64) -> f64 {
+    let started = Instant::now();
+    for _ in 0..BATCHES {
+        black_box(batch());
+    }
+    started.elapsed().as_secs_f64() * 1e9 / f64::from(BATCHES) / f64::from(BATCH)
 }
-criterion_main!(benches);
+
+fn shown(samples: &mut [f64]) -> String {
+    samples.sort_by(f64::total_cmp);
+    format!("{:.2} ({:.2}-{:.2})", samples[SLICES / 2], samples[0], samples[SLICES - 1])
+}
+
+fn compare<const WORK: Work>(name: &str) {
+    for links in [1, 2] {
+        let mut plain = Plain { ours: Ours::new(links), links, taken: 0 };
+        let (mut ours, mut theirs) = (Ours::new(links), Theirs::new(links));
+        let mut samples = [const { Vec::new() }; 3];
+        for _ in 0..SLICES {
+            samples[0].push(slice(|| {
+                plain.ours.drive();
+                plain.serve::<WORK>()
+            }));
+            samples[1].push(slice(|| {
+                ours.drive();
+                ours.serve::<WORK>()
+            }));
+            samples[2].push(slice(|| {
+                theirs.drive();
+                theirs.serve::<WORK>()
+            }));
+        }
+        let mut quotients: Vec<f64> = samples[1].iter().zip(&samples[0]).map(|(a, b)| a / b).collect();
+        quotients.sort_by(f64::total_cmp);
+        let [plain, ours, theirs] = &mut samples;
+        println!(
+            "{name:<8}{links:>6}{:>22}{:>22}{:>24}{:>8.2}",
+            shown(plain),
+            shown(ours),
+            shown(theirs),
+            quotients[SLICES / 2]
+        );
+    }
+}
+
+fn main() {
+    println!(
+        "{:<8}{:>6}{:>22}{:>22}{:>24}{:>8}",
+        "ns/chain", "links", "plain", "mdevd", "virtio-queue", "ratio"
+    );
+    compare::<WALK>("walk");
+    compare::<READ8>("read8");
+    compare::<COPY64>("copy64");
+}

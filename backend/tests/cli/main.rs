@@ -349,11 +349,11 @@ fn an_idle_device_with_running_rings_uses_next_to_no_processor_time() {
         guest.start();
         guest.send();
         guest.receive(1);
-        let watched = Duration::from_millis(300);
+        let watched = Duration::from_secs(1);
         let before = daemon.cpu_time();
         std::thread::sleep(watched);
         let used = daemon.cpu_time() - before;
-        assert!(used < watched / 20, "{mode}: {used:?} of {watched:?}");
+        assert!(used < watched / 100, "{mode}: {used:?} of {watched:?}");
         guest.send();
         guest.receive(1);
     }
