@@ -12,6 +12,8 @@ pub const HEADER_LEN: usize = NetHeader::LEN;
 /// Buffers start this much further apart than their size: an odd number of lines, so that the first lines of all buffers
 /// do not compete for a few sets of the caches.
 const SKEW: u64 = 64;
+/// How many buffers are on their way from the other core before one is used: about what a processor fetches at a time.
+const AHEAD: usize = 16;
 
 /// How a packet's buffer is described to the device.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -184,8 +186,9 @@ impl RxQueue {
         let count = ready.min(u16::try_from(limit).unwrap_or(u16::MAX));
         used.clear();
         queue.pop_each(count, |entry| {
-            // All on their way from the other core before the first is looked at.
-            if let Some(buffer) = buffers.one(&all, entry.head) {
+            if used.len() < AHEAD
+                && let Some(buffer) = buffers.one(&all, entry.head)
+            {
                 buffer.prefetch_read(0);
             }
             used.push(entry);
@@ -194,6 +197,9 @@ impl RxQueue {
         let mut packets = 0;
         let mut next = 0;
         while let Some(&entry) = used.get(next) {
+            if let Some(later) = used.get(next + AHEAD).and_then(|later| buffers.one(&all, later.head)) {
+                later.prefetch_read(0);
+            }
             next += 1;
             let wrong = DriverError::UsedLength { len: entry.len, capacity: buffers.capacity };
             let filled = |entry: Used| buffers.one(&all, entry.head)?.subslice(0, entry.len as usize);
@@ -287,13 +293,14 @@ impl TxQueue {
         let (capacity, header) = (buffers.capacity, HEADER_LEN as u32);
         let first = idle.len().saturating_sub(count as usize);
         let chosen = idle.get(first..).unwrap_or_default();
-        // All on their way back from the other core before the first is written.
-        for &head in chosen {
-            if let Some(buffer) = buffers.one(&all, head) {
+        let fetch = |head: &u16| {
+            if let Some(buffer) = buffers.one(&all, *head) {
                 buffer.prefetch_write(HEADER_LEN);
             }
-        }
-        for &head in chosen {
+        };
+        chosen.iter().take(AHEAD).for_each(fetch);
+        for (position, &head) in chosen.iter().enumerate() {
+            chosen.get(position + AHEAD).into_iter().for_each(fetch);
             let frame = buffers
                 .one(&all, head)
                 .and_then(|whole| whole.subslice(HEADER_LEN, (capacity - header) as usize));

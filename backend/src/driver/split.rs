@@ -4,9 +4,9 @@ use super::memory::{GuestMemory, Part};
 use super::raw::RawRing;
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::split::{
-    AVAIL_ALIGN, DESC_ALIGN, Desc, FLAGS_OFFSET, IDX_OFFSET, USED_ALIGN, UsedElem,
-    VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
-    VIRTQ_USED_F_NO_NOTIFY, avail_entry, avail_len, desc_len, is_size, needs_event, used_entry, used_len,
+    AVAIL_ALIGN, DESC_ALIGN, Desc, FLAGS_OFFSET, IDX_OFFSET, USED_ALIGN, VIRTQ_AVAIL_F_NO_INTERRUPT,
+    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY, avail_entry,
+    avail_len, desc_len, is_size, needs_event, used_entry, used_len,
 };
 use std::sync::atomic::{Ordering, fence};
 
@@ -322,14 +322,16 @@ impl SplitQueue {
         let mask = self.options.size - 1;
         for _ in 0..count {
             let slot = self.next_used & mask;
-            let entry = ring.read::<UsedElem>(used_entry(slot)).unwrap_or_default();
-            match self.chains.get_mut(entry.id as usize) {
+            // Two words: together they are not aligned to their size.
+            let word = |at| ring.load_u32(used_entry(slot) + at, Ordering::Relaxed).map_or(0, u32::from_le);
+            let (id, len) = (word(0), word(4));
+            match self.chains.get_mut(id as usize) {
                 Some(chain @ Chain::Outstanding) => *chain = Chain::Held,
-                _ => return Err(DriverError::UsedTwice(entry.id)),
+                _ => return Err(DriverError::UsedTwice(id)),
             }
             self.next_used = self.next_used.wrapping_add(1);
             self.outstanding = self.outstanding.saturating_sub(1);
-            each(Used { head: entry.id as u16, len: entry.len });
+            each(Used { head: id as u16, len });
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::driver::{MemoryError, MemoryOptions};
+use mdev_protocol::virtio::split::UsedElem;
 use proptest::prelude::*;
 use std::collections::{HashMap, VecDeque};
 

@@ -76,8 +76,7 @@ unsafe fn write_words<W: Copy>(from: *const u8, to: *mut u8, size: usize) {
 
 /// # Safety
 /// As for [`read`].
-#[cold]
-#[inline(never)]
+#[inline(always)]
 unsafe fn read_unaligned(from: *const u8, to: *mut u8, size: usize) {
     // SAFETY: as promised to us.
     unsafe { std::ptr::copy_nonoverlapping(from, to, size) };
