@@ -1,9 +1,9 @@
 //! What a ring writes down during a burst: heads taken, chains completed. Allocated once, when the ring starts.
 
 use mdev_dma::{GuestSlice, Iova};
+use mdev_protocol::virtio::split::{avail_entry, used_entry};
 
 use super::chain::{Buffer, MAX_CHAIN};
-use super::layout::{avail_entry, used_entry};
 
 /// Chains a burst may hold.
 pub const MAX_BURST: usize = 256;

@@ -2,9 +2,14 @@
 
 use mdev_dma::{GuestSlice, Iova, Perm, SgList};
 use mdev_pin::{Burst, ResolveError};
+use mdev_protocol::virtio::split::{
+    Desc, VIRTQ_DESC_F_INDIRECT as INDIRECT, VIRTQ_DESC_F_NEXT as NEXT, VIRTQ_DESC_F_WRITE as WRITE,
+};
 
 use super::RingError;
-use super::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN};
+
+/// Bytes of a descriptor.
+const DESC_LEN: usize = size_of::<Desc>();
 
 /// Buffers a chain may have, indirect ones included: what QEMU accepts too.
 pub const MAX_CHAIN: usize = 1024;
@@ -92,16 +97,16 @@ impl Source<'_, '_> {
         if desc.len() == 0 {
             return None;
         }
-        if desc.has(DESC_F_NEXT | DESC_F_INDIRECT) {
+        if desc.has(NEXT | INDIRECT) {
             let second = Descriptor::read(&self.table, desc.next())?;
-            let odd = desc.has(DESC_F_WRITE | DESC_F_INDIRECT)
-                || second.has(DESC_F_WRITE | DESC_F_INDIRECT | DESC_F_NEXT)
+            let odd = desc.has(WRITE | INDIRECT)
+                || second.has(WRITE | INDIRECT | NEXT)
                 || second.len() == 0
                 || desc.len().checked_add(second.len()).is_none();
             return if odd { None } else { Some(Common::Readable2([desc.buffer(), second.buffer()])) };
         }
         let buffer = desc.buffer();
-        Some(if desc.has(DESC_F_WRITE) { Common::Writable(buffer) } else { Common::Readable(buffer) })
+        Some(if desc.has(WRITE) { Common::Writable(buffer) } else { Common::Readable(buffer) })
     }
 
     /// Reads the chain at `head`, whatever it is, into `out`.
@@ -116,9 +121,9 @@ impl Source<'_, '_> {
         let limit = out.len().min(self.size.into());
         let direct = out.get_mut(..limit).unwrap_or_default();
         let mut so_far = Walked::default();
-        while !desc.has(DESC_F_INDIRECT) {
+        while !desc.has(INDIRECT) {
             so_far.add(desc, direct, self.size)?;
-            if !desc.has(DESC_F_NEXT) {
+            if !desc.has(NEXT) {
                 return so_far.finish(head, out);
             }
             desc = Descriptor::read(&self.table, desc.next())
@@ -135,7 +140,7 @@ impl Source<'_, '_> {
         mut so_far: Walked,
         out: &mut [Buffer],
     ) -> Result<Walked, RingError> {
-        if desc.has(DESC_F_NEXT) {
+        if desc.has(NEXT) {
             return Err(RingError::IndirectAndNext);
         }
         if !self.indirect {
@@ -157,11 +162,11 @@ impl Source<'_, '_> {
         let mut next = 0;
         loop {
             let desc = table.read(next)?.ok_or(RingError::NextOutOfRange { next, size })?;
-            if desc.has(DESC_F_INDIRECT) {
+            if desc.has(INDIRECT) {
                 return Err(RingError::IndirectNested);
             }
             so_far.add(desc, out, size)?;
-            if !desc.has(DESC_F_NEXT) {
+            if !desc.has(NEXT) {
                 return Ok(so_far);
             }
             next = desc.next();
@@ -190,7 +195,7 @@ impl Walked {
             return Err(if full { RingError::TooLong } else { RingError::Loop { size } });
         };
         *place = desc.buffer();
-        if !desc.has(DESC_F_WRITE) {
+        if !desc.has(WRITE) {
             if self.readable != self.count {
                 return Err(RingError::ReadAfterWrite);
             }

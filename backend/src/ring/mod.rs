@@ -29,7 +29,6 @@
 mod batch;
 mod chain;
 mod error;
-mod layout;
 mod split;
 mod vring;
 

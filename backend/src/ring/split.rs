@@ -2,14 +2,14 @@
 
 use mdev_dma::{FileExtent, GuestSlice, Iova, Perm};
 use mdev_pin::{Burst, KeptSlice, ResolveError};
+use mdev_protocol::virtio::split::{self, IDX_OFFSET, avail_len, desc_len, used_len};
 
 use super::batch::Batch;
-use super::layout::{INDEX, avail_len, desc_len, used_len};
 use super::{Part, RingError, Vring};
 use std::sync::atomic::Ordering;
 
 /// Entries a ring may have (virtio 2.7).
-pub const MAX_RING_SIZE: u16 = 32768;
+pub const MAX_RING_SIZE: u16 = split::MAX_SIZE;
 
 /// Where a part of a ring starts. Never a host address: those last no longer than a burst.
 #[derive(Clone)]
@@ -145,7 +145,8 @@ impl SplitRing {
         }
         if self.next_used.is_none() {
             // Where the driver and whoever served the ring before us left it; nobody else knows.
-            self.next_used = Some(used.load_u16(INDEX, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?);
+            self.next_used =
+                Some(used.load_u16(IDX_OFFSET, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?);
         }
         Ok((desc, avail, used))
     }

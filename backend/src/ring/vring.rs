@@ -4,9 +4,12 @@ use std::sync::atomic::{Ordering, fence};
 
 use mdev_dma::GuestSlice;
 use mdev_pin::Burst;
+use mdev_protocol::virtio::split::{
+    FLAGS_OFFSET, IDX_OFFSET, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, avail_entry, needs_event,
+    used_entry,
+};
 
 use super::chain::{Chain, Common, Source};
-use super::layout::{AVAIL_F_NO_INTERRUPT, INDEX, USED_F_NO_NOTIFY, avail_entry, need_event, used_entry};
 use super::split::LOST;
 use super::{RingError, SplitRing};
 
@@ -186,7 +189,7 @@ impl<'r, 'b> Vring<'r, 'b> {
             return Ok(false);
         }
         ring.next_used = Some(next_used);
-        self.used.store_u16(INDEX, next_used.to_le(), Ordering::Release).ok_or(LOST)?;
+        self.used.store_u16(IDX_OFFSET, next_used.to_le(), Ordering::Release).ok_or(LOST)?;
         // The index must be out before the driver's wish is read: it publishes its wish and looks at the index again.
         fence(Ordering::SeqCst);
         let signalled = ring.signalled.replace(next_used);
@@ -194,10 +197,10 @@ impl<'r, 'b> Vring<'r, 'b> {
             let event =
                 u16::from_le(self.avail.load_u16(avail_entry(ring.size), Ordering::Relaxed).ok_or(LOST)?);
             // Before the first decision nobody knows what the driver has seen.
-            Ok(signalled.is_none_or(|old| need_event(event, next_used, old)))
+            Ok(signalled.is_none_or(|old| needs_event(event, next_used, old)))
         } else {
-            let flags = u16::from_le(self.avail.load_u16(0, Ordering::Relaxed).ok_or(LOST)?);
-            Ok(flags & AVAIL_F_NO_INTERRUPT == 0)
+            let flags = u16::from_le(self.avail.load_u16(FLAGS_OFFSET, Ordering::Relaxed).ok_or(LOST)?);
+            Ok(flags & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
         }
     }
 
@@ -210,7 +213,7 @@ impl<'r, 'b> Vring<'r, 'b> {
             let at = used_entry(self.ring.size);
             self.used.store_u16(at, self.next_avail.to_le(), Ordering::Relaxed).ok_or(LOST)?;
         } else {
-            self.used.store_u16(0, 0, Ordering::Relaxed).ok_or(LOST)?;
+            self.used.store_u16(FLAGS_OFFSET, 0, Ordering::Relaxed).ok_or(LOST)?;
         }
         // The wish must be out before the index is read: the driver publishes its index and looks at the wish.
         fence(Ordering::SeqCst);
@@ -223,14 +226,14 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// # Errors
     /// None in practice, as [`complete`](Vring::complete).
     pub fn disarm(&mut self) -> Result<(), RingError> {
-        let flags = if self.ring.event_idx { 0 } else { USED_F_NO_NOTIFY };
-        self.used.store_u16(0, flags.to_le(), Ordering::Relaxed).ok_or(LOST)
+        let flags = if self.ring.event_idx { 0 } else { VIRTQ_USED_F_NO_NOTIFY };
+        self.used.store_u16(FLAGS_OFFSET, flags.to_le(), Ordering::Relaxed).ok_or(LOST)
     }
 }
 
 #[inline(always)]
 fn pending(avail: &GuestSlice<'_>, next: u16, size: u16) -> Result<u16, RingError> {
-    let index = u16::from_le(avail.load_u16(INDEX, Ordering::Acquire).ok_or(LOST)?);
+    let index = u16::from_le(avail.load_u16(IDX_OFFSET, Ordering::Acquire).ok_or(LOST)?);
     let pending = index.wrapping_sub(next);
     if pending > size { Err(RingError::AvailJump { next, index, size }) } else { Ok(pending) }
 }

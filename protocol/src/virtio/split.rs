@@ -76,17 +76,20 @@ pub const fn used_len(size: u16, event_idx: bool) -> usize {
 }
 
 /// Offset of entry `slot` in the available ring, in bytes. With `slot` = ring size: the offset of `used_event`.
+#[inline(always)]
 pub const fn avail_entry(slot: u16) -> usize {
     RING_OFFSET.saturating_add((slot as usize).saturating_mul(2))
 }
 
 /// Offset of entry `slot` in the used ring, in bytes. With `slot` = ring size: the offset of `avail_event`.
+#[inline(always)]
 pub const fn used_entry(slot: u16) -> usize {
     RING_OFFSET.saturating_add((slot as usize).saturating_mul(8))
 }
 
 /// Whether moving an index from `old` to `new` passes `event`, so that the other side wants to hear of it
 /// (section 2.7.7.2; all three wrap at 2^16).
+#[inline]
 pub const fn needs_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 
 use super::guest::{Guest, Ring};
-use crate::ring::layout::need_event;
 use crate::ring::{RingSetup, SplitRing};
+use mdev_protocol::virtio::split::needs_event;
 
 const DATA: u64 = 0x8000;
 
@@ -105,13 +105,13 @@ proptest! {
             at = at.wrapping_add(1);
             if here == event { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        prop_assert_eq!(need_event(event, old.wrapping_add(steps), old), walked.is_break());
+        prop_assert_eq!(needs_event(event, old.wrapping_add(steps), old), walked.is_break());
     }
 
     #[test]
     fn events_near_the_index_are_found_too(distance in -8i32..8, old: u16, steps in 0u16..8) {
         let event = old.wrapping_add(distance as u16);
         let passed = (0..i32::from(steps)).any(|step| step == distance);
-        prop_assert_eq!(need_event(event, old.wrapping_add(steps), old), passed);
+        prop_assert_eq!(needs_event(event, old.wrapping_add(steps), old), passed);
     }
 }
