@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
@@ -18,6 +19,9 @@ use crate::sys::inherit;
 
 /// Front-ends that may wait to be accepted.
 const BACKLOG: i32 = 16;
+/// How often to try for the lock of the socket's folder, and how long to wait in between: a second in all.
+const LOCK_TRIES: u32 = 1000;
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Where front-ends come from.
 #[derive(Debug)]
@@ -70,6 +74,7 @@ impl Endpoint {
     /// A file that is no socket, a socket that somebody listens on, a path that is too long or cannot be bound.
     pub fn bind(path: &Path, mode: Option<u32>) -> Result<Endpoint, EndpointError> {
         let address = SocketAddrUnix::new(path).map_err(|_| EndpointError::TooLong(path.to_owned()))?;
+        let _alone = alone_in_folder(path);
         remove_stale(path, &address)?;
         let failed = |source: io::Error| EndpointError::Bind { path: path.to_owned(), source };
         let socket = new_socket().map_err(failed)?;
@@ -148,6 +153,23 @@ impl Drop for SocketFile {
 fn new_socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+}
+
+/// Keeps other daemons that start in the same instant from taking a socket that is bound, but does not listen yet, for a
+/// stale one. Whoever holds this lock for longer than a start takes does not keep us from starting, and neither does a
+/// folder that cannot be locked.
+fn alone_in_folder(path: &Path) -> Option<OwnedFd> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty()).ok()?;
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(folder),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// Makes room at `path`: removes a socket that refuses connections, and nothing else.

@@ -103,3 +103,26 @@ fn an_inherited_socket_is_told_apart_by_what_it_is() {
     assert!(Endpoint::from_fd(fs::File::open("/dev/null").unwrap().into()).is_err());
     assert!(matches!(Endpoint::inherited(1 << 20), Err(EndpointError::Inherited { .. })));
 }
+
+#[test]
+fn of_daemons_that_start_in_one_instant_on_a_stale_socket_one_gets_it() {
+    for _ in 0..50 {
+        let folder = folder();
+        let path = folder.path().join("net.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let start = std::sync::Barrier::new(4);
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let bind = || {
+                start.wait();
+                Endpoint::bind(&path, None)
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(bind)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let (listening, others): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+        assert_eq!(listening.len(), 1);
+        assert!(others.iter().all(|other| matches!(other, Err(EndpointError::Live(_)))), "{others:?}");
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(accepts(listening[0].as_ref().unwrap()));
+    }
+}
