@@ -5,9 +5,7 @@
 //! that a table of 65,535 areas can be changed while readers are in the old one. An empty leaf does not exist;
 //! ranges do not overlap.
 //!
-//! A lookup tries the caller's last hit first, then searches the spine, then the leaf. A leaf keeps its first addresses
-//! apart from its items, and every eighth of them once more: then a search compares a cache line with the address,
-//! twice, and waits for no branch.
+//! A lookup tries the caller's last hit first, then searches the spine, then the leaf.
 
 use std::sync::Arc;
 
@@ -32,48 +30,14 @@ pub struct Hint {
     item: u32,
 }
 
-/// First addresses that are compared at a time: a cache line of them.
-const STEP: usize = 8;
-
-/// Some neighbouring items.
-#[derive(Debug)]
-struct Leaf<T> {
-    /// Of every eighth item.
-    steps: [u64; LEAF / STEP],
-    /// Of every item; then the greatest there is.
-    firsts: [u64; LEAF],
-    items: Box<[T]>,
-}
-
-impl<T: Ranged> Leaf<T> {
-    /// A leaf of at most [`LEAF`] items, sorted.
-    fn new(items: Vec<T>) -> Arc<Self> {
-        let mut firsts = [u64::MAX; LEAF];
-        for (first, item) in firsts.iter_mut().zip(&items) {
-            *first = item.range().first().0;
-        }
-        let steps = std::array::from_fn(|step| firsts[STEP * step]);
-        Arc::new(Leaf { steps, firsts, items: items.into() })
-    }
-
-    /// How many items start at `at` or before it.
-    #[inline(always)]
-    fn behind(&self, at: Iova) -> usize {
-        let not_after = |firsts: &[u64; STEP]| firsts.iter().filter(|first| **first <= at.0).count();
-        let step = not_after(&self.steps).saturating_sub(1);
-        let (lines, _) = self.firsts.as_chunks::<STEP>();
-        let behind = STEP * step + lines.get(step).map_or(0, not_after);
-        // The last address of all is where the unused ones are, too.
-        behind.min(self.items.len())
-    }
-}
+type Leaf<T> = Arc<[T]>;
 
 /// An immutable table of items sorted by address. Cloning it costs two reference counts.
 #[derive(Debug)]
 pub struct IovaMap<T> {
     /// The first address of each leaf.
     firsts: Arc<[u64]>,
-    leaves: Arc<[Arc<Leaf<T>>]>,
+    leaves: Arc<[Leaf<T>]>,
     len: usize,
 }
 
@@ -113,7 +77,7 @@ impl<T: Ranged + Clone> IovaMap<T> {
                 }
             }
         }
-        Ok(Self::from_leaves(items.chunks(LEAF).map(|items| Leaf::new(items.to_vec())).collect()))
+        Ok(Self::from_leaves(items.chunks(LEAF).map(Arc::from).collect()))
     }
 
     /// The table with `item` added; this one stays as it is.
@@ -125,16 +89,16 @@ impl<T: Ranged + Clone> IovaMap<T> {
         let mut leaves = self.leaves.to_vec();
         let at = self.position_from(range.first());
         match leaves.get_mut(at.leaf) {
-            None => leaves.push(Leaf::new(vec![item])),
+            None => leaves.push(Arc::from([item])),
             Some(leaf) => {
-                let mut items = leaf.items.to_vec();
+                let mut items = leaf.to_vec();
                 items.insert(at.item.min(items.len()), item);
                 if items.len() <= LEAF {
-                    *leaf = Leaf::new(items);
+                    *leaf = Arc::from(items);
                 } else {
-                    let high = items.split_off(items.len() / 2);
-                    *leaf = Leaf::new(items);
-                    leaves.insert(at.leaf + 1, Leaf::new(high));
+                    let (low, high) = items.split_at(items.len() / 2);
+                    *leaf = Arc::from(low);
+                    leaves.insert(at.leaf + 1, Arc::from(high));
                 }
             }
         }
@@ -143,8 +107,8 @@ impl<T: Ranged + Clone> IovaMap<T> {
 
     /// The table without the item whose range starts at `first`, and that item; `None` if there is none.
     pub fn remove(&self, first: Iova) -> Option<(Self, T)> {
-        let (at, _) = self.find(first)?;
-        let mut items = self.leaves.get(at.leaf)?.items.to_vec();
+        let at = self.find(first)?;
+        let mut items = self.leaves.get(at.leaf)?.to_vec();
         if items.get(at.item)?.range().first() != first {
             return None;
         }
@@ -156,18 +120,18 @@ impl<T: Ranged + Clone> IovaMap<T> {
         } else {
             // Whichever neighbour leaves room to grow: a leaf that was just split is not merged again at once.
             let fits = |leaf: usize| {
-                leaves.get(leaf).is_some_and(|other| other.items.len() + items.len() <= LEAF - SMALL_LEAF)
+                leaves.get(leaf).is_some_and(|other| other.len() + items.len() <= LEAF - SMALL_LEAF)
             };
             let (before, after) = (at.leaf.wrapping_sub(1), at.leaf + 1);
             if items.len() < SMALL_LEAF && fits(before) {
-                let merged = leaves.remove(before).items.iter().cloned().chain(items).collect();
-                leaves[before] = Leaf::new(merged);
+                let merged = leaves.remove(before).iter().cloned().chain(items).collect();
+                leaves[before] = merged;
             } else if items.len() < SMALL_LEAF && fits(after) {
                 let other = leaves.remove(after);
-                items.extend(other.items.iter().cloned());
-                leaves[at.leaf] = Leaf::new(items);
+                items.extend(other.iter().cloned());
+                leaves[at.leaf] = Arc::from(items);
             } else {
-                leaves[at.leaf] = Leaf::new(items);
+                leaves[at.leaf] = Arc::from(items);
             }
         }
         Some((Self::from_leaves(leaves), removed))
@@ -177,15 +141,15 @@ impl<T: Ranged + Clone> IovaMap<T> {
     /// if `item` is longer and would overlap the next one.
     pub fn replace(&self, item: T) -> Option<Self> {
         let range = item.range();
-        let (at, _) = self.find(range.first())?;
-        let mut items = self.leaves.get(at.leaf)?.items.to_vec();
+        let at = self.find(range.first())?;
+        let mut items = self.leaves.get(at.leaf)?.to_vec();
         let old = items.get_mut(at.item).filter(|old| old.range().first() == range.first())?;
         *old = item;
         if self.overlapping(range).nth(1).is_some() {
             return None;
         }
         let mut leaves = self.leaves.to_vec();
-        *leaves.get_mut(at.leaf)? = Leaf::new(items);
+        *leaves.get_mut(at.leaf)? = Arc::from(items);
         // The leaf's first address is what it was.
         Some(IovaMap { firsts: Arc::clone(&self.firsts), leaves: Arc::from(leaves), len: self.len })
     }
@@ -193,14 +157,14 @@ impl<T: Ranged + Clone> IovaMap<T> {
     /// The item that covers `at`.
     #[inline]
     pub fn lookup(&self, at: Iova) -> Option<&T> {
-        let (_, item) = self.find(at)?;
-        Some(item)
+        let found = self.find(at)?;
+        self.leaves.get(found.leaf)?.get(found.item)
     }
 
     /// The item that covers `at`, looked for first where `hint` says; `hint` is set to where it was found.
     #[inline]
     pub fn lookup_hinted(&self, at: Iova, hint: &mut Hint) -> Option<&T> {
-        if let Some(item) = self.item(hint.leaf as usize, hint.item as usize)
+        if let Some(item) = self.leaves.get(hint.leaf as usize).and_then(|leaf| leaf.get(hint.item as usize))
             && item.range().contains(at)
         {
             return Some(item);
@@ -211,10 +175,10 @@ impl<T: Ranged + Clone> IovaMap<T> {
     /// The slow half of [`IovaMap::lookup_hinted`].
     #[inline(never)]
     fn lookup_and_note(&self, at: Iova, hint: &mut Hint) -> Option<&T> {
-        let (found, item) = self.find(at)?;
+        let found = self.find(at)?;
         // A position that does not fit wraps to another one: it is only a hint.
         *hint = Hint { leaf: found.leaf as u32, item: found.item as u32 };
-        Some(item)
+        self.leaves.get(found.leaf)?.get(found.item)
     }
 
     /// The items that share a byte with `range`, in order of address.
@@ -238,33 +202,29 @@ impl<T: Ranged + Clone> IovaMap<T> {
         self.len == 0
     }
 
-    fn from_leaves(leaves: Vec<Arc<Leaf<T>>>) -> Self {
+    fn from_leaves(leaves: Vec<Leaf<T>>) -> Self {
+        let first_of = |leaf: &Leaf<T>| leaf.first().map_or(0, |item| item.range().first().0);
         IovaMap {
-            firsts: leaves.iter().map(|leaf| leaf.firsts[0]).collect(),
-            len: leaves.iter().map(|leaf| leaf.items.len()).sum(),
+            firsts: leaves.iter().map(first_of).collect(),
+            len: leaves.iter().map(|leaf| leaf.len()).sum(),
             leaves: Arc::from(leaves),
         }
-    }
-
-    #[inline]
-    fn item(&self, leaf: usize, item: usize) -> Option<&T> {
-        self.leaves.get(leaf)?.items.get(item)
     }
 
     /// The leaf in which an item that starts at `at` or before it would be, and the index behind the last such item.
     #[inline]
     fn locate(&self, at: Iova) -> Option<(usize, usize)> {
         let leaf = self.firsts.partition_point(|first| *first <= at.0).checked_sub(1)?;
-        Some((leaf, self.leaves.get(leaf)?.behind(at)))
+        let items = self.leaves.get(leaf)?;
+        Some((leaf, items.partition_point(|item| item.range().first() <= at)))
     }
 
-    /// The item that covers `at`, and where it is.
+    /// The item that covers `at`.
     #[inline]
-    fn find(&self, at: Iova) -> Option<(Position, &T)> {
+    fn find(&self, at: Iova) -> Option<Position> {
         let (leaf, behind) = self.locate(at)?;
-        let position = Position { leaf, item: behind.checked_sub(1)? };
-        let item = self.item(leaf, position.item)?;
-        item.range().contains(at).then_some((position, item))
+        let item = behind.checked_sub(1)?;
+        self.leaves.get(leaf)?.get(item)?.range().contains(at).then_some(Position { leaf, item })
     }
 
     /// The first item whose last byte is at `at` or behind it; in a full leaf that may be the place behind its end.
@@ -272,14 +232,16 @@ impl<T: Ranged + Clone> IovaMap<T> {
         let Some((leaf, behind)) = self.locate(at) else { return Position { leaf: 0, item: 0 } };
         let covers = |item: &T| item.range().last() >= at;
         match behind.checked_sub(1) {
-            Some(item) if self.item(leaf, item).is_some_and(covers) => Position { leaf, item },
+            Some(item) if self.leaves.get(leaf).and_then(|items| items.get(item)).is_some_and(covers) => {
+                Position { leaf, item }
+            }
             _ => Position { leaf, item: behind },
         }
     }
 
     fn iter_from(&self, start: Position) -> impl Iterator<Item = &T> {
         let leaves = self.leaves.get(start.leaf..).unwrap_or_default();
-        leaves.iter().flat_map(|leaf| leaf.items.iter()).skip(start.item)
+        leaves.iter().flat_map(|leaf| leaf.iter()).skip(start.item)
     }
 }
 

@@ -199,12 +199,29 @@ impl<'l> Burst<'l> {
 
     /// Takes a hold on `len` bytes at `iova` that outlives the burst. All or nothing. The device records it before
     /// the burst ends.
+    #[inline]
     pub fn pin(&self, iova: Iova, len: u32, perm: Perm) -> Result<Pin, ResolveError> {
-        let mut pinned = Pinned::new(&self.inside);
+        match Pinned::hit(&self.inside, iova, len, perm) {
+            Some(pinned) => Ok(Pin::new(pinned)),
+            None => self.search_and_pin(iova, len, perm),
+        }
+    }
+
+    #[inline(never)]
+    fn search_and_pin(&self, iova: Iova, len: u32, perm: Perm) -> Result<Pin, ResolveError> {
+        let mut pinned: Option<Pinned> = None;
         self.walk(iova, len, perm, |found, offset, len| {
-            if pinned.add(found, offset, len) { Ok(()) } else { Err(ResolveError::Overflow) }
+            self.inside.remember(found);
+            let counted = match &mut pinned {
+                Some(pinned) => pinned.add(found, offset, len),
+                None => {
+                    pinned = Pinned::found(found, offset, len);
+                    pinned.is_some()
+                }
+            };
+            if counted { Ok(()) } else { Err(ResolveError::Overflow) }
         })?;
-        Ok(Pin::new(pinned))
+        pinned.map(Pin::new).ok_or(ResolveError::Empty)
     }
 }
 

@@ -16,8 +16,9 @@ const ROOT: usize = 64;
 /// How many areas of one address space can be counted: twice the 65,535 mappings a vfio-user client may make.
 pub const MAX_SLOTS: u32 = (LEAF * MIDDLE * ROOT) as u32;
 
+/// The pins of one area that one lane took.
 #[derive(Default)]
-struct Count {
+pub struct Count {
     acquired: AtomicU64,
     released: AtomicU64,
 }
@@ -58,30 +59,22 @@ impl Shard {
         self.sequence.load(Ordering::Acquire)
     }
 
+    #[inline]
     fn count(&self, slot: u32) -> Option<&Count> {
         let slot = slot as usize;
         let middle = self.counts.get(slot / (LEAF * MIDDLE))?.get()?;
         middle.get((slot / LEAF) % MIDDLE)?.get()?.get(slot % LEAF)
     }
 
-    /// Counts a pin. Lane's thread only, inside a burst. `false` for a slot beyond [`MAX_SLOTS`].
-    pub fn acquire(&self, slot: u32) -> bool {
+    /// The counter of a slot, which is made if there is none and then stays where it is. Lane's thread only. `None` for a slot
+    /// beyond [`MAX_SLOTS`].
+    pub fn counter(&self, slot: u32) -> Option<&Count> {
         let at = slot as usize;
-        let Some(middle) = self.counts.get(at / (LEAF * MIDDLE)) else { return false };
+        let middle = self.counts.get(at / (LEAF * MIDDLE))?;
         let middle = middle.get_or_init(|| Box::new([const { OnceLock::new() }; MIDDLE]));
-        let Some(leaf) = middle.get((at / LEAF) % MIDDLE) else { return false };
+        let leaf = middle.get((at / LEAF) % MIDDLE)?;
         let leaf = leaf.get_or_init(|| Box::new(std::array::from_fn(|_| Count::default())));
-        let Some(count) = leaf.get(at % LEAF) else { return false };
-        // One writer, so no read-modify-write. Relaxed: the drain reads it after the grace of this burst.
-        count.acquired.store(count.acquired.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        true
-    }
-
-    /// Uncounts a pin; from any thread. Release: the accesses made through the pin are over when the drain sees it.
-    pub fn release(&self, slot: u32) {
-        if let Some(count) = self.count(slot) {
-            count.released.fetch_add(1, Ordering::Release);
-        }
+        leaf.get(at % LEAF)
     }
 
     /// Pins out on `slot`. Exact once the slot is gated and its grace is over; a snapshot before that.
@@ -98,6 +91,19 @@ impl Shard {
 }
 
 impl Count {
+    /// Counts a pin. Lane's thread only, inside a burst.
+    #[inline(always)]
+    pub fn acquire(&self) {
+        // One writer, so no read-modify-write. Relaxed: the drain reads it after the grace of this burst.
+        self.acquired.store(self.acquired.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Uncounts a pin; from any thread. Release: the accesses made through the pin are over when the drain sees it.
+    #[inline]
+    pub fn release(&self) {
+        self.released.fetch_add(1, Ordering::Release);
+    }
+
     fn out(&self) -> u64 {
         // Released first: a pin that is taken and dropped between the two loads then counts as out, never as -1.
         let released = self.released.load(Ordering::Acquire);

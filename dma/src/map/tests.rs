@@ -1,9 +1,8 @@
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Hint, IovaMap, LEAF, Leaf, MapError, Ranged};
+use super::{Hint, IovaMap, LEAF, MapError, Ranged};
 use crate::{Iova, IovaRange};
 
 /// An item with a name, so that a replaced one can be told from the old.
@@ -86,8 +85,8 @@ fn dense_op() -> impl Strategy<Value = Op> {
 fn check_shape(map: &IovaMap<Item>, model: &Model) {
     assert_eq!(map.firsts.len(), map.leaves.len());
     for (first, leaf) in map.firsts.iter().zip(map.leaves.iter()) {
-        assert!((1..=LEAF).contains(&leaf.items.len()), "a leaf has {} items", leaf.items.len());
-        assert_eq!(leaf.items[0].range.first().0, *first);
+        assert!((1..=LEAF).contains(&leaf.len()), "a leaf has {} items", leaf.len());
+        assert_eq!(leaf[0].range.first().0, *first);
     }
     assert_eq!((map.len(), map.is_empty()), (model.0.len(), model.0.is_empty()));
     assert!(map.iter().eq(model.0.values()));
@@ -232,7 +231,8 @@ fn a_hint_of_another_table_is_harmless() {
 fn a_change_shares_all_leaves_but_one_with_the_table_before() {
     let map = IovaMap::from_items((0..65_535).map(|n| item(2 * n, 2 * n, 0)).collect()).unwrap();
     let shared = |other: &IovaMap<Item>| {
-        let same = |leaf: &Arc<Leaf<Item>>| other.leaves.iter().any(|o| Arc::ptr_eq(leaf, o));
+        let same =
+            |leaf: &std::sync::Arc<[Item]>| other.leaves.iter().any(|o| std::sync::Arc::ptr_eq(leaf, o));
         map.leaves.iter().filter(|leaf| same(leaf)).count()
     };
     assert_eq!(shared(&map.insert(item(77_777, 77_777, 1)).unwrap()), map.leaves.len() - 1);

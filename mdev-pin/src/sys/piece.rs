@@ -139,6 +139,8 @@ pub struct Hint<'s> {
     address: usize,
     /// See [`Piece::window_bit`].
     pub window_bit: u64,
+    /// Where pins on the piece are counted.
+    pub slot: u32,
     /// The section's table outlives the hint.
     _table: std::marker::PhantomData<&'s Table>,
 }
@@ -151,6 +153,7 @@ impl<'s> Hint<'s> {
         writable: 0,
         address: 0,
         window_bit: 0,
+        slot: 0,
         _table: std::marker::PhantomData,
     };
 
@@ -166,6 +169,7 @@ impl<'s> Hint<'s> {
             writable: if_permitted(Perm::WRITE),
             address: piece.address,
             window_bit: piece.window_bit(),
+            slot: piece.slot,
             _table: std::marker::PhantomData,
         }
     }
@@ -177,8 +181,8 @@ impl<'s> Hint<'s> {
     /// It is used only while the table that holds the piece is being read.
     #[inline(always)]
     pub unsafe fn for_section<'r>(self) -> Hint<'r> {
-        let Hint { first, readable, writable, address, window_bit, _table } = self;
-        Hint { first, readable, writable, address, window_bit, _table: std::marker::PhantomData }
+        let Hint { first, readable, writable, address, window_bit, slot, _table } = self;
+        Hint { first, readable, writable, address, window_bit, slot, _table: std::marker::PhantomData }
     }
 
     /// `len` bytes at `iova`, if they lie in the piece and it permits `perm`.

@@ -2,12 +2,12 @@
 //! because a count shared by all workers costs more than everything else on the path. What makes it sound is kept
 //! in this file alone: a table is freed only by [`Retired`], after every lane that may have loaded it has left.
 
-use std::{cell::Cell, mem::ManuallyDrop};
+use std::{cell::Cell, mem::ManuallyDrop, ptr::NonNull};
 
 use mdev_dma::poison_epoch;
 
 use crate::{
-    shard::{Grace, Shard},
+    shard::{Count, Grace, Shard},
     sync::{Arc, AtomicPtr, Mutex, Ordering, lock},
     sys::piece::{Found, Hint},
     table::Table,
@@ -33,7 +33,13 @@ impl Published {
         shards.retain(in_use);
         shards.push(shard.clone());
         drop(shards);
-        Reader { published: this.clone(), shard, sequence: 0, remembered: Cell::new(Remembered::NOTHING) }
+        Reader {
+            published: this.clone(),
+            shard,
+            sequence: 0,
+            remembered: Cell::new(Remembered::NOTHING),
+            counted: Cell::new(None),
+        }
     }
 
     /// Publishes `table`. The caller serialises publications (they all happen under the mutex of the space).
@@ -111,7 +117,18 @@ pub struct Reader {
     /// The value last stored in the shard.
     sequence: u64,
     remembered: Cell<Remembered>,
+    counted: Cell<Option<Counted>>,
 }
+
+/// The counter that was used last. It is one of the reader's shard, which never moves or drops one.
+#[derive(Copy, Clone)]
+struct Counted {
+    slot: u32,
+    count: NonNull<Count>,
+}
+
+// SAFETY: `Count` is `Sync`, and the reader that holds this moves with the shard it points into.
+unsafe impl Send for Counted {}
 
 /// The piece hit last, with what makes it still good in a later section: the same table, and no page lost since.
 #[derive(Copy, Clone)]
@@ -189,9 +206,22 @@ impl Inside<'_> {
         self.reader.remembered.get().epoch
     }
 
-    /// The shard of the lane; registered, and so kept while a pin is counted on it.
-    pub fn shard(&self) -> &Shard {
-        &self.reader.shard
+    /// The lane's counter for pins on `slot`; `None` if it cannot be counted. Its shard is registered, and so kept while a
+    /// pin is counted on it.
+    #[inline(always)]
+    pub fn counter(&self, slot: u32) -> Option<&Count> {
+        match self.reader.counted.get() {
+            // SAFETY: of the reader's own shard, which the reader keeps.
+            Some(last) if last.slot == slot => Some(unsafe { last.count.as_ref() }),
+            _ => self.other_counter(slot),
+        }
+    }
+
+    #[inline(never)]
+    fn other_counter(&self, slot: u32) -> Option<&Count> {
+        let count = self.reader.shard.counter(slot)?;
+        self.reader.counted.set(Some(Counted { slot, count: NonNull::from(count) }));
+        Some(count)
     }
 }
 
