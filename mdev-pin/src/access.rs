@@ -87,7 +87,7 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// `Attached` \[EINVAL\], `Busy` during a detach, `Closed`.
+    /// `Attached` \[EINVAL\], `Busy` during a detach, `Closed`; `Space` if the space does not take it.
     pub fn attach(&self, ioas: &Ioas) -> Result<(), AccessError> {
         let core = &self.owner.core;
         let mut attachment = lock(&core.attachment);
@@ -98,7 +98,7 @@ impl Access {
             Attachment::Closed => return Err(AccessError::Closed),
         }
         // Under the lock, so that no detach comes between the two.
-        ioas.join(core);
+        ioas.join(core, 1)?;
         *attachment = Attachment::Attached(ioas.clone());
         Ok(())
     }

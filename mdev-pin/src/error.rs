@@ -1,6 +1,6 @@
 //! What can go wrong, with the code that Linux's iommufd returns for it.
 
-use mdev_dma::{IovaRange, WindowError};
+use mdev_dma::{Iova, IovaRange, RangeError, WindowError};
 
 /// `errno` values used by this crate (`asm-generic/errno-base.h`, `errno.h`).
 mod errno {
@@ -14,6 +14,8 @@ mod errno {
     pub const ENOSPC: i32 = 28;
     pub const EDEADLK: i32 = 35;
     pub const EOVERFLOW: i32 = 75;
+    pub const EMSGSIZE: i32 = 90;
+    pub const EADDRINUSE: i32 = 98;
 }
 
 /// Why an IOVA range could not be resolved inside a burst.
@@ -87,6 +89,86 @@ pub enum IoasError {
     /// More areas than the space can count pins for.
     #[error("the address space has no room for another area")]
     Full,
+    /// The IOVA, or an end of the range or of the file extent, is beyond the last number there is.
+    #[error("the range or its place in the file wraps; choose an IOVA and an offset with room behind them")]
+    Overflow,
+    /// A length of zero, or a range that wraps.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// An area that does not keep to the alignment of the space.
+    #[error(
+        "{what} is no multiple of {alignment} bytes, which a device or the huge-page option of this space demands"
+    )]
+    Misaligned {
+        /// What is misaligned.
+        what: &'static str,
+        /// What the space demands, in bytes.
+        alignment: u64,
+    },
+    /// The range intersects a reserved one.
+    #[error("{wanted:?} intersects the reserved range {reserved:?}; map it elsewhere")]
+    Reserved {
+        /// The range to be mapped.
+        wanted: IovaRange,
+        /// A reserved range in its way.
+        reserved: IovaRange,
+    },
+    /// No place for an allocation.
+    #[error("no room for {length:#x} bytes; unmap something, allow more ranges, or map at a fixed IOVA")]
+    NoSpace {
+        /// Length in bytes.
+        length: u64,
+    },
+    /// More than an allocation can place.
+    #[error("{length:#x} bytes are more than half of the address space; map them in parts")]
+    TooLong {
+        /// Length in bytes.
+        length: u64,
+    },
+    /// An allowed range of one byte, or one that overlaps another.
+    #[error(
+        "the allowed range {0:?} has a single byte or overlaps another of the list; give disjoint ranges"
+    )]
+    Allowed(IovaRange),
+    /// A range to be reserved or allowed is in use.
+    #[error("{wanted:?} intersects {by:?}, which is mapped, allowed or reserved; clear that first")]
+    InUse {
+        /// The range to be reserved or allowed.
+        wanted: IovaRange,
+        /// What is in its way.
+        by: IovaRange,
+    },
+    /// An area that is mapped does not keep to an alignment that is now demanded.
+    #[error(
+        "the mapped area {area:?} is not aligned to {alignment} bytes, which is now needed; unmap it first"
+    )]
+    Unaligned {
+        /// The area.
+        area: IovaRange,
+        /// What is demanded, in bytes.
+        alignment: u64,
+    },
+    /// The caller's room for ranges is too small.
+    #[error("there are {needed} ranges; ask again with room for as many")]
+    TooFewRanges {
+        /// How many there are.
+        needed: usize,
+    },
+    /// A byte of the source of a copy is not mapped.
+    #[error("{0} is not mapped; copy only what is mapped without a gap")]
+    Hole(Iova),
+    /// A copy that would permit more than its source.
+    #[error("the area {0:?} is read-only, and so must be every copy of it")]
+    ReadOnly(IovaRange),
+    /// An access is attached to a space that is to be destroyed.
+    #[error("{accesses} accesses are attached; detach them first")]
+    Attached {
+        /// How many.
+        accesses: usize,
+    },
+    /// The space was destroyed.
+    #[error("the address space was destroyed; make a new one")]
+    Destroyed,
     /// The file could not be mapped for this area.
     #[error(transparent)]
     Window(#[from] WindowError),
@@ -97,12 +179,22 @@ impl IoasError {
     pub fn errno(&self) -> i32 {
         match self {
             IoasError::Exists { .. } => errno::EEXIST,
-            IoasError::NotFound(_) => errno::ENOENT,
-            IoasError::Busy => errno::EBUSY,
+            IoasError::NotFound(_) | IoasError::Hole(_) | IoasError::Destroyed => errno::ENOENT,
+            IoasError::Busy | IoasError::Attached { .. } => errno::EBUSY,
             IoasError::Deadlock(_) | IoasError::InsideBurst => errno::EDEADLK,
-            IoasError::NoPermission => errno::EINVAL,
-            IoasError::Full => errno::ENOSPC,
-            IoasError::Window(_) => errno::EINVAL,
+            IoasError::NoPermission
+            | IoasError::Misaligned { .. }
+            | IoasError::Reserved { .. }
+            | IoasError::Allowed(_) => errno::EINVAL,
+            IoasError::Full | IoasError::NoSpace { .. } => errno::ENOSPC,
+            IoasError::Overflow | IoasError::TooLong { .. } => errno::EOVERFLOW,
+            IoasError::InUse { .. } | IoasError::Unaligned { .. } => errno::EADDRINUSE,
+            IoasError::TooFewRanges { .. } => errno::EMSGSIZE,
+            IoasError::ReadOnly(_) => errno::EPERM,
+            IoasError::Range(error) => error.errno(),
+            // Linux, too, answers for pages that are not writable, not with the file's own EACCES.
+            IoasError::Window(WindowError::Permission { .. }) => errno::EPERM,
+            IoasError::Window(error) => error.errno(),
         }
     }
 }
@@ -131,6 +223,9 @@ pub enum AccessError {
     /// The access was closed.
     #[error("the access is closed")]
     Closed,
+    /// The space does not take the access.
+    #[error(transparent)]
+    Space(#[from] IoasError),
 }
 
 impl AccessError {
@@ -141,6 +236,7 @@ impl AccessError {
             AccessError::Detached | AccessError::Closed => errno::ENOENT,
             AccessError::Busy | AccessError::CallbackStuck => errno::EBUSY,
             AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,
+            AccessError::Space(error) => error.errno(),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     change::{Change, Work},
     error::IoasError,
     lane,
+    limits::{Limits, PAGE},
     replace::{Plan, Replace},
     slot::{Slot, Slots},
     sync::{Arc, Deadline, Mutex, lock},
@@ -39,12 +40,18 @@ pub(crate) struct State {
     retired: Vec<Retired>,
     /// A replacement of the table is under way: nothing else may change.
     pub replacing: bool,
+    /// Where areas may lie.
+    pub limits: Limits,
+    /// Nothing is mapped or attached any more.
+    pub destroyed: bool,
 }
 
 struct Member {
     core: Arc<AccessCore>,
     /// It is detaching: nothing is published to it any more.
     leaving: bool,
+    /// What it needs areas to be aligned to, until it has left.
+    alignment: u64,
 }
 
 impl Ioas {
@@ -57,27 +64,27 @@ impl Ioas {
             members: Vec::new(),
             retired: Vec::new(),
             replacing: false,
+            limits: Limits::default(),
+            destroyed: false,
         };
         Ioas { inner: Arc::new(Inner { windows, slots: Slots::default(), state: Mutex::new(state) }) }
     }
 
-    /// Maps a file extent at a fixed IOVA (`IOMMU_IOAS_MAP_FILE`). The area holds the file until it is unmapped.
+    /// Maps a file extent at a fixed IOVA (`IOMMU_IOAS_MAP_FILE` with `FIXED_IOVA`). The area holds the file until it
+    /// is unmapped. The list of allowed ranges does not bind it.
     ///
     /// # Errors
     ///
-    /// `Exists` \[EEXIST\], `NoPermission` and `Window` \[EINVAL\], `Busy`, `Full`, `InsideBurst`.
+    /// `Overflow` \[EOVERFLOW\]; `NoPermission`, `Misaligned` and `Reserved` \[EINVAL\]; `Exists` \[EEXIST\];
+    /// `Window` if the file cannot be mapped; `Busy`, `Full`, `Destroyed`, `InsideBurst`.
     pub fn map(&self, area: Area) -> Result<(), IoasError> {
         refuse_inside_burst()?;
+        // First without mapping the file, then when it is mapped: the lock is free meanwhile.
+        self.state().admit(&area)?;
         let mapped = self.mapped(area)?;
-        let mut state = lock(&self.inner.state);
-        if state.replacing {
-            return Err(IoasError::Busy);
-        }
-        state.areas = state.areas.insert(mapped.clone()).map_err(exists)?;
-        for piece in mapped.pieces() {
-            state.pieces = state.pieces.insert(piece).map_err(exists)?;
-        }
-        let retired = state.publish();
+        let mut state = self.state();
+        state.admit(&mapped.0.area)?;
+        let retired = state.add(vec![mapped])?;
         drop(state);
         self.adopt(retired);
         Ok(())
@@ -98,9 +105,7 @@ impl Ioas {
     pub fn begin_unmap(&self, range: IovaRange, within: Duration) -> Result<Change, IoasError> {
         refuse_inside_burst()?;
         let state = lock(&self.inner.state);
-        if state.replacing {
-            return Err(IoasError::Busy);
-        }
+        state.changeable()?;
         let found: Vec<&Mapped> = state.areas.overlapping(range).collect();
         if found.iter().any(|mapped| mapped.0.leaving) {
             return Err(IoasError::Busy);
@@ -127,7 +132,7 @@ impl Ioas {
     ///
     /// # Errors
     ///
-    /// `Exists` if two of `areas` overlap, `NoPermission`, `Window`, `Full`, `Busy`, `InsideBurst`.
+    /// As [`Ioas::map`], for any of `areas`; `Exists` if two of them overlap.
     pub fn begin_replace(&self, areas: Vec<Area>, within: Duration) -> Result<Change, IoasError> {
         refuse_inside_burst()?;
         if areas.iter().any(|area| area.perm.is_empty()) {
@@ -144,6 +149,8 @@ impl Ioas {
             };
             let plan = Plan::new(self, &areas, &wanted)?;
             let mut state = lock(&self.inner.state);
+            state.alive()?;
+            wanted.iter().try_for_each(|area| state.permits(area))?;
             if state.table.id == seen && !state.replacing {
                 state.replacing = true;
                 drop(state);
@@ -228,13 +235,21 @@ impl Ioas {
         lock(&self.inner.state).retired.append(&mut retired);
     }
 
-    /// Adds an access and publishes the table to it.
-    pub(crate) fn join(&self, core: &Arc<AccessCore>) {
+    /// Adds an access and publishes the table to it. From now until it has left, the space demands `alignment`, a
+    /// power of two, of all areas.
+    ///
+    /// # Errors
+    ///
+    /// `Unaligned` if an area is not so aligned, `Busy` if that cannot be told now, `Destroyed`.
+    pub(crate) fn join(&self, core: &Arc<AccessCore>, alignment: u64) -> Result<(), IoasError> {
         let mut state = lock(&self.inner.state);
-        state.members.push(Member { core: core.clone(), leaving: false });
+        state.alive()?;
+        state.can_align(alignment)?;
+        state.members.push(Member { core: core.clone(), leaving: false, alignment });
         let retired = core.publish(state.table.clone());
         drop(state);
         self.adopt(vec![retired]);
+        Ok(())
     }
 
     /// Publishes the empty table to an access, as the last thing that is ever published to it here. `None` if it is
@@ -253,6 +268,29 @@ impl Ioas {
 }
 
 impl State {
+    /// What every area must be aligned to, in bytes.
+    pub fn alignment(&self) -> u64 {
+        let pages = if self.limits.small_pages { PAGE } else { 1 };
+        self.members.iter().map(|member| member.alignment).fold(pages, u64::max)
+    }
+
+    /// How many accesses are attached.
+    pub fn accesses(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Adds areas that were admitted, all or none, and publishes.
+    pub fn add(&mut self, new: Vec<Mapped>) -> Result<Vec<Retired>, IoasError> {
+        let (mut areas, mut pieces) = (self.areas.clone(), self.pieces.clone());
+        for mapped in new {
+            for piece in mapped.pieces() {
+                pieces = pieces.insert(piece).map_err(exists)?;
+            }
+            areas = areas.insert(mapped).map_err(exists)?;
+        }
+        Ok(self.install(areas, pieces))
+    }
+
     /// Publishes `pieces` as a new table to every access that is not leaving.
     fn publish(&mut self) -> Vec<Retired> {
         self.table = Table::new(self.pieces.clone());
@@ -351,6 +389,7 @@ pub(crate) fn exists(error: MapError) -> IoasError {
     IoasError::Exists { wanted: new, existing }
 }
 
-fn refuse_inside_burst() -> Result<(), IoasError> {
+/// A control operation inside a burst would wait for itself.
+pub(crate) fn refuse_inside_burst() -> Result<(), IoasError> {
     if lane::inside_burst() { Err(IoasError::InsideBurst) } else { Ok(()) }
 }

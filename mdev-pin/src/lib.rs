@@ -44,18 +44,21 @@
 //!
 //! # What it does not implement
 //!
-//! Allocation of IOVAs, copies between spaces, accounting of pinned pages, change of process, revocation of pins
-//! past the deadline, and the parking of queues.
+//! Copies between spaces, accounting of pinned pages, change of process, revocation of pins past the deadline, and
+//! the parking of queues.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod access;
+mod allocate;
 mod burst;
 mod change;
 mod error;
 mod ioas;
 mod lane;
+mod limits;
 mod pin;
+mod ranges;
 mod replace;
 mod shard;
 mod slot;
@@ -71,10 +74,13 @@ mod tests;
 mod models;
 
 pub use access::{Access, AccessOps, IgnoreUnmap};
+pub use allocate::Place;
 pub use burst::Burst;
 pub use change::Change;
 pub use error::{AccessError, IoasError, ResolveError};
 pub use ioas::Ioas;
 pub use lane::Lane;
+pub use limits::RangeOwner;
 pub use pin::Pin;
+pub use ranges::IovaRanges;
 pub use sys::kept::KeptSlice;

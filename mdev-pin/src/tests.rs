@@ -1,7 +1,9 @@
 //! The contract's rules on real memory files.
 
 mod detach;
+mod map;
 mod model;
+mod ranges;
 mod replace;
 mod unmap;
 
