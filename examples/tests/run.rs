@@ -30,15 +30,15 @@ fn map_and_pin_shows_a_gate_that_closes_at_once_and_an_unmap_that_waits() {
     let lines: Vec<&str> = said.lines().collect();
     let expected = [
         "mapped 0x40000000..=0x401fffff",
-        "the byte behind the area: the range is not mapped completely",
+        "the byte behind the area: the range is not mapped completely; map what is missing",
         "pins out: 1",
         "asked to let go of 0x40000000..=0x401fffff",
-        "a lookup now: the area is gated by an unmap",
+        "a lookup now: the area is gated by an unmap; finish the unmap and map it anew",
         "the pin reads: hello",
         "the unmap has returned: false",
         "the pin is gone: 2097152 bytes unmapped, pins out: 0",
-        "a lookup afterwards: the range is not mapped completely",
-        "a lookup after the close: the access is not attached",
+        "a lookup afterwards: the range is not mapped completely; map what is missing",
+        "a lookup after the close: the access is not attached to an address space; attach it first",
     ];
     assert_eq!(lines, expected);
 }

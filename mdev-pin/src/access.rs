@@ -9,6 +9,7 @@ use crate::{
     error::{AccessError, IoasError},
     ioas::Ioas,
     lane::{self, Lane},
+    pages::Control,
     sync::{Arc, Backoff, Cell, Deadline, Mutex, lock, per_thread},
     sys::published::{Published, Retired},
     table::Table,
@@ -51,6 +52,8 @@ struct Owner {
 
 /// What lanes, spaces and changes share of an access.
 pub struct AccessCore {
+    /// First: its pins refer to counters of `published`.
+    pub(crate) control: Control,
     pub(crate) published: Arc<Published>,
     ops: std::sync::Arc<dyn AccessOps>,
     attachment: Mutex<Attachment>,
@@ -72,9 +75,22 @@ struct Callbacks {
 }
 
 impl Access {
-    /// A device's access, attached to nothing.
+    /// The access of a device that does not use [`Access::pin_pages`], attached to nothing. It is content with areas
+    /// at any byte.
     pub fn new(ops: std::sync::Arc<dyn AccessOps>) -> Access {
+        Access::create(ops, false)
+    }
+
+    /// The access of a device that pins pages (`needs_pin_pages`), attached to nothing. While it is attached, areas
+    /// of its space are aligned to pages. `ops` must let go of them
+    /// when it is told: an access with [`IgnoreUnmap`] makes every unmap of a pinned range fail.
+    pub fn pinning(ops: std::sync::Arc<dyn AccessOps>) -> Access {
+        Access::create(ops, true)
+    }
+
+    fn create(ops: std::sync::Arc<dyn AccessOps>, pinning: bool) -> Access {
         let core = AccessCore {
+            control: Control::new(pinning),
             published: Published::new(Table::detached()),
             ops,
             attachment: Mutex::new(Attachment::None),
@@ -98,7 +114,7 @@ impl Access {
             Attachment::Closed => return Err(AccessError::Closed),
         }
         // Under the lock, so that no detach comes between the two.
-        ioas.join(core, 1)?;
+        ioas.join(core, core.control.alignment())?;
         *attachment = Attachment::Attached(ioas.clone());
         Ok(())
     }
@@ -146,6 +162,10 @@ impl Access {
         Ok(())
     }
 
+    pub(crate) fn core(&self) -> &Arc<AccessCore> {
+        &self.owner.core
+    }
+
     /// A read side for one queue.
     pub fn lane(&self) -> Lane {
         let core = self.owner.core.clone();
@@ -161,6 +181,8 @@ impl Access {
 
 impl Drop for Owner {
     fn drop(&mut self) {
+        // Nobody is left who could unpin them.
+        self.core.control.unpin_all();
         let attached = matches!(&*lock(&self.core.attachment), Attachment::Attached(_));
         if !attached {
             return;

@@ -8,7 +8,12 @@ use crate::{
     error::ResolveError,
     lane::{self, Lane},
     pin::Pin,
-    sys::{kept::KeptSlice, piece::Found, pinned::Pinned, published::Inside},
+    sys::{
+        kept::KeptSlice,
+        piece::Found,
+        pinned::Pinned,
+        published::{Inside, Reader},
+    },
 };
 
 /// Inside a read-side section of an access. Slices borrow it; it ends with the poll.
@@ -25,8 +30,13 @@ pub struct Burst<'l> {
 impl<'l> Burst<'l> {
     #[inline(always)]
     pub(crate) fn new(lane: &'l mut Lane) -> Self {
+        Burst::of(&mut lane.reader)
+    }
+
+    #[inline(always)]
+    pub(crate) fn of(reader: &'l mut Reader) -> Self {
         lane::burst_entered();
-        let inside = lane.reader.enter();
+        let inside = reader.enter();
         // What an earlier burst remembered may be hit without a search.
         let touched = Cell::new(inside.hint().window_bit);
         Burst { inside, touched, _this_thread: PhantomData }
@@ -94,23 +104,21 @@ impl<'l> Burst<'l> {
         perm: Perm,
         out: &mut SgList<'s>,
     ) -> Result<(), ResolveError> {
-        self.walk(iova, len, perm, |found, offset, len| {
+        self.walk(checked_range(iova, len)?, perm, |found, offset, len| {
             out.push(found.memory(offset, len));
-            Ok(())
+            Ok::<(), ResolveError>(())
         })
     }
 
     /// Calls `each` with every piece of the range, and offset and length of the range's part in it.
     #[inline(always)]
-    fn walk<'s>(
+    pub(crate) fn walk<'s, E: From<ResolveError>>(
         &'s self,
-        iova: Iova,
-        len: u32,
+        range: IovaRange,
         perm: Perm,
-        mut each: impl FnMut(Found<'s>, u64, u64) -> Result<(), ResolveError>,
-    ) -> Result<(), ResolveError> {
-        let range = checked_range(iova, len)?;
-        let mut at = iova;
+        mut each: impl FnMut(Found<'s>, u64, u64) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = range.first();
         loop {
             let found = self.piece_at(at, perm)?;
             let piece = found.piece().range();
@@ -209,8 +217,19 @@ impl<'l> Burst<'l> {
 
     #[inline(never)]
     fn search_and_pin(&self, iova: Iova, len: u32, perm: Perm) -> Result<Pin, ResolveError> {
+        self.pin_range(checked_range(iova, len)?, perm, |_, _, _| Ok(()))
+    }
+
+    /// As [`Burst::pin`], if `check` agrees with every piece.
+    pub(crate) fn pin_range<'s, E: From<ResolveError>>(
+        &'s self,
+        range: IovaRange,
+        perm: Perm,
+        mut check: impl FnMut(Found<'s>, u64, u64) -> Result<(), E>,
+    ) -> Result<Pin, E> {
         let mut pinned: Option<Pinned> = None;
-        self.walk(iova, len, perm, |found, offset, len| {
+        self.walk::<E>(range, perm, |found, offset, len| {
+            check(found, offset, len)?;
             self.inside.remember(found);
             let counted = match &mut pinned {
                 Some(pinned) => pinned.add(found, offset, len),
@@ -219,9 +238,9 @@ impl<'l> Burst<'l> {
                     pinned.is_some()
                 }
             };
-            if counted { Ok(()) } else { Err(ResolveError::Overflow) }
+            if counted { Ok(()) } else { Err(ResolveError::Overflow.into()) }
         })?;
-        pinned.map(Pin::new).ok_or(ResolveError::Empty)
+        pinned.map(Pin::new).ok_or(ResolveError::Empty.into())
     }
 }
 

@@ -22,28 +22,28 @@ mod errno {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     /// Some byte of the range is not mapped.
-    #[error("the range is not mapped completely")]
+    #[error("the range is not mapped completely; map what is missing")]
     Hole,
     /// The area does not allow this direction.
-    #[error("the area does not permit this access")]
+    #[error("the area does not permit this access; map it with the permission")]
     Permission,
     /// The area is being unmapped, or an unmap of it has failed.
-    #[error("the area is gated by an unmap")]
+    #[error("the area is gated by an unmap; finish the unmap and map it anew")]
     Gated,
     /// The access is not attached to an address space.
-    #[error("the access is not attached")]
+    #[error("the access is not attached to an address space; attach it first")]
     Detached,
     /// Address plus length wraps.
-    #[error("the range wraps around the address space")]
+    #[error("the range wraps around the address space; shorten it")]
     Overflow,
     /// A length of zero.
-    #[error("the range is empty")]
+    #[error("the range is empty; ask for at least one byte")]
     Empty,
     /// The file behind the area lost a page (it was truncated, or memory ran out); map the range anew to heal it.
-    #[error("the file behind the area has lost a page")]
+    #[error("the file behind the area has lost a page; map the range anew")]
     Poisoned,
     /// The range is mapped, but not by one piece of host memory; resolve it as a scatter-gather list.
-    #[error("the range crosses pieces of host memory")]
+    #[error("the range crosses pieces of host memory; resolve it as a list")]
     Split,
 }
 
@@ -206,33 +206,59 @@ pub enum AccessError {
     #[error("the access is attached already; detach it first")]
     Attached,
     /// It is not attached.
-    #[error("the access is not attached to an address space")]
+    #[error("the access is not attached to an address space; attach it first")]
     Detached,
     /// A detach of it is under way.
-    #[error("a detach of this access is under way")]
+    #[error("a detach or a replacement of this access is under way; try again when it has ended")]
     Busy,
     /// Its device kept a pin, or a lane its burst, past the deadline.
     #[error("the device still holds guest memory after the deadline; release its pins and detach again")]
     Deadlock,
     /// A callback into the device did not return within the bound.
-    #[error("a callback into the device has not returned in time")]
+    #[error("a callback into the device has not returned in time; it must not wait for anybody")]
     CallbackStuck,
     /// The calling thread is inside a burst or a callback and would wait for itself.
-    #[error("called from inside a burst or a callback, which it would wait for")]
+    #[error("called from inside a burst or a callback, which it would wait for; leave it first")]
     WouldWaitForItself,
     /// The access was closed.
-    #[error("the access is closed")]
+    #[error("the access is closed; create another one")]
     Closed,
     /// The space does not take the access.
     #[error(transparent)]
     Space(#[from] IoasError),
+    /// Pages are pinned through an access that was not made for it.
+    #[error("the access does not pin pages; create it with Access::pinning, or pin inside a burst")]
+    NotPinning,
+    /// Neither reading nor writing was asked for.
+    #[error("nothing is to be done with the pages; ask for reading or writing")]
+    NoDirection,
+    /// Pages that do not begin where pages of the file begin.
+    #[error(
+        "the memory at {0} does not begin, or an area in the range not end, on a page of its file; use rw"
+    )]
+    Misaligned(Iova),
+    /// The file is shorter than it was when it was mapped.
+    #[error("the file behind {0} has become too short; map the range anew when it has its length again")]
+    Truncated(Iova),
+    /// An unpin of what is not pinned.
+    #[error("{0} is not pinned; unpin exactly what was pinned, once for each time")]
+    NotPinned(IovaRange),
+    /// The range cannot be resolved.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
 }
 
 impl AccessError {
     /// The code that the corresponding iommufd function returns.
     pub fn errno(&self) -> i32 {
         match self {
-            AccessError::Attached => errno::EINVAL,
+            AccessError::Attached
+            | AccessError::NotPinning
+            | AccessError::NoDirection
+            | AccessError::Misaligned(_)
+            | AccessError::Truncated(_)
+            | AccessError::NotPinned(_) => errno::EINVAL,
+            AccessError::Resolve(error) => error.errno(),
             AccessError::Detached | AccessError::Closed => errno::ENOENT,
             AccessError::Busy | AccessError::CallbackStuck => errno::EBUSY,
             AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,

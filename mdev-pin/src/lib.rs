@@ -16,6 +16,9 @@
 //! * [`Burst`]: one poll of one queue. Inside it IOVAs resolve to [`mdev_dma::GuestSlice`]s without any count; it
 //!   never blocks and must not outlive the poll.
 //! * [`Pin`]: an owned hold for I/O that outlives the burst, counted on the lane that took it.
+//! * [`Pages`]: what [`Access::pin_pages`] shows of memory that the access itself holds, until
+//!   [`Access::unpin_pages`]. The face for control paths, with [`Access::rw`]: the checks and codes of Linux, over
+//!   the same bursts and counts.
 //! * [`Change`]: an unmap, a replacement of the table or a detach under way. It is polled, never waited for by a
 //!   session; [`Change::wait`] is for callers that have nothing else to do.
 //!
@@ -30,7 +33,9 @@
 //! # Locks and their order
 //!
 //! `AccessCore::attachment`, then `Ioas::state`, then `Published::shards`. `AccessCore::callbacks` and the allocator
-//! of slots are leaves. None is held across grace, notification or drain. Lanes take none of them.
+//! of slots are leaves. None is held across grace, notification or drain. Lanes take none of them. The lane that an
+//! access owns for its control paths has a mutex, held by a call of `pin_pages` or `rw` only while it pins or copies,
+//! and inside it the record of pinned ranges, a leaf; `unpin_pages` takes only the record.
 //!
 //! # What may block
 //!
@@ -57,6 +62,7 @@ mod error;
 mod ioas;
 mod lane;
 mod limits;
+mod pages;
 mod pin;
 mod ranges;
 mod replace;
@@ -81,6 +87,7 @@ pub use error::{AccessError, IoasError, ResolveError};
 pub use ioas::Ioas;
 pub use lane::Lane;
 pub use limits::RangeOwner;
+pub use pages::{Pages, Rw};
 pub use pin::Pin;
 pub use ranges::IovaRanges;
 pub use sys::kept::KeptSlice;

@@ -3,6 +3,7 @@
 mod detach;
 mod map;
 mod model;
+mod pages;
 mod ranges;
 mod replace;
 mod unmap;
@@ -55,6 +56,15 @@ pub fn space_with(ops: Arc<dyn AccessOps>) -> Space {
     let windows = Windows::new().unwrap();
     let ioas = Ioas::new(windows.clone());
     let access = Access::new(ops);
+    access.attach(&ioas).unwrap();
+    Space { windows, ioas, access }
+}
+
+/// A space with one access that pins pages.
+pub fn pinning_space(ops: Arc<dyn AccessOps>) -> Space {
+    let windows = Windows::new().unwrap();
+    let ioas = Ioas::new(windows.clone());
+    let access = Access::pinning(ops);
     access.attach(&ioas).unwrap();
     Space { windows, ioas, access }
 }

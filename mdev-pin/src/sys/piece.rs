@@ -41,8 +41,13 @@ impl Piece {
         self.slot
     }
 
-    pub fn window(&self) -> &HostWindow {
+    pub fn window(&self) -> &Arc<HostWindow> {
         &self.window
+    }
+
+    /// The IOVA of its first byte.
+    pub fn first(&self) -> u64 {
+        self.range.first().0
     }
 
     /// Where its bytes are in the file, first and last.

@@ -1,0 +1,286 @@
+//! `pin_pages`, `unpin_pages` and `rw`: the face of an access for control paths.
+//!
+//! It stands on the same bursts and the same counts as the data path. The access owns one lane for it, which its
+//! callers share under a mutex, and keeps what they pinned by exact range. A range is recorded before its burst ends;
+//! so an unmap, whose callbacks come after the grace of that burst, finds every pin on record. Letting go takes only
+//! the lock of the record, never the one of the lane, so that a callback does not wait for somebody's copy.
+//!
+//! Unlike the data path this one asks the file for its size first: memory that was cut off fails with `EINVAL`, as
+//! `memfd_pin_folios` does. What is cut off between that check and the end of the copy fails with `EFAULT`.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    sync::Weak,
+};
+
+use mdev_dma::{HostWindow, Iova, IovaRange, Perm, RangeError};
+
+use crate::{
+    access::Access,
+    burst::Burst,
+    error::{AccessError, ResolveError},
+    limits::PAGE,
+    pin::Pin,
+    sync::{Arc, Mutex, lock},
+    sys::{
+        piece::Found,
+        published::{Published, Reader},
+    },
+};
+
+/// What an access keeps for its control paths.
+pub struct Control {
+    /// Before the lane, whose counters it refers to.
+    held: Arc<Held>,
+    /// Made by the first call.
+    lane: Mutex<Option<Reader>>,
+    pinning: bool,
+}
+
+/// Pins by exact range, first and last address.
+#[derive(Default)]
+struct Held(Mutex<BTreeMap<(Iova, Iova), Entry>>);
+
+/// A range, and how often it was pinned.
+struct Entry {
+    count: u64,
+    hold: std::sync::Arc<Hold>,
+}
+
+/// One pin with the windows it lies in. They go first: an unmap that sees the pin gone may count windows.
+struct Hold {
+    windows: Vec<std::sync::Arc<HostWindow>>,
+    pin: Pin,
+}
+
+/// What [`Access::rw`] is to do, with the caller's end of it (the flags of `iommufd_access_rw`).
+#[derive(Debug)]
+pub enum Rw<'b> {
+    /// Copy from the guest.
+    Read(&'b mut [u8]),
+    /// Copy to the guest.
+    Write(&'b [u8]),
+}
+
+/// Pages that an access holds after [`Access::pin_pages`]. The access holds them, not this value: it shows them
+/// for as long as they are pinned, and can be dropped at any time.
+#[derive(Clone)]
+pub struct Pages {
+    range: IovaRange,
+    hold: Weak<Hold>,
+    held: Arc<Held>,
+}
+
+impl Access {
+    /// Pins `length` bytes at `iova`, which may span contiguous areas: all of them or none
+    /// (`iommufd_access_pin_pages`). Each call wants one [`Access::unpin_pages`] of exactly this range. The same
+    /// range pinned again is counted; another range is another pin, however it overlaps.
+    ///
+    /// A device that keeps a record of its own holds its lock over this call and the recording, and takes the same
+    /// lock in [`crate::AccessOps::on_unmap`]; nothing here waits for an unmap.
+    ///
+    /// # Errors
+    ///
+    /// `NotPinning`, `Misaligned`, `Truncated`, `NoDirection` \[EINVAL\]; those of [`ResolveError`]: `Empty` and
+    /// `Gated` \[EINVAL\], `Overflow` \[EOVERFLOW\], `Detached` and `Hole` \[ENOENT\], `Permission` \[EPERM\],
+    /// `Poisoned` \[EFAULT\].
+    pub fn pin_pages(&self, iova: Iova, length: u64, perm: Perm) -> Result<Pages, AccessError> {
+        let core = self.core();
+        core.control.pin(&core.published, iova, length, perm)
+    }
+
+    /// Undoes one [`Access::pin_pages`] of exactly this range (`iommufd_access_unpin_pages`). Works from a callback,
+    /// while a detach or a replacement is under way and inside a burst; waits for nobody.
+    ///
+    /// # Errors
+    ///
+    /// `NotPinned` \[EINVAL\] where Linux warns; `Empty`, `Overflow`.
+    pub fn unpin_pages(&self, iova: Iova, length: u64) -> Result<(), AccessError> {
+        self.core().control.held.unpin(checked(iova, length)?)
+    }
+
+    /// Copies between the guest's bytes at `iova` and a buffer of the caller (`iommufd_access_rw`), at any byte and
+    /// over any number of contiguous areas. Not atomic over areas: on an error those before it are copied already.
+    /// Holds nothing afterwards; an unmap waits for the copy, without a callback.
+    ///
+    /// # Errors
+    ///
+    /// As [`Access::pin_pages`], without `NotPinning` and `Misaligned`. After `Poisoned` what was read is not the
+    /// guest's memory.
+    pub fn rw(&self, iova: Iova, data: Rw<'_>) -> Result<(), AccessError> {
+        let core = self.core();
+        core.control.rw(&core.published, iova, data)
+    }
+}
+
+impl Control {
+    pub fn new(pinning: bool) -> Self {
+        Control { held: Arc::default(), lane: Mutex::new(None), pinning }
+    }
+
+    /// What areas must be aligned to (`iommufd_access::iova_alignment`).
+    pub fn alignment(&self) -> u64 {
+        if self.pinning { PAGE } else { 1 }
+    }
+
+    /// Unpins everything, when nobody is left who could.
+    pub fn unpin_all(&self) {
+        let held = std::mem::take(&mut *lock(&self.held.0));
+        drop(held);
+    }
+
+    fn pin(
+        &self,
+        published: &Arc<Published>,
+        iova: Iova,
+        length: u64,
+        perm: Perm,
+    ) -> Result<Pages, AccessError> {
+        if !self.pinning {
+            return Err(AccessError::NotPinning);
+        }
+        if perm.is_empty() {
+            return Err(AccessError::NoDirection);
+        }
+        let range = checked(iova, length)?;
+        let mut lane = lock(&self.lane);
+        let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(published)));
+        let mut windows = Vec::new();
+        // Alignment is looked at before permission (`iommufd_access_pin_pages`), hence no direction for the walk.
+        let pin = burst.pin_range::<AccessError>(range, Perm::empty(), |found, offset, len| {
+            aligned(found, offset, len, range)?;
+            if !found.piece().perm().contains(perm) {
+                return Err(ResolveError::Permission.into());
+            }
+            not_truncated(found, offset, len)?;
+            windows.push(found.piece().window().clone());
+            Ok(())
+        })?;
+        // Recorded before the burst ends.
+        let hold = self.held.record(range, Hold { windows, pin });
+        drop(burst);
+        Ok(Pages { range, hold, held: self.held.clone() })
+    }
+
+    fn rw(&self, published: &Arc<Published>, iova: Iova, data: Rw<'_>) -> Result<(), AccessError> {
+        let (length, perm) = match &data {
+            Rw::Read(to) => (to.len(), Perm::READ),
+            Rw::Write(from) => (from.len(), Perm::WRITE),
+        };
+        let range = checked(iova, length as u64)?;
+        let mut rest = data;
+        let mut lane = lock(&self.lane);
+        let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(published)));
+        burst.walk(range, perm, |found, offset, len| {
+            not_truncated(found, offset, len)?;
+            let memory = found.memory(offset, len);
+            match &mut rest {
+                Rw::Read(to) => {
+                    let copied = memory.copy_to(to);
+                    *to = std::mem::take(to).get_mut(copied..).unwrap_or_default();
+                }
+                Rw::Write(from) => {
+                    let copied = memory.copy_from(from);
+                    *from = from.get(copied..).unwrap_or_default();
+                }
+            }
+            Ok::<(), AccessError>(())
+        })?;
+        if burst.poisoned() { Err(ResolveError::Poisoned.into()) } else { Ok(()) }
+    }
+}
+
+impl Held {
+    /// Counts a range. Pinned before, the new pin is dropped: the old one stands for both.
+    fn record(&self, range: IovaRange, hold: Hold) -> Weak<Hold> {
+        let mut held = lock(&self.0);
+        let entry = match held.entry((range.first(), range.last())) {
+            btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            btree_map::Entry::Vacant(entry) => {
+                entry.insert(Entry { count: 0, hold: std::sync::Arc::new(hold) })
+            }
+        };
+        entry.count = entry.count.saturating_add(1);
+        std::sync::Arc::downgrade(&entry.hold)
+    }
+
+    fn unpin(&self, range: IovaRange) -> Result<(), AccessError> {
+        let mut held = lock(&self.0);
+        let btree_map::Entry::Occupied(mut entry) = held.entry((range.first(), range.last())) else {
+            return Err(AccessError::NotPinned(range));
+        };
+        entry.get_mut().count = entry.get().count.saturating_sub(1);
+        if entry.get().count == 0 {
+            entry.remove();
+        }
+        Ok(())
+    }
+}
+
+impl Pages {
+    /// The range that was pinned.
+    pub fn range(&self) -> IovaRange {
+        self.range
+    }
+
+    /// Calls `touch` with the pinned memory, which stays pinned at least until it returns, even if it is unpinned
+    /// meanwhile. It should return soon: an unmap waits for it.
+    ///
+    /// # Errors
+    ///
+    /// `NotPinned` if the range was unpinned before; `Poisoned` \[EFAULT\] if the memory lost a page: what was read
+    /// is not the guest's, what was written is lost.
+    pub fn with<R>(&self, touch: impl FnOnce(&Pin) -> R) -> Result<R, AccessError> {
+        let hold = self.hold.upgrade().ok_or(AccessError::NotPinned(self.range))?;
+        let done = touch(&hold.pin);
+        if hold.windows.iter().any(|window| window.poisoned()) {
+            return Err(ResolveError::Poisoned.into());
+        }
+        Ok(done)
+    }
+
+    /// As [`Access::unpin_pages`] of its range, for a callback that has no [`Access`] at hand.
+    pub fn unpin(self) -> Result<(), AccessError> {
+        self.held.unpin(self.range)
+    }
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pages").field("range", &self.range).finish()
+    }
+}
+
+/// The range of a call, or why it is none. `IovaRange` alone would not tell an empty one from one that wraps.
+fn checked(iova: Iova, length: u64) -> Result<IovaRange, AccessError> {
+    IovaRange::with_len(iova, length).map_err(|error| match error {
+        RangeError::Overflow { .. } => ResolveError::Overflow.into(),
+        RangeError::Empty { .. } | RangeError::Inverted { .. } => ResolveError::Empty.into(),
+    })
+}
+
+/// Pages are pinned whole, so a part must start on a page of its file, and end on one unless it is the last part
+/// (`iopt_area_contig_is_aligned`).
+fn aligned(found: Found<'_>, offset: u64, len: u64, range: IovaRange) -> Result<(), AccessError> {
+    let piece = found.piece();
+    let first = piece.file_bytes().0.wrapping_add(offset);
+    let at = piece.first().wrapping_add(offset);
+    let is_last = at.wrapping_add(len.wrapping_sub(1)) == range.last().0;
+    if first.is_multiple_of(PAGE) && (is_last || first.wrapping_add(len).is_multiple_of(PAGE)) {
+        Ok(())
+    } else {
+        Err(AccessError::Misaligned(Iova(at)))
+    }
+}
+
+/// The page of the last byte must start within the file as it is now (`memfd_pin_folios`).
+fn not_truncated(found: Found<'_>, offset: u64, len: u64) -> Result<(), AccessError> {
+    let piece = found.piece();
+    let file = piece.window().file();
+    let last = piece.file_bytes().0.wrapping_add(offset).wrapping_add(len.wrapping_sub(1));
+    let page = last.wrapping_sub(last.checked_rem(file.page_size()).unwrap_or(0));
+    match file.size() {
+        Ok(size) if page < size => Ok(()),
+        _ => Err(AccessError::Truncated(Iova(piece.first().wrapping_add(offset)))),
+    }
+}
