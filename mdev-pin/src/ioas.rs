@@ -95,6 +95,11 @@ impl Ioas {
         self.begin_unmap(range, within)?.wait()
     }
 
+    /// Unmaps everything, waiting as [`Ioas::unmap`] does, and says how many bytes that was; an empty space has 0.
+    pub fn unmap_all(&self, within: Duration) -> Result<u64, IoasError> {
+        self.unmap(IovaRange::FULL, within)
+    }
+
     /// Begins to unmap the areas that lie in `range` (`IOMMU_IOAS_UNMAP`), one after another by IOVA. Only whole
     /// areas; [`IovaRange::FULL`] succeeds on an empty space too. When one area times out, those before it are gone,
     /// it stays mapped and gated, and those after it are as they were.
@@ -204,6 +209,11 @@ impl Ioas {
     pub(crate) fn quiet(&self) -> bool {
         self.adopt(Vec::new());
         lock(&self.inner.state).retired.is_empty()
+    }
+
+    /// Whether both are the same space.
+    pub(crate) fn is(&self, other: &Ioas) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     pub(crate) fn state(&self) -> crate::sync::MutexGuard<'_, State> {

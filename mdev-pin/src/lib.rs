@@ -49,8 +49,7 @@
 //!
 //! # What it does not implement
 //!
-//! Copies between spaces, accounting of pinned pages, change of process, revocation of pins past the deadline, and
-//! the parking of queues.
+//! Accounting of pinned pages, change of process, revocation of pins past the deadline, and the parking of queues.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
@@ -58,6 +57,7 @@ mod access;
 mod allocate;
 mod burst;
 mod change;
+mod copy;
 mod error;
 mod ioas;
 mod lane;

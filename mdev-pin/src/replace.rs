@@ -149,7 +149,7 @@ fn stays(mapped: &Mapped, area: &Area) -> Option<IovaRange> {
 }
 
 /// A sub-range of an area as an area of its own.
-fn part(area: &Area, range: IovaRange) -> Result<Area, IoasError> {
+pub fn part(area: &Area, range: IovaRange) -> Result<Area, IoasError> {
     let extent = area.extent_at(range.first()).ok_or(IoasError::NotFound(range))?;
     let skipped = range.first().0.wrapping_sub(area.range.first().0);
     let log = area.log.and_then(|log| log.checked_add(skipped));
@@ -168,7 +168,7 @@ fn fresh(
 }
 
 /// The segments within a range, cut at its ends. Keeps their windows, poisoned ones too.
-fn cut(segments: &[Segment], range: IovaRange) -> Vec<Segment> {
+pub fn cut(segments: &[Segment], range: IovaRange) -> Vec<Segment> {
     let within = segments.iter().filter_map(|segment| {
         let common = segment.range.intersection(range)?;
         let skipped = common.first().0.wrapping_sub(segment.range.first().0);

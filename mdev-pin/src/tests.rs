@@ -1,5 +1,6 @@
 //! The contract's rules on real memory files.
 
+mod copy;
 mod detach;
 mod map;
 mod model;

@@ -174,3 +174,35 @@ fn pin_that_races_with_unmap_is_refused_or_waited_for() {
     });
     assert_eq!(s.ioas.pins(), 0);
 }
+
+#[test]
+fn unmap_of_a_hole_returns_enoent_and_a_superset_returns_the_bytes() {
+    let s = space();
+    let file = memory(4);
+    s.ioas.map(area(&file, 0x2000, PAGE, 0)).unwrap();
+    s.ioas.map(area(&file, 0x5000, 2 * PAGE, PAGE)).unwrap();
+    assert_eq!(s.ioas.unmap(range(0x3000, 0x2000), LONG).unwrap_err().errno(), 2);
+    assert_eq!(s.ioas.unmap(range(0, 0x10_0000), LONG).unwrap(), 3 * PAGE);
+    assert_eq!(s.ioas.unmap(range(0, 0x10_0000), LONG).unwrap_err().errno(), 2);
+}
+
+#[test]
+fn unmap_all_returns_the_bytes_and_succeeds_on_an_empty_space() {
+    let s = space();
+    let file = memory(4);
+    s.ioas.map(area(&file, 0x2001, 5, 0)).unwrap();
+    s.ioas.map(area(&file, 0x5000, PAGE, 0)).unwrap();
+    assert_eq!(s.ioas.unmap_all(LONG).unwrap(), PAGE + 5);
+    assert_eq!(s.ioas.unmap_all(LONG).unwrap(), 0);
+}
+
+#[test]
+fn unmap_of_an_area_that_is_leaving_returns_ebusy() {
+    let s = space();
+    s.ioas.map(area(&memory(1), 0x2000, PAGE, 0)).unwrap();
+    let pin = s.access.lane().enter().pin(Iova(0x2000), 1, Perm::READ).unwrap();
+    let change = s.ioas.begin_unmap(range(0x2000, PAGE), LONG).unwrap();
+    assert_eq!(s.ioas.unmap_all(LONG).unwrap_err().errno(), 16);
+    drop(pin);
+    assert_eq!(change.wait().unwrap(), PAGE);
+}
