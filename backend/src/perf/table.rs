@@ -35,7 +35,18 @@ pub fn table(outcomes: &[Outcome]) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text + LEGEND
+    text + LEGEND + &warning(outcomes)
+}
+
+/// A word on what else ran here, if that was enough to spoil the figures.
+fn warning(outcomes: &[Outcome]) -> String {
+    let Some(others) = outcomes.iter().filter_map(Outcome::disturbed).reduce(f64::max) else {
+        return String::new();
+    };
+    let percent = 100.0 * others;
+    format!(
+        "\nOther programs had the front-end's processor for up to {percent:.0} % of a cell:\nmeasure again on a machine that does nothing else.\n"
+    )
 }
 
 fn heading() -> Vec<String> {
@@ -106,5 +117,16 @@ mod tests {
         assert!(lines[1].contains(" 4 ") && lines[1].ends_with("ok"));
         assert!(lines[2].starts_with("to ") && lines[2].ends_with("FAILED"));
         assert!(lines.iter().all(|line| line.len() <= 90));
+    }
+
+    #[test]
+    fn table_says_when_other_programs_had_the_processor() {
+        let slice = |share| Slice { seconds: 1.0, share, counts: Counts::default() };
+        let outcome = |share| {
+            let cell = CellResult { slices: vec![slice(share); 3], ..CellResult::default() };
+            Outcome::of(Direction::To, PacketSize::Bytes(64), &cell, &[61.2])
+        };
+        assert!(table(&[outcome(0.99), outcome(0.6)]).contains("up to 40 % of a cell"));
+        assert!(table(&[outcome(0.99)]).ends_with(LEGEND));
     }
 }
