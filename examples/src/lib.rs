@@ -7,5 +7,6 @@
 //! | `cargo run -p mdev-examples --example map_and_pin` | guest memory as a place in a file; an unmap that waits for a pin |
 //! | `cargo run -p mdev-examples --example unmap_under_load` | a worker in bursts while its memory is unmapped and mapped again |
 //! | `cargo run -p mdev-examples --example vring_without_vm` | a driver, a front-end and a network device exchange packets in one process |
+//! | `cargo run -p mdev-examples --example rust_vmm_device` | a device made of `virtio-queue` and `vm-memory` on a burst |
 //!
 //! This library is empty; a package of examples must have one.

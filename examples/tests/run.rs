@@ -64,3 +64,15 @@ fn vring_without_vm_gets_back_what_it_sends_and_stops_its_rings_where_they_are()
     ];
     assert_eq!(lines, expected);
 }
+
+#[test]
+fn rust_vmm_device_serves_from_a_burst_and_is_told_that_its_memory_is_gone() {
+    let said = run("rust_vmm_device");
+    let lines: Vec<&str> = said.lines().collect();
+    let expected = [
+        "1 chain: hello -> HELLO",
+        "1 chain: rust-vmm -> RUST-VMM",
+        "after the unmap: error accessing guest memory",
+    ];
+    assert_eq!(lines, expected);
+}

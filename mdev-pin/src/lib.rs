@@ -47,6 +47,10 @@
 //!
 //! Leaving a burst, dropping a pin, and resolving bytes whose translation a [`Ioas::replace_table`] leaves as it is.
 //!
+//! # rust-vmm
+//!
+//! With the feature `vm-memory` a burst is a `vm_memory::GuestMemory`, for `virtio-queue` and device code written for it.
+//!
 //! # What it does not implement
 //!
 //! Accounting of pinned pages, change of process, revocation of pins past the deadline, and the parking of queues.

@@ -4,5 +4,7 @@ pub(crate) mod kept;
 pub(crate) mod piece;
 pub(crate) mod pinned;
 pub(crate) mod published;
+#[cfg(feature = "vm-memory")]
+mod rust_vmm;
 #[cfg(all(test, loom))]
 pub(crate) mod watched;
