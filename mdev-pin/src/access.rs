@@ -5,10 +5,11 @@ use std::time::Duration;
 use mdev_dma::IovaRange;
 
 use crate::{
-    change::{Change, Work},
-    error::{AccessError, IoasError},
+    attachment::Attachment,
+    change::Change,
+    error::AccessError,
     ioas::Ioas,
-    lane::{self, Lane},
+    lane::Lane,
     pages::Control,
     sync::{Arc, Backoff, Cell, Deadline, Mutex, lock, per_thread},
     sys::published::{Published, Retired},
@@ -31,7 +32,7 @@ impl AccessOps for IgnoreUnmap {
 }
 
 /// How long a close waits for a callback into the device (`iommufd_object_remove` waits as long).
-const CALLBACK_BOUND: Duration = Duration::from_secs(60);
+const CALLBACK_BOUND: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 
 per_thread! {
     /// Whether this thread is inside a callback, which a close must not wait for.
@@ -56,16 +57,8 @@ pub struct AccessCore {
     pub(crate) control: Control,
     pub(crate) published: Arc<Published>,
     ops: std::sync::Arc<dyn AccessOps>,
-    attachment: Mutex<Attachment>,
+    pub(crate) attachment: Mutex<Attachment>,
     callbacks: Mutex<Callbacks>,
-}
-
-/// `Attached` and `Leaving` hold the space: an access keeps it alive after everything else is gone.
-enum Attachment {
-    None,
-    Attached(Ioas),
-    Leaving(Ioas),
-    Closed,
 }
 
 #[derive(Default)]
@@ -110,7 +103,7 @@ impl Access {
         match *attachment {
             Attachment::None => {}
             Attachment::Attached(_) => return Err(AccessError::Attached),
-            Attachment::Leaving(_) => return Err(AccessError::Busy),
+            Attachment::Changing { .. } => return Err(AccessError::Busy),
             Attachment::Closed => return Err(AccessError::Closed),
         }
         // Under the lock, so that no detach comes between the two.
@@ -135,6 +128,29 @@ impl Access {
         AccessCore::begin_detach(&self.owner.core, within)
     }
 
+    /// Goes over to another space, waiting up to `within` for lanes and pins; see [`Access::begin_replace`].
+    pub fn replace(&self, ioas: &Ioas, within: Duration) -> Result<(), AccessError> {
+        match self.begin_replace(ioas, within)? {
+            Some(change) => change.wait().map(drop).map_err(|_| AccessError::Deadlock),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to go over to another space (`iommufd_access_replace`); `None` if that is the space it is attached
+    /// to: nothing changes, but that an access which a detach left closed at its deadline is open again. Meanwhile every lookup and pin answers `ENOENT`. The device is told that all its
+    /// ranges go; when its pins are gone and no lane is in an earlier burst, the access leaves the old space and is
+    /// shown the table of the new one. Past the deadline nothing is replaced: it is still attached to the old space,
+    /// open again, with the pins that its device kept.
+    ///
+    /// # Errors
+    ///
+    /// `Detached` and `Closed` \[ENOENT\], `Busy` \[EBUSY\] if another change of it is under way,
+    /// `WouldWaitForItself`; `Space` if the new space does not take it, \[EADDRINUSE\] if its areas are not aligned
+    /// as the access needs them. After an error nothing has changed.
+    pub fn begin_replace(&self, ioas: &Ioas, within: Duration) -> Result<Option<Change>, AccessError> {
+        AccessCore::begin_replace(&self.owner.core, ioas, within)
+    }
+
     /// Detaches if attached, then waits for callbacks in flight. After success no callback runs or starts.
     ///
     /// # Errors
@@ -144,12 +160,19 @@ impl Access {
         if IN_CALLBACK.with(Cell::get) {
             return Err(AccessError::WouldWaitForItself);
         }
-        match self.detach(within) {
-            Ok(()) | Err(AccessError::Detached | AccessError::Closed) => {}
-            Err(error) => return Err(error),
-        }
         let core = &self.owner.core;
-        *lock(&core.attachment) = Attachment::Closed;
+        loop {
+            match self.detach(within) {
+                Ok(()) | Err(AccessError::Detached | AccessError::Closed) => {}
+                Err(error) => return Err(error),
+            }
+            let mut attachment = lock(&core.attachment);
+            // Unless somebody attached it again meanwhile.
+            if let Attachment::None | Attachment::Closed = *attachment {
+                *attachment = Attachment::Closed;
+                break;
+            }
+        }
         lock(&core.callbacks).closed = true;
         let deadline = Deadline::within(CALLBACK_BOUND);
         let mut backoff = Backoff::default();
@@ -183,9 +206,13 @@ impl Drop for Owner {
     fn drop(&mut self) {
         // Nobody is left who could unpin them.
         self.core.control.unpin_all();
-        let attached = matches!(&*lock(&self.core.attachment), Attachment::Attached(_));
-        if !attached {
-            return;
+        match &mut *lock(&self.core.attachment) {
+            Attachment::Attached(_) => {}
+            Attachment::Changing { orphaned } => {
+                *orphaned = true;
+                return;
+            }
+            Attachment::None | Attachment::Closed => return,
         }
         let left = AccessCore::begin_detach(&self.core, Duration::from_secs(1)).map(|change| change.wait());
         if !matches!(left, Ok(Ok(_))) {
@@ -196,22 +223,6 @@ impl Drop for Owner {
 }
 
 impl AccessCore {
-    fn begin_detach(this: &Arc<Self>, within: Duration) -> Result<Change, AccessError> {
-        if lane::inside_burst() {
-            return Err(AccessError::WouldWaitForItself);
-        }
-        let mut attachment = lock(&this.attachment);
-        let ioas = match &*attachment {
-            Attachment::Attached(ioas) => ioas.clone(),
-            Attachment::Leaving(_) => return Err(AccessError::Busy),
-            Attachment::None => return Err(AccessError::Detached),
-            Attachment::Closed => return Err(AccessError::Closed),
-        };
-        *attachment = Attachment::Leaving(ioas.clone());
-        drop(attachment);
-        Ok(Change::begin(ioas, Deadline::within(within), Box::new(Detach { core: this.clone() })))
-    }
-
     /// Publishes `table` to the lanes of this access. Under the mutex of the space.
     pub(crate) fn publish(&self, table: Arc<Table>) -> Retired {
         self.published.replace(table)
@@ -231,46 +242,5 @@ impl AccessCore {
         IN_CALLBACK.with(|inside| inside.set(outer));
         let mut callbacks = lock(&self.callbacks);
         callbacks.running = callbacks.running.saturating_sub(1);
-    }
-
-    /// Ends a detach, or puts it back to where it can be begun again.
-    fn detach_ended(&self, done: bool) {
-        let mut attachment = lock(&self.attachment);
-        let before = std::mem::replace(&mut *attachment, Attachment::None);
-        *attachment = match before {
-            Attachment::Leaving(_) if done => Attachment::None,
-            Attachment::Leaving(ioas) => Attachment::Attached(ioas),
-            other => other,
-        };
-    }
-}
-
-/// The order of `iommufd_access_change_ioas`: no new pins, notify, drain, leave the list, drop the space.
-struct Detach {
-    core: Arc<AccessCore>,
-}
-
-impl Work for Detach {
-    fn begin(&mut self, ioas: &Ioas) -> Option<Result<Vec<Retired>, IoasError>> {
-        ioas.leaving(&self.core).map(|retired| Ok(vec![retired]))
-    }
-
-    fn notify(&mut self, _ioas: &Ioas) {
-        self.core.notify(IovaRange::FULL);
-    }
-
-    fn drained(&self, _ioas: &Ioas) -> bool {
-        self.core.published.pins() == 0
-    }
-
-    fn finish(&mut self, ioas: &Ioas) -> Vec<Retired> {
-        ioas.left(&self.core);
-        self.core.detach_ended(true);
-        Vec::new()
-    }
-
-    fn fail(&mut self, _ioas: &Ioas) -> IovaRange {
-        self.core.detach_ended(false);
-        IovaRange::FULL
     }
 }

@@ -212,7 +212,7 @@ pub enum AccessError {
     #[error("a detach or a replacement of this access is under way; try again when it has ended")]
     Busy,
     /// Its device kept a pin, or a lane its burst, past the deadline.
-    #[error("the device still holds guest memory after the deadline; release its pins and detach again")]
+    #[error("the device still holds guest memory after the deadline; release its pins and try again")]
     Deadlock,
     /// A callback into the device did not return within the bound.
     #[error("a callback into the device has not returned in time; it must not wait for anybody")]

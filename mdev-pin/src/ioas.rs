@@ -5,11 +5,11 @@ use std::{collections::VecDeque, time::Duration};
 use mdev_dma::{Area, IovaMap, IovaRange, MapError, Ranged, Windows};
 
 use crate::{
-    access::AccessCore,
     change::{Change, Work},
     error::IoasError,
     lane,
     limits::{Limits, PAGE},
+    members::Member,
     replace::{Plan, Replace},
     slot::{Slot, Slots},
     sync::{Arc, Deadline, Mutex, lock},
@@ -34,8 +34,8 @@ pub(crate) struct State {
     pub areas: IovaMap<Mapped>,
     /// What the areas look like to lanes; always in step with `areas`.
     pieces: IovaMap<Piece>,
-    table: Arc<Table>,
-    members: Vec<Member>,
+    pub table: Arc<Table>,
+    pub members: Vec<Member>,
     /// Replaced tables whose grace was not over when their change ended.
     retired: Vec<Retired>,
     /// A replacement of the table is under way: nothing else may change.
@@ -44,14 +44,6 @@ pub(crate) struct State {
     pub limits: Limits,
     /// Nothing is mapped or attached any more.
     pub destroyed: bool,
-}
-
-struct Member {
-    core: Arc<AccessCore>,
-    /// It is detaching: nothing is published to it any more.
-    leaving: bool,
-    /// What it needs areas to be aligned to, until it has left.
-    alignment: u64,
 }
 
 impl Ioas {
@@ -176,7 +168,7 @@ impl Ioas {
 
     /// Pins out on this space.
     pub fn pins(&self) -> u64 {
-        lock(&self.inner.state).members.iter().map(|member| member.core.published.pins()).sum()
+        lock(&self.inner.state).counted().map(|core| core.published.pins()).sum()
     }
 
     /// The windows that its areas are mapped through.
@@ -220,60 +212,12 @@ impl Ioas {
         lock(&self.inner.state)
     }
 
-    /// Pins on `slots`, over all accesses.
-    pub(crate) fn pinned(&self, slots: &[Slot]) -> bool {
-        let state = lock(&self.inner.state);
-        let on =
-            |slot: &Slot| state.members.iter().any(|member| member.core.published.pins_on(slot.number()) > 0);
-        slots.iter().any(on)
-    }
-
-    /// Tells every attached device, without a lock.
-    pub(crate) fn notify(&self, range: IovaRange) {
-        let members: Vec<_> =
-            lock(&self.inner.state).members.iter().map(|member| member.core.clone()).collect();
-        for core in members {
-            core.notify(range);
-        }
-    }
-
     /// Takes over tables whose grace may not be over, and frees those whose is.
     pub(crate) fn adopt(&self, mut retired: Vec<Retired>) {
         retired.append(&mut lock(&self.inner.state).retired);
         // Outside the lock: freeing the last table of a window unmaps it.
         retired.retain_mut(|table| !table.poll());
         lock(&self.inner.state).retired.append(&mut retired);
-    }
-
-    /// Adds an access and publishes the table to it. From now until it has left, the space demands `alignment`, a
-    /// power of two, of all areas.
-    ///
-    /// # Errors
-    ///
-    /// `Unaligned` if an area is not so aligned, `Busy` if that cannot be told now, `Destroyed`.
-    pub(crate) fn join(&self, core: &Arc<AccessCore>, alignment: u64) -> Result<(), IoasError> {
-        let mut state = lock(&self.inner.state);
-        state.alive()?;
-        state.can_align(alignment)?;
-        state.members.push(Member { core: core.clone(), leaving: false, alignment });
-        let retired = core.publish(state.table.clone());
-        drop(state);
-        self.adopt(vec![retired]);
-        Ok(())
-    }
-
-    /// Publishes the empty table to an access, as the last thing that is ever published to it here. `None` if it is
-    /// no member (any more).
-    pub(crate) fn leaving(&self, core: &Arc<AccessCore>) -> Option<Retired> {
-        let mut state = lock(&self.inner.state);
-        let member = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.core, core))?;
-        member.leaving = true;
-        Some(core.publish(Table::detached()))
-    }
-
-    /// Removes an access whose pins are gone.
-    pub(crate) fn left(&self, core: &Arc<AccessCore>) {
-        lock(&self.inner.state).members.retain(|member| !Arc::ptr_eq(&member.core, core));
     }
 }
 
@@ -301,11 +245,10 @@ impl State {
         Ok(self.install(areas, pieces))
     }
 
-    /// Publishes `pieces` as a new table to every access that is not leaving.
+    /// Publishes `pieces` as a new table to every open access.
     fn publish(&mut self) -> Vec<Retired> {
         self.table = Table::new(self.pieces.clone());
-        let staying = self.members.iter().filter(|member| !member.leaving);
-        staying.map(|member| member.core.publish(self.table.clone())).collect()
+        self.publish_table()
     }
 
     /// Replaces areas and pieces together, and publishes.

@@ -40,8 +40,8 @@
 //! # What may block
 //!
 //! [`Change::wait`] and what is built on it ([`Ioas::unmap`], [`Ioas::replace_table`], [`Access::detach`],
-//! [`Access::close`]), each up to the deadline its caller gave. A control operation called by a thread that is
-//! inside a burst is refused with `EDEADLK`, because it would wait for itself.
+//! [`Access::replace`], [`Access::close`]), each up to the deadline its caller gave. A control operation called by a
+//! thread that is inside a burst is refused with `EDEADLK`, because it would wait for itself.
 //!
 //! # What never fails
 //!
@@ -59,6 +59,7 @@
 
 mod access;
 mod allocate;
+mod attachment;
 mod burst;
 mod change;
 mod copy;
@@ -66,6 +67,7 @@ mod error;
 mod ioas;
 mod lane;
 mod limits;
+mod members;
 mod pages;
 mod pin;
 mod ranges;

@@ -6,7 +6,9 @@ mod map;
 mod model;
 mod pages;
 mod ranges;
+mod reattach;
 mod replace;
+mod scenarios;
 mod unmap;
 
 use std::{
