@@ -8,5 +8,6 @@
 //! | `cargo run -p mdev-examples --example unmap_under_load` | a worker in bursts while its memory is unmapped and mapped again |
 //! | `cargo run -p mdev-examples --example vring_without_vm` | a driver, a front-end and a network device exchange packets in one process |
 //! | `cargo run -p mdev-examples --example rust_vmm_device` | a device made of `virtio-queue` and `vm-memory` on a burst |
+//! | `cargo run -p mdev-examples --example software_mdev` | a device that pins pages, lets go of them when it is told, and closes |
 //!
 //! This library is empty; a package of examples must have one.

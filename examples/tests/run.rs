@@ -76,3 +76,18 @@ fn rust_vmm_device_serves_from_a_burst_and_is_told_that_its_memory_is_gone() {
     ];
     assert_eq!(lines, expected);
 }
+
+#[test]
+fn software_mdev_lets_go_when_it_is_told_and_pins_nothing_after_its_close() {
+    let said = run("software_mdev");
+    let lines: Vec<&str> = said.lines().collect();
+    let expected = [
+        "2 pages written through pins, 2 pins out",
+        "4096 bytes unmapped, 1 pin out",
+        "1 page written",
+        "another pin there: the range is not mapped completely; map what is missing",
+        "closed: 0 pins out, 1 area still mapped",
+        "another pin: the access is not attached to an address space; attach it first",
+    ];
+    assert_eq!(lines, expected);
+}
