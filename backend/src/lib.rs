@@ -9,7 +9,8 @@
 //! # Objects
 //!
 //! ```text
-//! cli, perf        the commands
+//! cli              the command line
+//! perf, regress    what a device does under load, and when its memory is taken away
 //! daemon           the process around a device: its endpoint, its connections, one control thread
 //! session          one connection of a front-end: memory, rings, replies that wait
 //! worker           a thread that runs queues
@@ -19,7 +20,7 @@
 //! sys, limit       what is asked of the operating system; log lines at a bounded rate
 //! ```
 //!
-//! Each module imports from those below it only, `perf` and `driver` apart, which stand on the other side of a socket.
+//! Each module imports from those below it only, `perf`, `regress` and `driver` apart, which stand on the other side of a socket.
 //!
 //! # Locks
 //!
@@ -46,6 +47,7 @@ pub mod driver;
 pub mod limit;
 pub mod link;
 pub mod perf;
+pub mod regress;
 pub mod report;
 pub mod ring;
 pub mod session;

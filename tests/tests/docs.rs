@@ -7,6 +7,7 @@ use mdev_tests::house::{Finding, Tree};
 use mdevd::device::net::{NetConfig, NetDevice};
 use mdevd::device::{Device, DropCause};
 use mdevd::link::LinkKind;
+use mdevd::regress::{Body, Transport, scenarios};
 use mdevd::report::Report;
 use mdevd::session::{MAX_SLOTS, OFFERED_PROTOCOL_FEATURES};
 use mdevd::worker::Mode;
@@ -79,6 +80,31 @@ fn the_options_of_mdevd_perf_net_are_those_of_its_help() {
     let net =
         command.find_subcommand("perf").and_then(|perf| perf.find_subcommand("net")).expect("mdevd perf net");
     none(&documents::options(&page("docs/src/operating.md"), "mdevd perf net", net));
+}
+
+#[test]
+fn the_options_of_mdevd_regress_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let regress = command.find_subcommand("regress").expect("mdevd regress");
+    none(&documents::options(&page("docs/src/regression-tests.md"), "Options", regress));
+}
+
+#[test]
+fn the_scenarios_are_those_that_are_played() {
+    let page = page("docs/src/regression-tests.md");
+    for (heading, transport) in [("On memory", Transport::Memory), ("Over vhost-user", Transport::VhostUser)]
+    {
+        let there = scenarios(transport).into_iter().map(|scenario| {
+            let needs = match scenario.body {
+                Body::Play(_) => "-",
+                Body::Needs(what) => what,
+            };
+            [&scenario.number.to_string(), scenario.name, scenario.origin, scenario.shows, needs]
+                .map(str::to_owned)
+                .to_vec()
+        });
+        assert_eq!(page.table(heading), there.collect::<Vec<_>>(), "{heading}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod logger;
 mod man;
 mod net;
 mod perf;
+mod regress;
 mod values;
 
 use std::ffi::OsString;
@@ -47,6 +48,8 @@ enum Command {
     Net(net::Args),
     /// Measure a device: start one, or drive one that runs, and print what it reaches
     Perf(perf::Args),
+    /// Replay what happens to a device whose memory is taken away, and check that it holds
+    Regress(regress::Args),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Args),
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Net(args) => net::run(&args),
         Command::Perf(args) => perf::run(&args),
+        Command::Regress(args) => regress::run(&args),
         Command::Man(args) => man::run(&args),
     };
     match result {

@@ -131,7 +131,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
 }
 
 /// The command as it was typed, without the program's path.
-fn command() -> String {
+pub(super) fn command() -> String {
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     std::iter::once("mdevd".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
 }

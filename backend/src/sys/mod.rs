@@ -1,15 +1,17 @@
 //! What mdevd asks of the operating system, wrapped once: event counters, readiness, timers, inherited
 //! descriptors.
 //!
-//! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks. Three files need `unsafe`: one
-//! signals a peer without waiting for it, one takes over a descriptor by its number, one reads the processor's time
-//! stamp counter.
+//! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks, and [`OwnerProcess`] waits for the
+//! process that it is. Four files need `unsafe`: one signals a peer without waiting for it, one takes over a
+//! descriptor by its number, one reads the processor's time stamp counter, one makes a process that owns memory.
 
 #[allow(unsafe_code)]
 mod bell;
 mod event_fd;
 #[allow(unsafe_code)]
 mod inherit;
+#[allow(unsafe_code)]
+mod owner;
 mod poll;
 mod timer;
 #[allow(unsafe_code)]
@@ -17,5 +19,6 @@ pub(crate) mod tsc;
 
 pub use event_fd::{EventFd, Kicks};
 pub use inherit::inherit;
+pub use owner::OwnerProcess;
 pub use poll::{Interest, Poll, Readiness, Ready};
 pub use timer::Timer;

@@ -2,6 +2,7 @@
 
 mod guest;
 mod process;
+mod regress;
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -1,0 +1,75 @@
+//! `mdevd regress` as a user types it.
+
+use mdevd::report::{Report, Status};
+
+use crate::process::output;
+
+#[test]
+fn every_scenario_on_memory_holds_and_has_its_line() {
+    let (status, stdout, stderr) = output("regress");
+    assert_eq!(status, 0, "{stderr}{stdout}");
+    assert!(stdout.contains(" seed "), "{stdout}");
+    let result = |name: &str| {
+        let line =
+            stdout.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}: {stdout}"));
+        line.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    for name in
+        ["late-pin-race", "other-device-waiters", "unmap-with-pin", "stubborn-device", "pin-record-gap"]
+    {
+        assert_eq!(result(name), "ok", "{stdout}");
+    }
+    assert_eq!(result("fork-change-exec"), "skipped");
+    assert!(stdout.contains("6 fork-change-exec: needs "), "{stdout}");
+}
+
+#[test]
+fn filter_takes_a_part_of_a_name_or_a_number() {
+    let (status, stdout, stderr) = output("regress --rounds 5 --seed 7 --filter unmap");
+    assert_eq!(status, 0, "{stderr}{stdout}");
+    assert!(stdout.contains("unmap-with-pin") && stdout.contains("partial-unmap"), "{stdout}");
+    assert!(stdout.contains("seed 7") && !stdout.contains("late-pin-race"), "{stdout}");
+    let (status, stdout, _) = output("regress --rounds 5 --filter 2");
+    assert_eq!(status, 0);
+    assert!(stdout.contains("late-pin-race") && stdout.contains("1 scenario on memory"), "{stdout}");
+}
+
+#[test]
+fn filter_that_fits_nothing_fails_and_says_where_names_are() {
+    for list in ["", " --list"] {
+        let (status, stdout, stderr) = output(&format!("regress --filter no-such-scenario{list}"));
+        assert_eq!((status, stdout.as_str()), (1, ""));
+        assert!(stderr.contains("no-such-scenario") && stderr.contains("--list"), "{stderr}");
+    }
+}
+
+#[test]
+fn list_names_scenarios_of_both_transports_and_plays_none() {
+    for (transport, name) in [("memory", "late-pin-race"), ("vhost-user", "iotlb-miss-no-update")] {
+        let (status, stdout, stderr) = output(&format!("regress --list --transport {transport}"));
+        assert_eq!((status, stderr.as_str()), (0, ""));
+        assert!(stdout.contains(name) && !stdout.contains("seed"), "{stdout}");
+    }
+}
+
+#[test]
+fn json_is_a_report_with_a_seed_to_play_it_again() {
+    let (status, stdout, stderr) = output("regress --rounds 5 --filter 8 --json -");
+    assert_eq!(status, 0, "{stderr}");
+    let report: Report = serde_json::from_str(&stdout).expect("nothing but the report");
+    assert!(report.command.starts_with("mdevd regress --rounds 5 --filter 8 --json - --seed "));
+    let result = report.result("memory/08-stubborn-device").unwrap();
+    assert_eq!((result.status, result.unit.as_str()), (Status::Ok, "ms"));
+    assert!(result.max > 0.0);
+    let (_, stdout, _) = output("regress --filter 6 --json -");
+    let report: Report = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report.result("memory/06-fork-change-exec").unwrap().status, Status::Skipped);
+}
+
+#[test]
+fn wrong_values_are_usage_errors() {
+    for arguments in ["--rounds 0", "--seed x", "--transport pigeon"] {
+        let (status, stdout, stderr) = output(&format!("regress {arguments}"));
+        assert_eq!((status, stdout.as_str()), (2, ""), "{arguments}: {stderr}");
+    }
+}
