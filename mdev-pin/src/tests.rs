@@ -9,6 +9,7 @@ mod ranges;
 mod reattach;
 mod replace;
 mod scenarios;
+mod space_model;
 mod unmap;
 
 use std::{

@@ -212,3 +212,19 @@ fn destroyed_space_returns_enoent_and_an_attached_one_ebusy() {
     assert_eq!(errno(s.ioas.replace_table(vec![], LONG)), ENOENT);
     assert_eq!(s.access.attach(&s.ioas).unwrap_err().errno(), ENOENT);
 }
+
+#[test]
+fn threads_that_map_anywhere_at_once_never_share_a_byte() {
+    const EACH: u64 = 50;
+    let s = space();
+    let file = memory(4);
+    let mapped: Vec<u64> = std::thread::scope(|scope| {
+        let map = || (0..EACH).map(|_| s.ioas.map_anywhere(at(&file, PAGE), PAGE, RW).unwrap().0).collect();
+        let threads = [(); 3].map(|()| scope.spawn(map));
+        threads.into_iter().flat_map(|thread| -> Vec<u64> { thread.join().unwrap() }).collect()
+    });
+    let mut sorted = mapped;
+    sorted.sort_unstable();
+    let expected: Vec<u64> = (1..=3 * EACH).map(|page| page * PAGE).collect();
+    assert_eq!(sorted, expected, "without a gap, too");
+}

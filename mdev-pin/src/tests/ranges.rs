@@ -113,3 +113,36 @@ fn huge_pages_off_with_an_unaligned_area_return_eaddrinuse_and_stay_on() {
         s.ioas.set_huge_pages(false).unwrap();
     }
 }
+
+#[test]
+fn alignment_rises_with_an_access_that_pins_and_falls_when_it_has_left() {
+    let s = space();
+    let file = memory(4);
+    let pinning = [(); 2].map(|()| Access::pinning(Arc::new(Recorder::default())));
+    pinning.iter().for_each(|access| access.attach(&s.ioas).unwrap());
+    assert_eq!(s.ioas.iova_alignment(), PAGE);
+    assert_eq!(errno(s.ioas.map(area(&file, 0x1000, 0x800, 0))), EINVAL);
+    pinning[0].detach(LONG).unwrap();
+    assert_eq!(s.ioas.iova_alignment(), PAGE, "the other is still there");
+    s.ioas.map(area(&file, 0x1000, PAGE, 0)).unwrap();
+    let mut lane = pinning[1].lane();
+    let pin = lane.enter().pin(Iova(0x1000), 1, Perm::READ).unwrap();
+    let leaving = pinning[1].begin_detach(LONG).unwrap();
+    assert_eq!(s.ioas.iova_alignment(), PAGE, "it holds a page");
+    drop(pin);
+    leaving.wait().unwrap();
+    assert_eq!(s.ioas.iova_alignment(), 1);
+    s.ioas.map(area(&file, 0x2000, 0x800, 0)).unwrap();
+}
+
+#[test]
+fn access_that_pins_is_refused_with_eaddrinuse_where_an_area_is_unaligned() {
+    let s = space();
+    s.ioas.map(area(&memory(1), 0x1000, 0x800, 0)).unwrap();
+    let pinning = Access::pinning(Arc::new(Recorder::default()));
+    assert_eq!(pinning.attach(&s.ioas).unwrap_err().errno(), EADDRINUSE);
+    assert_eq!(s.ioas.iova_alignment(), 1);
+    assert_eq!(pinning.detach(LONG).unwrap_err().errno(), 2, "it is not attached");
+    s.ioas.unmap_all(LONG).unwrap();
+    pinning.attach(&s.ioas).unwrap();
+}
