@@ -15,7 +15,7 @@ use loom::{sync::Mutex, thread};
 use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use crate::{Access, AccessOps, IgnoreUnmap, Ioas, Pin, ResolveError, sys::watched::Memory};
+use crate::{Access, AccessOps, IgnoreUnmap, Ioas, Pages, Pin, ResolveError, sys::watched::Memory};
 
 const FOREVER: Duration = Duration::MAX;
 
@@ -174,5 +174,65 @@ fn loom_callback_against_detach() {
         access.close(FOREVER).unwrap();
         device.reuse();
         unmapper.join().unwrap();
+    });
+}
+
+/// Scenario 13: a pin is on the old space and drained, or refused; never on an old space that was left.
+#[test]
+fn loom_replace_against_pin() {
+    model(|| {
+        let device = Arc::new(Recorder(Mutex::new(None)));
+        let (ioas, access) = space(device.clone());
+        let second = Ioas::new(windows());
+        let memory = Memory::new();
+        let worker = thread::spawn({
+            let (access, device, memory) = (access.clone(), device.clone(), memory.clone());
+            move || pin_and_record(&access, &device, &memory)
+        });
+        access.replace(&second, FOREVER).unwrap();
+        memory.reuse();
+        assert_eq!(access.pins(), 0);
+        ioas.destroy().unwrap();
+        let refused = access.lane().enter().pin(Iova(0), 8, Perm::WRITE).map(|_| ());
+        assert_eq!(refused, Err(ResolveError::Hole), "on the second space, which is empty");
+        worker.join().unwrap();
+        access.close(FOREVER).unwrap();
+    });
+}
+
+/// A device on control paths, which pins and records under one lock.
+struct Pager(Mutex<Option<Pages>>);
+
+impl AccessOps for Pager {
+    fn on_unmap(&self, _range: IovaRange) {
+        if let Some(pages) = self.0.lock().unwrap().take() {
+            pages.unpin().unwrap();
+        }
+    }
+}
+
+/// Scenario 9: the callback waits for the device lock and finds the pin, however late it was recorded.
+#[test]
+fn loom_pin_pages_against_unmap() {
+    model(|| {
+        let device = Arc::new(Pager(Mutex::new(None)));
+        let (ioas, access) = (Ioas::new(windows()), Access::pinning(device.clone()));
+        access.attach(&ioas).unwrap();
+        ioas.map(area()).unwrap();
+        let memory = Memory::new();
+        let worker = thread::spawn({
+            let (access, device, memory) = (access.clone(), device.clone(), memory.clone());
+            move || {
+                let mut record = device.0.lock().unwrap();
+                if let Ok(pages) = access.pin_pages(Iova(0), 4096, Perm::WRITE) {
+                    memory.touch();
+                    *record = Some(pages);
+                }
+            }
+        });
+        assert_eq!(ioas.unmap(IovaRange::FULL, FOREVER).unwrap(), 4096);
+        memory.reuse();
+        assert_eq!(access.pins(), 0);
+        worker.join().unwrap();
     });
 }

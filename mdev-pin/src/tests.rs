@@ -5,6 +5,7 @@ mod detach;
 mod map;
 mod model;
 mod pages;
+mod pages_model;
 mod ranges;
 mod reattach;
 mod replace;
