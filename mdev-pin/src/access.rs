@@ -20,7 +20,8 @@ use crate::{
 pub trait AccessOps: Send + Sync {
     /// Bytes of `range` are about to leave the space. The device lets its pins on them go soon; the unmapper waits
     /// for them. Called without any lock of this crate, possibly for ranges that the device does not use. It must
-    /// not block: in particular not for the owner, for the caller, or for a close of this access.
+    /// not block: in particular not for the owner, for the caller, or for a close of this access. It may unpin, and
+    /// take a lock that its device holds while it pins and records: nothing waits under that one.
     fn on_unmap(&self, range: IovaRange);
 }
 

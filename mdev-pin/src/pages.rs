@@ -64,7 +64,6 @@ pub enum Rw<'b> {
 
 /// Pages that an access holds after [`Access::pin_pages`]. The access holds them, not this value: it shows them
 /// for as long as they are pinned, and can be dropped at any time.
-#[derive(Clone)]
 pub struct Pages {
     range: IovaRange,
     hold: Weak<Hold>,
