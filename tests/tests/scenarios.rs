@@ -53,12 +53,20 @@ tests! {
         scenario_10_callback_reentry: "callback-reentry",
         scenario_11_notify_all: "notify-all",
         scenario_12_destroy_vs_callback: "destroy-vs-callback",
+        scenario_13_replace: "replace",
         scenario_14_rw_vs_unmap: "rw-vs-unmap",
         scenario_15_partial_unmap: "partial-unmap",
         scenario_16_multi_area_unmap: "multi-area-unmap",
         scenario_18_owner_sigkill_file: "owner-sigkill-file",
         scenario_19_fd_closed_first: "fd-closed-first",
         scenario_20_truncate_under_io: "truncate-under-io",
+    }
+    VhostUser {
+        scenario_02_late_pin_race_over_a_socket: "late-pin-race",
+        scenario_03_other_device_waiters_over_a_socket: "other-device-waiters",
+        scenario_21_mem_table_new_vaddrs: "mem-table-new-vaddrs",
+        scenario_22_remreg_barrier: "remreg-barrier",
+        scenario_24_front_end_vanishes: "front-end-vanishes",
     }
 }
 

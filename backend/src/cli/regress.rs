@@ -71,6 +71,10 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         let _ = io::stdout().write_all(table::list(&scenarios).as_bytes());
         return Ok(());
     }
+    if ["MDEVD_LOG", "RUST_LOG"].iter().all(|name| std::env::var_os(name).is_none()) {
+        // What a device says of front-ends that vanish is no news here.
+        log::set_max_level(log::LevelFilter::Off);
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The second one ends the process at once: a scenario may be long.

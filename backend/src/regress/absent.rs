@@ -12,7 +12,6 @@ const fn needs(
     Scenario { number, name, origin, bound: SECOND, shows, body: Body::Needs(what) }
 }
 
-const REPLACEMENT: &str = "needs the replacement of an access's space, which is not there";
 const CHANGE_OF_PROCESS: &str = "needs the change of a space's process, which is not there";
 const PROCESS_MEMORY: &str = "needs memory by an address in another process, which is not there";
 const VDUSE: &str = "needs VDUSE, which is not there";
@@ -20,7 +19,6 @@ const STORAGE: &str = "needs a device that holds requests, which is not there";
 
 const FORK_CHANGE_EXEC: &str =
     "the owner forks, the child takes the space over, the parent executes and takes it back";
-const REPLACE: &str = "a device moves from one space to another: its pins go, or all is as it was";
 const REFUSED: &str = "a change of process is refused and changes nothing";
 const SIGKILL_VADDR: &str =
     "the owner of memory by address is killed: new pins fail, pins that are held stay";
@@ -30,7 +28,6 @@ const RESTART: &str = "the daemon is killed between request and reply: no reques
 /// Those on memory.
 pub const MEMORY: &[Scenario] = &[
     needs(6, "fork-change-exec", "T", FORK_CHANGE_EXEC, CHANGE_OF_PROCESS),
-    needs(13, "replace", "S", REPLACE, REPLACEMENT),
     needs(17, "change-process-refused", "S/K", REFUSED, CHANGE_OF_PROCESS),
     needs(18, "owner-sigkill-vaddr", "K/S", SIGKILL_VADDR, PROCESS_MEMORY),
     needs(25, "update-iotlb-inflight", "V", UPDATE_IOTLB, VDUSE),

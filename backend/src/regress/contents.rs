@@ -2,10 +2,10 @@
 use super::run::Run;
 use super::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
 use super::space::{
-    BOTH, LONG, PAGE, SECOND, Space, area, await_that, beside, errno, memory, range, stopped,
+    BOTH, EINVAL, ENOENT, LONG, PAGE, SECOND, Space, area, await_that, beside, errno, memory, range, stopped,
 };
 use mdev_dma::{Iova, IovaRange};
-use mdev_pin::ResolveError;
+use mdev_pin::{Burst, ResolveError, Rw};
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -48,24 +48,37 @@ fn rw_vs_unmap(run: &Run) -> Outcome {
     for mut random in run.rounds(4) {
         let space = Space::new()?;
         space.ioas.map(area(&file, 0, size, 0)?)?;
+        let by_rw = random.below(2) == 0;
         let (copies, copying) = (AtomicU64::new(0), AtomicBool::new(false));
         let worker = |stop: &AtomicBool| {
             let mut lane = space.access.lane();
             while !stopped(stop) {
-                let burst = lane.enter();
-                match burst.slice(Iova(0), len, BOTH) {
-                    Ok(slice) => {
+                let copy = copies.load(Ordering::Relaxed) + 1;
+                let code = if by_rw {
+                    let bytes = vec![copy as u8; size as usize];
+                    let copied = space.access.rw(Iova(0), Rw::Write(&bytes));
+                    copied.map_or_else(|error| error.errno(), |()| 0)
+                } else {
+                    let burst = lane.enter();
+                    errno(burst.slice(Iova(0), len, BOTH).map(|slice| {
                         copying.store(true, Ordering::SeqCst);
-                        let copy = copies.load(Ordering::Relaxed) + 1;
                         slice.fill(copy as u8);
-                        copies.store(copy, Ordering::Relaxed);
                         copying.store(false, Ordering::SeqCst);
-                    }
-                    Err(ResolveError::Gated | ResolveError::Hole) => {}
-                    Err(error) => return Err(error.into()),
+                    }))
+                };
+                match code {
+                    0 => copies.store(copy, Ordering::Relaxed),
+                    ENOENT | EINVAL => {}
+                    code => return Err(Failure::new(format!("a copy ended with {code}"))),
                 }
             }
             Ok(())
+        };
+        let contents = || {
+            let mut bytes = vec![0; size as usize];
+            expect_equal(rustix::io::pread(file.as_fd(), &mut bytes, 0)?, bytes.len(), "bytes read")?;
+            expect(bytes.iter().all(|byte| bytes.first() == Some(byte)), "the last copy is not whole")?;
+            Ok::<_, Failure>(bytes)
         };
         beside(&[&worker], || {
             await_that("a copy", || copies.load(Ordering::Relaxed) > 0)?;
@@ -73,11 +86,11 @@ fn rw_vs_unmap(run: &Run) -> Outcome {
             let unmapped = run.time("unmap", || space.ioas.unmap(whole, LONG))?;
             expect(!copying.load(Ordering::SeqCst), "the unmap returned during a copy")?;
             expect_equal(unmapped, size, "bytes unmapped")?;
-            let mut bytes = vec![0; usize::try_from(size)?];
-            expect_equal(rustix::io::pread(file.as_fd(), &mut bytes, 0)?, bytes.len(), "bytes read")?;
-            let last = copies.load(Ordering::SeqCst) as u8;
-            expect(bytes.iter().all(|byte| *byte == last), "the last copy is not whole")
+            let after = contents()?;
+            random.spin();
+            expect(contents()? == after, "a copy was made after the unmap")
         })?;
+        expect(space.device.told().len() == 1, "not exactly one callback")?;
         space.end()?;
     }
     Ok(())
@@ -94,11 +107,7 @@ fn fd_closed_first(run: &Run) -> Outcome {
         lane.enter().slice(Iova(0), 8, BOTH)?.fill(1);
         expect_equal(windows.live(), 1, "windows while the device is there")?;
         run.time("close", || access.close(LONG))?;
-        expect_equal(
-            errno(lane.enter().pin(Iova(0), 1, BOTH)),
-            super::space::ENOENT,
-            "a pin after the close",
-        )?;
+        expect_equal(errno(lane.enter().pin(Iova(0), 1, BOTH)), ENOENT, "a pin after the close")?;
         expect_equal((access.pins(), device.held()), (0, 0), "pins after the close")?;
         drop((lane, access));
         expect_equal(windows.live(), 0, "windows after the close")?;
@@ -118,7 +127,7 @@ fn truncate_under_io(run: &Run) -> Outcome {
         let worker = |stop: &AtomicBool| {
             let mut lane = space.access.lane();
             while !stopped(stop) {
-                let request = |burst: &mdev_pin::Burst<'_>, at| {
+                let request = |burst: &Burst<'_>, at| {
                     burst.slice(Iova(at), 64, BOTH).map(|slice| slice.fill(1))?;
                     if burst.poisoned() { Err(ResolveError::Poisoned) } else { Ok(()) }
                 };

@@ -32,6 +32,7 @@ mod owner;
 mod random;
 mod run;
 mod scenario;
+mod socket;
 mod space;
 pub mod table;
 mod unmap;

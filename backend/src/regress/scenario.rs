@@ -1,5 +1,6 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
+use super::socket::{leaving, memory};
 use super::{absent, callback, close, contents, isolation, owner, unmap};
 use std::fmt;
 use std::time::Duration;
@@ -101,7 +102,7 @@ pub fn scenarios(transport: Transport) -> Vec<Scenario> {
             contents::SCENARIOS,
             absent::MEMORY,
         ],
-        Transport::VhostUser => &[absent::VHOST_USER],
+        Transport::VhostUser => &[leaving::SCENARIOS, memory::SCENARIOS, absent::VHOST_USER],
     };
     let mut all: Vec<Scenario> = groups.concat();
     all.sort_by_key(|scenario| scenario.number);

@@ -24,6 +24,14 @@ fn every_scenario_on_memory_holds_and_has_its_line() {
 }
 
 #[test]
+fn every_scenario_over_a_socket_holds() {
+    let (status, stdout, stderr) = output("regress --transport vhost-user");
+    assert_eq!(status, 0, "{stderr}{stdout}");
+    assert!(stdout.contains(" scenarios on vhost-user") && stdout.contains("remreg-barrier"), "{stdout}");
+    assert!(!stdout.contains("FAILED"), "{stdout}");
+}
+
+#[test]
 fn filter_takes_a_part_of_a_name_or_a_number() {
     let (status, stdout, stderr) = output("regress --rounds 5 --seed 7 --filter unmap");
     assert_eq!(status, 0, "{stderr}{stdout}");

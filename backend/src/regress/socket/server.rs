@@ -1,0 +1,104 @@
+//! A daemon in this process.
+use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options};
+use crate::device::Device;
+use crate::device::net::{NetConfig, NetDevice};
+use crate::link::LinkKind;
+use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
+use crate::regress::space::{LONG, await_that};
+use crate::worker::Mode;
+use mdev_protocol::vhost_user::Client;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+
+/// A loopback device that front-ends can reach at a socket with a name but no file.
+pub struct Server {
+    address: SocketAddrUnix,
+    device: Arc<NetDevice>,
+    /// The daemon ends when the other end of its counters is gone.
+    counters: Option<UnixStream>,
+    daemon: Option<JoinHandle<Result<(), DaemonError>>>,
+}
+
+impl Server {
+    /// Starts it.
+    pub fn start() -> Result<Server, Failure> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mdevd-regress-{}-{number}", std::process::id());
+        let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
+        let socket = stream(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        bind(&socket, &address)?;
+        listen(&socket, 16)?;
+        let config = NetConfig {
+            name: "net".to_owned(),
+            queue_pairs: 1,
+            mac: None,
+            mtu: None,
+            link: LinkKind::Loopback,
+        };
+        let device = Arc::new(NetDevice::new(config)?);
+        let (counters, theirs) = UnixStream::pair()?;
+        let options = Options {
+            mode: Mode::Adaptive,
+            cpus: Vec::new(),
+            stats: None,
+            queue_names: &["receive", "transmit"],
+            counters: Some(CounterSocket::new(theirs.into())?),
+        };
+        // Nobody else has this number, which was a descriptor of ours until now.
+        let endpoint = Endpoint::inherited(socket.into_raw_fd())?;
+        let served: Arc<dyn Device> = device.clone();
+        let daemon = std::thread::Builder::new()
+            .name("regress-daemon".to_owned())
+            .spawn(move || Daemon::new(served, endpoint, options)?.run())?;
+        Ok(Server { address, device, counters: Some(counters), daemon: Some(daemon) })
+    }
+
+    /// A connection.
+    pub fn client(&self) -> Result<Client, Failure> {
+        let socket = stream(SocketFlags::CLOEXEC)?;
+        connect(&socket, &self.address)?;
+        Ok(Client::new(socket, LONG))
+    }
+
+    /// Fails if a queue has failed or was ever without its memory.
+    pub fn is_clean(&self) -> Outcome {
+        for queue in 0..2 {
+            let counters = self.device.queue_stats(queue).map(|stats| stats.counters()).unwrap_or_default();
+            expect_equal((counters.errors, counters.parks), (0, 0), "errors and parks of the other device")?;
+        }
+        Ok(())
+    }
+
+    /// Frames that the device has taken so far.
+    pub fn taken(&self) -> u64 {
+        self.device.queue_stats(1).map_or(0, |stats| stats.counters().packets)
+    }
+
+    /// Ends the daemon, which must have nothing to complain about.
+    pub fn end(mut self) -> Outcome {
+        self.counters = None;
+        let Some(daemon) = self.daemon.take() else { return Ok(()) };
+        await_that("the daemon ends", || daemon.is_finished())?;
+        match daemon.join() {
+            Ok(result) => Ok(result?),
+            Err(_) => expect(false, "the daemon panicked"),
+        }
+    }
+}
+
+fn stream(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// How often guests' memory is mapped by the daemons and front-ends of this process.
+pub fn mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    maps.lines().filter(|line| line.contains("/memfd:guest-memory")).count()
+}
