@@ -20,7 +20,8 @@
 //! sys, limit       what is asked of the operating system; log lines at a bounded rate
 //! ```
 //!
-//! Each module imports from those below it only, `perf`, `regress` and `driver` apart, which stand on the other side of a socket.
+//! Each module imports from those below it only, `perf`, `regress` and `driver` apart, which stand on the other side
+//! of a socket. `regress` has a daemon beside it in the same process.
 //!
 //! # Locks
 //!
