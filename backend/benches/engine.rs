@@ -48,7 +48,7 @@ impl Rig {
         let ioas = Ioas::new(memory.windows().clone());
         for region in memory.regions() {
             let (range, extent) = (region.range, region.extent.clone());
-            ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None })?;
+            ioas.map(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })?;
         }
         let access = Access::new(Arc::new(IgnoreUnmap));
         access.attach(&ioas)?;

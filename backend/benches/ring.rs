@@ -72,7 +72,7 @@ impl Ours {
         let windows = Windows::new().unwrap();
         let area = Area {
             range: IovaRange::with_len(Iova(0), MEMORY).unwrap(),
-            extent: FileExtent { file: file.clone(), offset: 0 },
+            extent: FileExtent { file: file.clone(), offset: 0 }.into(),
             perm: Perm::READ | Perm::WRITE,
             log: None,
         };

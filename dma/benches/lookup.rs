@@ -28,7 +28,7 @@ fn segments(items: u64) -> IovaMap<Segment> {
     let all = (0..items).flat_map(|n| {
         let range = IovaRange::with_len(Iova(n * STEP), PAGE).expect("a range");
         let extent = FileExtent { file: Arc::clone(&file), offset: n * PAGE };
-        let area = Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None };
+        let area = Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None };
         windows.segments(&area).expect("a segment")
     });
     IovaMap::from_items(all.collect()).expect("a map")

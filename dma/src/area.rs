@@ -1,14 +1,14 @@
-//! An area: a range of device addresses and the place in a file where its bytes are.
+//! An area: a range of device addresses and the place where its bytes are.
 
-use crate::{FileExtent, Iova, IovaRange, Perm, Ranged};
+use crate::{Extent, Iova, IovaRange, Perm, Ranged};
 
-/// A range of device addresses that is backed by a file. It may start at any byte of either.
+/// A range of device addresses and what backs it. It may start at any byte of either.
 #[derive(Clone, Debug)]
 pub struct Area {
     /// The device addresses.
     pub range: IovaRange,
     /// Where the first byte is.
-    pub extent: FileExtent,
+    pub extent: Extent,
     /// What the device may do here.
     pub perm: Perm,
     /// Where the area's first byte falls in the dirty log: a byte offset in guest physical memory, which differs
@@ -18,7 +18,7 @@ pub struct Area {
 
 impl Area {
     /// Where the byte at `at` is; `None` outside the area.
-    pub fn extent_at(&self, at: Iova) -> Option<FileExtent> {
+    pub fn extent_at(&self, at: Iova) -> Option<Extent> {
         self.extent.checked_add(self.range.offset_of(at)?)
     }
 

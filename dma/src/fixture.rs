@@ -17,7 +17,7 @@ pub(crate) fn memory(len: u64) -> Arc<BackingFile> {
 pub(crate) fn area(file: &Arc<BackingFile>, iova: u64, offset: u64, len: u64) -> Area {
     let range = IovaRange::with_len(Iova(iova), len).unwrap();
     let extent = FileExtent { file: Arc::clone(file), offset };
-    Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None }
+    Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None }
 }
 
 /// Fresh memory of `len` bytes at address 0, at most one chunk.

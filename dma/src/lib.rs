@@ -10,7 +10,7 @@
 //!
 //! - [`Iova`], [`IovaRange`]: device addresses; ranges are inclusive at both ends, and every sum is checked.
 //! - [`BackingFile`], [`FileExtent`]: a memory file that was looked at before it was accepted, and a place in it.
-//! - [`Area`]: a range of addresses, the place of its first byte, what the device may do there. It starts at any byte.
+//! - [`Area`]: a range of addresses, the place of its first byte ([`Extent`]), what the device may do there. It starts at any byte.
 //! - [`Windows`], [`HostWindow`], [`Segment`]: files mapped in chunks of 1 GiB and shared where it is proven that they
 //!   are the same; only windows are aligned. A segment is the part of an area that lies in one window.
 //! - [`IovaMap`]: an immutable sorted table, for areas and segments alike, changed by copying one leaf.
@@ -44,6 +44,7 @@
 
 mod addr;
 mod area;
+mod extent;
 mod file;
 #[cfg(test)]
 mod fixture;
@@ -55,6 +56,7 @@ mod window;
 
 pub use addr::{Iova, IovaRange, Perm, RangeError, UserAddr};
 pub use area::Area;
+pub use extent::Extent;
 pub use file::{BackingFile, FileError, FileExtent, FileId, FileKind, FilePolicy};
 pub use map::{Hint, IovaMap, MapError, Ranged};
 pub use raw::{GuestSlice, poison_epoch};

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::raw::{self, Mapping};
-use crate::{Area, BackingFile, FileId, GuestSlice, Iova, IovaRange, Perm, Ranged};
+use crate::{Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, Perm, Ranged};
 
 /// Length and alignment of a full window: large enough for few of them, small enough that a file that grows does not
 /// cost much to map again, and a multiple of every page size in use.
@@ -162,20 +162,20 @@ impl Windows {
         Ok(Arc::new(Windows { known: Mutex::default(), counts: Arc::default() }))
     }
 
-    /// Maps `area`: the segments that cover it without a gap, in order of address.
+    /// Maps `area`: the segments that cover it without a gap, in order of address. Memory that is in no file has none.
     ///
     /// The area is checked against the descriptor it came with and against the size the file has now. Windows that
     /// exist are used where it is certain that they show the same file; one that has lost a page is not handed out
     /// again. Blocks for `fstat` and `mmap` only.
     pub fn segments(&self, area: &Area) -> Result<Vec<Segment>, WindowError> {
-        let file = &area.extent.file;
+        let Some(FileExtent { file, offset }) = area.extent.file() else { return Ok(Vec::new()) };
+        let offset = *offset;
         if area.perm.is_empty() {
             return Err(WindowError::NoPermission);
         }
         if !file.perm().contains(area.perm) {
             return Err(WindowError::Permission { wanted: area.perm, open: file.perm() });
         }
-        let offset = area.extent.offset;
         let overflow = WindowError::Overflow { offset, range: area.range };
         let Ok(len) = u64::try_from(area.range.size()) else { return Err(overflow) };
         let Some(end) = offset.checked_add(len) else { return Err(overflow) };

@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ioas = Ioas::new(Windows::new()?);
     let range = IovaRange::with_len(START, SIZE)?;
     let perm = Perm::READ | Perm::WRITE;
-    ioas.map(Area { range, extent: FileExtent { file, offset: 0 }, perm, log: None })?;
+    ioas.map(Area { range, extent: FileExtent { file, offset: 0 }.into(), perm, log: None })?;
     let (leaving, notices) = channel();
     let access = Access::new(Arc::new(Device { leaving }));
     access.attach(&ioas)?;

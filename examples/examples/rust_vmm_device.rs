@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ioas = Ioas::new(Windows::new()?);
     for region in memory.regions() {
         let perm = Perm::READ | Perm::WRITE;
-        ioas.map(Area { range: region.range, extent: region.extent.clone(), perm, log: None })?;
+        ioas.map(Area { range: region.range, extent: region.extent.clone().into(), perm, log: None })?;
     }
     let access = Access::new(Arc::new(IgnoreUnmap));
     access.attach(&ioas)?;

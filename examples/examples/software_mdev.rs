@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (low, high) = (IovaRange::with_len(Iova(0), PAGE)?, IovaRange::with_len(Iova(1 << 32), PAGE)?);
     for (range, offset) in [(low, 0), (high, PAGE)] {
         let extent = FileExtent { file: file.clone(), offset };
-        ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None })?;
+        ioas.map(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })?;
     }
 
     let device = Arc::new(Mdev::default());

@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let area = |iova, offset| -> Result<Area, Box<dyn Error>> {
         let extent = FileExtent { file: file.clone(), offset };
         let range = IovaRange::with_len(Iova(iova), SIZE)?;
-        Ok(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None })
+        Ok(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })
     };
 
     let ioas = Ioas::new(Windows::new()?);

@@ -45,7 +45,8 @@ fn space(areas: u64) -> (Ioas, Access) {
     for number in 0..areas {
         let range = IovaRange::with_len(Iova(2 * number * PAGE), PAGE).expect("range");
         let extent = FileExtent { file: file.clone(), offset: number * PAGE };
-        ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None }).expect("map");
+        ioas.map(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })
+            .expect("map");
     }
     let access = Access::new(Arc::new(IgnoreUnmap));
     access.attach(&ioas).expect("attach");
@@ -97,8 +98,9 @@ fn protection() {
     let plain = file(1);
     let range = IovaRange::with_len(Iova(0), PAGE).expect("range");
     let extent = FileExtent { file: plain, offset: 0 };
-    let segments =
-        windows.segments(&Area { range, extent, perm: Perm::READ, log: None }).expect("one segment");
+    let segments = windows
+        .segments(&Area { range, extent: extent.into(), perm: Perm::READ, log: None })
+        .expect("one segment");
     let memory = segments[0].window.slice(0, PAGE as usize).expect("memory");
     let mut lane = access.lane();
     let items = u64::from(ROUNDS) * BURST;
@@ -205,7 +207,7 @@ fn grace() {
         let range = IovaRange::with_len(Iova(64 * PAGE), PAGE).expect("range");
         let area = || Area {
             range,
-            extent: FileExtent { file: spare.clone(), offset: 0 },
+            extent: FileExtent { file: spare.clone(), offset: 0 }.into(),
             perm: Perm::READ,
             log: None,
         };

@@ -1,6 +1,6 @@
 //! Mapping where there is room (`IOMMU_IOAS_MAP_FILE` without `FIXED_IOVA`).
 
-use mdev_dma::{Area, FileExtent, Iova, IovaRange, Perm, RangeError};
+use mdev_dma::{Area, Extent, Iova, IovaRange, Perm, RangeError};
 
 use crate::{
     error::IoasError,
@@ -18,24 +18,30 @@ pub enum Place {
 }
 
 impl Ioas {
-    /// Maps `length` bytes of a file at the lowest free IOVA and says where: as aligned as the length and the offset
-    /// in the file are, up to 2 MiB; at the offset in the page that the source has; within the allowed ranges, if
+    /// Maps `length` bytes from a place on at the lowest free IOVA and says where: as aligned as the length and the offset
+    /// in the file (or the address) are, up to 2 MiB; at the offset in the page that the source has; within the allowed ranges, if
     /// there are any; never in the first page, and in no reserved range.
     ///
     /// # Errors
     ///
     /// `Range` \[EINVAL\] for a length of 0; `TooLong` and `Overflow` \[EOVERFLOW\]; `Misaligned` \[EINVAL\] where
     /// the space demands more alignment than the source has; `NoSpace` \[ENOSPC\]; else as [`Ioas::map`].
-    pub fn map_anywhere(&self, extent: FileExtent, length: u64, perm: Perm) -> Result<Iova, IoasError> {
+    pub fn map_anywhere(
+        &self,
+        extent: impl Into<Extent>,
+        length: u64,
+        perm: Perm,
+    ) -> Result<Iova, IoasError> {
         refuse_inside_burst()?;
         if perm.is_empty() {
             return Err(IoasError::NoPermission);
         }
-        if extent.offset.checked_add(length).is_none() {
+        let extent = extent.into();
+        if extent.start().checked_add(length).is_none() {
             return Err(IoasError::Overflow);
         }
         loop {
-            let range = self.state().find_room(extent.offset, length)?;
+            let range = self.state().find_room(extent.start(), length)?;
             // Without the lock: this may map a file.
             let mapped = self.mapped(Area { range, extent: extent.clone(), perm, log: None })?;
             let mut state = self.state();

@@ -46,7 +46,7 @@ impl Ioas {
             // The log of writes belongs to the source.
             parts.iter_mut().for_each(|part| part.area.log = None);
         }
-        let Some(offset) = parts.first().map(|part| part.area.extent.offset) else {
+        let Some(offset) = parts.first().map(|part| part.area.extent.start()) else {
             return Err(IoasError::Hole(from));
         };
         let mut state = self.state();

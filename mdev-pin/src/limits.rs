@@ -177,7 +177,7 @@ pub fn misaligned(area: &Area, alignment: u64) -> Option<IoasError> {
     let what = match () {
         () if off(length) => "the length",
         () if off(area.range.first().0) => "the IOVA",
-        () if off(area.extent.offset % PAGE) => "the file offset",
+        () if off(area.extent.start() % PAGE) => "the file offset",
         () => return None,
     };
     Some(IoasError::Misaligned { what, alignment })

@@ -32,8 +32,12 @@ fn area() -> Area {
         ftruncate(&fd, 4096).unwrap();
         let file = BackingFile::new(fd, &FilePolicy::default()).unwrap();
         let range = IovaRange::with_len(Iova(0), 4096).unwrap();
-        let area =
-            Area { range, extent: FileExtent { file, offset: 0 }, perm: Perm::READ | Perm::WRITE, log: None };
+        let area = Area {
+            range,
+            extent: FileExtent { file, offset: 0 }.into(),
+            perm: Perm::READ | Perm::WRITE,
+            log: None,
+        };
         let segments = windows().segments(&area).unwrap();
         (area, segments)
     });

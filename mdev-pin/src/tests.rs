@@ -43,7 +43,7 @@ pub fn range(first: u64, len: u64) -> IovaRange {
 
 pub fn area(file: &Arc<BackingFile>, iova: u64, len: u64, offset: u64) -> Area {
     let extent = FileExtent { file: file.clone(), offset };
-    Area { range: range(iova, len), extent, perm: Perm::READ | Perm::WRITE, log: None }
+    Area { range: range(iova, len), extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None }
 }
 
 /// A space with one access attached.

@@ -169,7 +169,7 @@ impl GuestMemory {
         }
         let extent = FileExtent { file: BackingFile::new(fd, &FilePolicy::default())?, offset: 0 };
         let range = IovaRange::with_len(options.first, size)?;
-        let area = Area { range, extent: extent.clone(), perm: Perm::READ | Perm::WRITE, log: None };
+        let area = Area { range, extent: extent.clone().into(), perm: Perm::READ | Perm::WRITE, log: None };
         // A file of at most one chunk, from its first byte on, is one segment.
         let segment = self.windows.segments(&area)?.into_iter().next().ok_or(MemoryError::Size(size))?;
         self.regions.push(Region {

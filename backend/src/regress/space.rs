@@ -36,7 +36,7 @@ pub fn range(first: u64, len: u64) -> Result<IovaRange, Failure> {
 /// `len` bytes at `iova` that are those of `file` from `offset` on.
 pub fn area(file: &Arc<BackingFile>, iova: u64, len: u64, offset: u64) -> Result<Area, Failure> {
     let extent = FileExtent { file: file.clone(), offset };
-    Ok(Area { range: range(iova, len)?, extent, perm: BOTH, log: None })
+    Ok(Area { range: range(iova, len)?, extent: extent.into(), perm: BOTH, log: None })
 }
 
 /// A device that records its pins, and lets go of those that an unmap names, unless it is stubborn.

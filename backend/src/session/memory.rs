@@ -247,7 +247,7 @@ impl Region {
     }
 
     fn area(&self) -> Area {
-        Area { range: self.range, extent: self.start(), perm: self.perm(), log: None }
+        Area { range: self.range, extent: self.start().into(), perm: self.perm(), log: None }
     }
 
     fn start(&self) -> FileExtent {

@@ -5,14 +5,14 @@ use crate::{Area, FileExtent, Iova, IovaRange, Perm};
 
 fn area(file: &std::sync::Arc<crate::BackingFile>, iova: u64, offset: u64, len: u64, perm: Perm) -> Area {
     let extent = FileExtent { file: file.clone(), offset };
-    Area { range: IovaRange::with_len(Iova(iova), len).unwrap(), extent, perm, log: None }
+    Area { range: IovaRange::with_len(Iova(iova), len).unwrap(), extent: extent.into(), perm, log: None }
 }
 
 #[test]
 fn an_address_translates_to_its_byte_and_none_outside() {
     let area = area(&memory(1 << 20), 0x1001, 0x33, 0x10, Perm::READ);
-    assert_eq!(area.extent_at(Iova(0x1001)).unwrap().offset, 0x33);
-    assert_eq!(area.extent_at(Iova(0x1010)).unwrap().offset, 0x42);
+    assert_eq!(area.extent_at(Iova(0x1001)).unwrap().start(), 0x33);
+    assert_eq!(area.extent_at(Iova(0x1010)).unwrap().start(), 0x42);
     assert!(area.extent_at(Iova(0x1011)).is_none());
     assert!(area.extent_at(Iova(0x1000)).is_none());
 }
@@ -20,7 +20,7 @@ fn an_address_translates_to_its_byte_and_none_outside() {
 #[test]
 fn an_offset_that_wraps_translates_to_nothing() {
     let area = area(&memory(1 << 20), 0, u64::MAX - 1, 0x10, Perm::READ);
-    assert_eq!(area.extent_at(Iova(1)).unwrap().offset, u64::MAX);
+    assert_eq!(area.extent_at(Iova(1)).unwrap().start(), u64::MAX);
     assert!(area.extent_at(Iova(2)).is_none());
 }
 
@@ -38,7 +38,7 @@ proptest! {
         let one = area(&files[0], iova, offset, len, Perm::READ);
         let perm = if same_perm { Perm::READ } else { Perm::READ | Perm::WRITE };
         let two = area(&files[usize::from(!same_file)], iova2, offset2, len2, perm);
-        let byte = |area: &Area, at| area.extent_at(Iova(at)).map(|e| (e.file.id(), e.offset, area.perm));
+        let byte = |area: &Area, at| area.extent_at(Iova(at)).map(|e| (e.file().map(|e| e.file.id()), e.start(), area.perm));
         let alike = (first..first + span).all(|at| byte(&one, at).is_some() && byte(&one, at) == byte(&two, at));
         let range = IovaRange::with_len(Iova(first), span).unwrap();
         prop_assert_eq!(one.translates_like(&two, range), alike);

@@ -44,7 +44,7 @@ fn copy_makes_an_area_of_each_source_area_and_shares_the_windows() {
     let mapped = s.windows.mapped_total();
     let at = t.ioas.copy_from(&s.ioas, Iova(0x1800), 0x2100, Place::At(Iova(0x10_0003)), RW).unwrap();
     assert_eq!(at, Iova(0x10_0003));
-    let areas: Vec<_> = t.ioas.areas().iter().map(|a| (a.range, a.extent.offset)).collect();
+    let areas: Vec<_> = t.ioas.areas().iter().map(|a| (a.range, a.extent.start())).collect();
     assert_eq!(areas, [(range(0x10_0003, 0x1800), 0x800), (range(0x10_1803, 0x900), 6 * PAGE)]);
     assert_eq!(s.windows.mapped_total(), mapped, "nothing was mapped anew");
     assert_eq!(byte(&t, 0x10_0003), Ok(0));

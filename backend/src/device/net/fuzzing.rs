@@ -36,7 +36,7 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
     let windows = Windows::new().ok()?;
     let area = Area {
         range: IovaRange::with_len(Iova(0), MEMORY).ok()?,
-        extent: FileExtent { file, offset: 0 },
+        extent: FileExtent { file, offset: 0 }.into(),
         perm: Perm::READ | Perm::WRITE,
         log: None,
     };

@@ -97,7 +97,7 @@ impl Guest {
 pub(crate) fn area(file: &Arc<BackingFile>, iova: u64, offset: u64, len: u64) -> Area {
     Area {
         range: IovaRange::with_len(Iova(iova), len).unwrap(),
-        extent: FileExtent { file: file.clone(), offset },
+        extent: FileExtent { file: file.clone(), offset }.into(),
         perm: Perm::READ | Perm::WRITE,
         log: None,
     }

@@ -18,7 +18,7 @@ fn access() -> Access {
     for (first, offset, perm) in [(0, 2 * PAGE, Perm::READ | Perm::WRITE), (PAGE, 0, Perm::READ)] {
         let range = IovaRange::with_len(Iova(first), PAGE).unwrap();
         let extent = FileExtent { file: Arc::clone(&file), offset };
-        ioas.map(Area { range, extent, perm, log: None }).unwrap();
+        ioas.map(Area { range, extent: extent.into(), perm, log: None }).unwrap();
     }
     let access = Access::new(Arc::new(IgnoreUnmap));
     access.attach(&ioas).unwrap();
