@@ -16,6 +16,7 @@
 //! worker           a thread that runs queues
 //! device           what the guest sees; its engines move data between rings and links
 //! ring   link      a queue in guest memory; what is behind a network device
+//! store            what is behind a storage device
 //! driver, report   the other side of the socket, for perf and tests; what a command has measured
 //! sys, limit       what is asked of the operating system; log lines at a bounded rate
 //! ```
@@ -52,5 +53,6 @@ pub mod regress;
 pub mod report;
 pub mod ring;
 pub mod session;
+pub mod store;
 pub mod sys;
 pub mod worker;
