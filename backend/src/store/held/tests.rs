@@ -29,7 +29,8 @@ impl Guest {
         let ioas = Ioas::new(memory.windows().clone());
         let region = &memory.regions()[0];
         let perm = Perm::READ | Perm::WRITE;
-        ioas.map(Area { range: region.range, extent: region.extent.clone(), perm, log: None }).unwrap();
+        ioas.map(Area { range: region.range, extent: region.extent.clone().into(), perm, log: None })
+            .unwrap();
         let access = Access::new(Arc::new(IgnoreUnmap));
         access.attach(&ioas).unwrap();
         Guest { memory, ioas, access }
