@@ -29,8 +29,22 @@ pub trait Engine: Send {
     /// Takes over a queue that starts. A queue with the same index that is still here is replaced.
     fn start_queue(&mut self, queue: Queue);
 
-    /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped.
+    /// Takes nothing more from a queue that is to be stopped. True when none of its requests is in flight, so that it
+    /// can be given back; until then it is polled as before, and asked this after every poll. The worker waits for
+    /// nobody meanwhile.
+    fn quiesce(&mut self, _index: u16) -> bool {
+        true
+    }
+
+    /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped. Requests that are in flight
+    /// nevertheless, because it was not quiesced, end unheard.
     fn stop_queue(&mut self, index: u16) -> Option<Queue>;
+
+    /// Signalled when there is work that no kick announces: requests that have ended. It wakes the worker from the
+    /// start of the first queue to the stop of the last.
+    fn bell(&self) -> Option<Arc<EventFd>> {
+        None
+    }
 
     /// A queue that runs here, to change its call or err counter.
     fn queue_mut(&mut self, index: u16) -> Option<&mut Queue>;

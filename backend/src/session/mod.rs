@@ -197,7 +197,7 @@ impl Session {
         options: SessionOptions,
     ) -> io::Result<Session> {
         let ioas = Ioas::new(windows);
-        // Engines that hold a pin beyond a burst cancel that I/O when their queue is stopped.
+        // A pin that outlives a burst goes when its request ends: an unmap waits for that, up to its deadline.
         let access = Access::new(Arc::new(IgnoreUnmap));
         access.attach(&ioas).map_err(io::Error::other)?;
         let vrings = (0..device.queue_count()).map(|_| Vring::default()).collect();

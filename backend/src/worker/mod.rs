@@ -22,6 +22,9 @@
 //! sent, it hung up, it is no eventfd) is looked at every millisecond instead. So is a parked one, when its
 //! engine says so: nobody tells a worker that a missing mapping has come.
 //!
+//! **Stops.** A queue that is told to stop takes nothing more, and the command is answered when its requests in flight
+//! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody.
+//!
 //! **What fails alone.** A queue on which its engine latches an error is told of once, by
 //! [`WorkerEvent::Failed`] (the engine has signalled the err eventfd); the engine's other queues and all other
 //! engines of the worker go on.

@@ -6,10 +6,9 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::device::{Device, QueueSetup};
-use crate::ring::QueueState;
 use crate::sys::{EventFd, Interest, Poll, Ready};
 
-use super::slot::Slot;
+use super::slot::{NOWHERE, Slot};
 use super::{Command, EventSink, Mode, WorkerEvent};
 
 /// The wake-up for commands; kicks go by numbers above it.
@@ -18,8 +17,6 @@ const COMMANDS: u64 = 0;
 const LOOK: Duration = Duration::from_millis(1);
 /// A worker that does not sleep counts the kicks that came all the same once in so many rounds.
 const ROUNDS_PER_COUNT: u32 = 1 << 14;
-/// Where a queue stands that does not run.
-const NOWHERE: QueueState = QueueState { next_avail: 0 };
 
 pub(super) struct Runner {
     mode: Mode,
@@ -90,8 +87,13 @@ impl Runner {
                 self.sink.tell(WorkerEvent::Started { token });
             }
             Command::Stop { token, device_key, index } => {
-                let (state, clean) = self.stop(device_key, index).unwrap_or((NOWHERE, false));
-                self.sink.tell(WorkerEvent::Stopped { token, index, state, clean });
+                match self.slots.iter_mut().find(|slot| slot.has(device_key, index)) {
+                    Some(slot) => slot.stop(index, token, &self.poll, &self.sink),
+                    None => {
+                        self.sink.tell(WorkerEvent::Stopped { token, index, state: NOWHERE, clean: false });
+                    }
+                }
+                self.sweep();
             }
             Command::SetCall { device_key, index, call } => {
                 self.with(device_key, index, |slot| slot.set_call(index, call));
@@ -105,28 +107,39 @@ impl Runner {
     }
 
     fn start(&mut self, device: Arc<dyn Device>, device_key: u64, features: u64, setup: QueueSetup) {
-        self.stop(device_key, setup.index);
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.has(device_key, setup.index)) {
+            slot.end(setup.index, &self.poll, &self.sink);
+            self.sweep();
+        }
         let group = device.group(setup.index);
         let at = self.slots.iter().position(|slot| slot.device_key == device_key && slot.group == group);
         let at = at.unwrap_or_else(|| {
-            self.slots.push(Slot::new(device, device_key, group, features));
+            let bell = self.key();
+            self.slots.push(Slot::new(device, device_key, group, features, bell, &self.poll));
             self.slots.len() - 1
         });
-        let key = self.next_key;
-        self.next_key += 1;
+        let key = self.key();
         if let Some(slot) = self.slots.get_mut(at) {
             slot.start(setup, key, &self.poll, &self.sink);
         }
     }
 
-    fn stop(&mut self, device_key: u64, index: u16) -> Option<(QueueState, bool)> {
-        let at = self.slots.iter().position(|slot| slot.has(device_key, index))?;
-        let slot = self.slots.get_mut(at)?;
-        let stopped = slot.stop(index, &self.poll);
-        if slot.is_empty() {
-            self.slots.swap_remove(at);
-        }
-        stopped
+    /// A number for a descriptor in the poll that no other has had.
+    fn key(&mut self) -> u64 {
+        let key = self.next_key;
+        self.next_key += 1;
+        key
+    }
+
+    /// Gives up the engines whose last queue has stopped.
+    fn sweep(&mut self) {
+        let poll = &self.poll;
+        self.slots.retain(|slot| {
+            if slot.is_empty() {
+                slot.leave(poll);
+            }
+            !slot.is_empty()
+        });
     }
 
     fn with(&mut self, device_key: u64, index: u16, change: impl FnOnce(&mut Slot)) {
@@ -138,8 +151,13 @@ impl Runner {
     /// One burst on each queue of each engine; whether there was work.
     fn round(&mut self) -> bool {
         let mut work = false;
+        let mut left = false;
         for slot in &mut self.slots {
             work |= slot.round(&self.sink);
+            left |= slot.is_empty();
+        }
+        if left {
+            self.sweep();
         }
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds.is_multiple_of(ROUNDS_PER_COUNT) {

@@ -1,4 +1,5 @@
-//! One engine on its worker: its queues, the watch over their kicks, and the report of what they latch.
+//! One engine on its worker: its queues, the watch over their kicks and over its bell, the report of what they latch,
+//! and their stops, which wait for requests in flight.
 
 use std::io;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use crate::sys::{EventFd, Interest, Kicks, Poll};
 
 use super::{EventSink, WorkerEvent};
 
+/// Where a queue stands that does not run.
+pub(super) const NOWHERE: QueueState = QueueState { next_avail: 0 };
+
 static STILLBORN: LogLimit = LogLimit::new(10, Duration::from_secs(10));
 static UNWATCHED: LogLimit = LogLimit::new(10, Duration::from_secs(10));
 
@@ -21,6 +25,17 @@ pub(super) struct Slot {
     device: Arc<dyn Device>,
     pub(super) engine: Box<dyn Engine>,
     queues: Vec<Member>,
+    bell: Option<Bell>,
+    /// A queue is being stopped and has requests in flight.
+    draining: bool,
+}
+
+/// What wakes the worker for requests that have ended.
+struct Bell {
+    fd: Arc<EventFd>,
+    /// The number it goes by in the worker's poll.
+    key: u64,
+    watched: bool,
 }
 
 /// What the worker keeps of a queue beside the engine's own state.
@@ -36,12 +51,40 @@ struct Member {
     reported: bool,
     /// The ring could not be made: where it would have stood.
     stillborn: Option<QueueState>,
+    /// The stops that wait for its requests in flight, by token.
+    stops: Vec<u64>,
 }
 
 impl Slot {
-    pub(super) fn new(device: Arc<dyn Device>, device_key: u64, group: u16, features: u64) -> Self {
+    /// An engine without queues; its bell goes by `key`.
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        device_key: u64,
+        group: u16,
+        features: u64,
+        key: u64,
+        poll: &Poll,
+    ) -> Self {
         let engine = device.engine(group, features);
-        Slot { device_key, group, device, engine, queues: Vec::new() }
+        let bell = engine.bell().map(|fd| {
+            let added = poll.add(fd.as_ref(), key, Interest::READ | Interest::EDGE);
+            if let (Err(error), Some(left_out)) = (&added, UNWATCHED.permit()) {
+                let name = device.name();
+                log::warn!(
+                    "{name}: the ends of its requests cannot be watched ({error}); looking for them every \
+                     millisecond{left_out}"
+                );
+            }
+            Bell { fd, key, watched: added.is_ok() }
+        });
+        Slot { device_key, group, device, engine, queues: Vec::new(), bell, draining: false }
+    }
+
+    /// The last queue has stopped: the engine's bell is watched no longer.
+    pub(super) fn leave(&self, poll: &Poll) {
+        if let Some(Bell { fd, watched: true, .. }) = &self.bell {
+            poll.remove(fd.as_ref());
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -64,6 +107,7 @@ impl Slot {
             stats: stats.clone(),
             reported: false,
             stillborn: None,
+            stops: Vec::new(),
         };
         let err = setup.err.clone();
         match Queue::start(setup, stats) {
@@ -86,16 +130,52 @@ impl Slot {
         self.queues.push(member);
     }
 
-    /// Ends a queue: where it stood, and whether it had no latched error. `None` when it does not run here.
-    pub(super) fn stop(&mut self, index: u16, poll: &Poll) -> Option<(QueueState, bool)> {
-        let at = self.queues.iter().position(|member| member.index == index)?;
-        let member = self.queues.swap_remove(at);
-        member.unwatch(poll);
-        if let Some(state) = member.stillborn {
-            return Some((state, false));
+    /// Stops a queue that runs here. The answer goes to `sink` when no request of it is in flight, which may be now.
+    pub(super) fn stop(&mut self, index: u16, token: u64, poll: &Poll, sink: &EventSink) {
+        if let Some(member) = self.queues.iter_mut().find(|member| member.index == index) {
+            member.stops.push(token);
+            member.unwatch(poll);
+            self.settle(sink);
         }
-        let queue = self.engine.stop_queue(index)?;
-        Some((queue.ring.state(), queue.failed.is_none()))
+    }
+
+    /// Ends a queue whatever is in flight. Stops that waited are answered.
+    pub(super) fn end(&mut self, index: u16, poll: &Poll, sink: &EventSink) {
+        if let Some(at) = self.queues.iter().position(|member| member.index == index) {
+            let mut member = self.queues.swap_remove(at);
+            member.unwatch(poll);
+            self.finish(member, sink);
+        }
+    }
+
+    /// Answers the stops that need not wait any longer.
+    #[cold]
+    fn settle(&mut self, sink: &EventSink) {
+        self.draining = false;
+        for at in (0..self.queues.len()).rev() {
+            let Some(member) = self.queues.get(at).filter(|member| !member.stops.is_empty()) else {
+                continue;
+            };
+            if member.stillborn.is_some() || self.engine.quiesce(member.index) {
+                let member = self.queues.swap_remove(at);
+                self.finish(member, sink);
+            } else {
+                self.draining = true;
+            }
+        }
+    }
+
+    /// Takes a queue from its engine and answers its stops.
+    fn finish(&mut self, member: Member, sink: &EventSink) {
+        let Member { index, stillborn, stops, .. } = member;
+        let stopped = stillborn.map(|state| (state, false)).or_else(|| {
+            let queue = self.engine.stop_queue(index)?;
+            Some((queue.ring.state(), queue.failed.is_none()))
+        });
+        let (state, clean) = stopped.unwrap_or((NOWHERE, false));
+        for token in stops {
+            sink.tell(WorkerEvent::Stopped { token, index, state, clean });
+        }
     }
 
     pub(super) fn set_call(&mut self, index: u16, call: Option<Arc<EventFd>>) {
@@ -116,6 +196,9 @@ impl Slot {
         if self.engine.needs_reset() {
             self.report_latched(sink);
         }
+        if self.draining {
+            self.settle(sink);
+        }
         work
     }
 
@@ -130,12 +213,14 @@ impl Slot {
     }
 
     /// A kick came under `key`: counts it. `hung_up`: it will never come again. Whether the key is of this
-    /// slot.
+    /// slot. The bell is the engine's to count.
     pub(super) fn kicked(&mut self, key: u64, hung_up: bool, poll: &Poll) -> bool {
+        if self.bell.as_ref().is_some_and(|bell| bell.key == key) {
+            return true;
+        }
         let Some(member) = self.queues.iter_mut().find(|member| member.key == key) else { return false };
         if member.count_kicks() == Kicks::Broken || hung_up {
             member.unwatch(poll);
-            member.watched = false;
             if let Some(left_out) = UNWATCHED.permit() {
                 let (name, index) = (self.device.name(), member.index);
                 log::warn!(
@@ -153,9 +238,10 @@ impl Slot {
         }
     }
 
-    /// A queue here cannot wake the worker.
+    /// A queue here cannot wake the worker, or requests that end cannot.
     pub(super) fn is_blind(&self) -> bool {
-        self.queues.iter().any(|member| !member.watched && !member.reported)
+        let blind = |member: &Member| !member.watched && !member.reported && member.stops.is_empty();
+        self.queues.iter().any(blind) || self.bell.as_ref().is_some_and(|bell| !bell.watched)
     }
 
     /// When a parked queue wants to look again.
@@ -187,11 +273,12 @@ impl Member {
         }
     }
 
-    fn unwatch(&self, poll: &Poll) {
+    fn unwatch(&mut self, poll: &Poll) {
         self.count_kicks();
         if let (Some(kick), true) = (&self.kick, self.watched) {
             poll.remove(kick.as_ref());
         }
+        self.watched = false;
     }
 
     fn count_kicks(&self) -> Kicks {

@@ -390,3 +390,53 @@ fn a_processor_that_is_not_there_is_refused() {
         assert!(error.to_string().contains(&format!("processor {cpu}")), "{error}");
     }
 }
+
+#[test]
+fn a_stop_is_answered_when_the_requests_in_flight_have_ended_and_others_go_on_meanwhile() {
+    for mode in MODES {
+        let toy = Toy::new();
+        let mut bench = Bench::new(mode);
+        bench.start(&toy, KEY, 0);
+        bench.start(&toy, KEY, 1);
+        toy.rings[0].flying.store(1, Ordering::Release);
+        bench.worker.send(Command::Stop { token: 9, device_key: KEY, index: 0 });
+        for _ in 0..100 {
+            toy.rings[1].add();
+        }
+        until("the other queue goes on", || toy.rings[1].is_empty());
+        // Answered after the stop of the first was obeyed.
+        bench.start(&toy, KEY, 2);
+        toy.rings[0].add();
+        toy.rings[1].add();
+        until("the other queue goes on", || toy.rings[1].is_empty());
+        assert!(!toy.rings[0].is_empty(), "nothing is taken from a queue that stops");
+        assert!(bench.source.take().is_empty(), "{mode:?}: it was answered too early");
+        if mode != Mode::Busy {
+            until("the worker sleeps", || bench.sleeps());
+        }
+        toy.rings[0].flying.store(0, Ordering::Release);
+        toy.bell.signal();
+        let event = bench.expect(|event| matches!(event, WorkerEvent::Stopped { token: 9, .. }));
+        assert!(matches!(event, WorkerEvent::Stopped { index: 0, clean: true, .. }), "{event:?}");
+        bench.stop(KEY, 1);
+    }
+}
+
+#[test]
+fn a_queue_that_is_started_anew_while_it_stops_answers_the_stop() {
+    let toy = Toy::new();
+    let mut bench = Bench::new(Mode::Event);
+    bench.start(&toy, KEY, 0);
+    toy.rings[0].flying.store(1, Ordering::Release);
+    for token in [8, 9] {
+        bench.worker.send(Command::Stop { token, device_key: KEY, index: 0 });
+    }
+    bench.start(&toy, KEY, 0);
+    for wanted in [8, 9] {
+        bench.expect(|event| matches!(event, WorkerEvent::Stopped { token, .. } if *token == wanted));
+    }
+    toy.rings[0].flying.store(0, Ordering::Release);
+    toy.rings[0].add();
+    until("it runs", || toy.rings[0].is_empty());
+    bench.stop(KEY, 0);
+}

@@ -25,6 +25,8 @@ pub struct Ring {
     pub malformed: AtomicBool,
     /// The ring is parked until then.
     pub parked: Mutex<Option<Instant>>,
+    /// Requests that were taken and have not ended.
+    pub flying: AtomicU64,
     pub kick: Option<Arc<EventFd>>,
     pub switch: Switch,
     pub stats: Arc<QueueStats>,
@@ -38,6 +40,7 @@ impl Ring {
             quiet: AtomicBool::new(false),
             malformed: AtomicBool::new(false),
             parked: Mutex::new(None),
+            flying: AtomicU64::new(0),
             kick,
             switch: Switch::new(Enabled::Yes),
             stats: Arc::default(),
@@ -66,13 +69,15 @@ impl Ring {
 
 pub struct Toy {
     pub rings: Vec<Arc<Ring>>,
+    /// Signalled when a request that was in flight has ended.
+    pub bell: Arc<EventFd>,
 }
 
 impl Toy {
     /// A device whose queues have these kicks.
     pub fn with_kicks(kick: impl Fn(usize) -> Option<Arc<EventFd>>) -> Arc<Toy> {
         let rings = (0..QUEUES).map(|index| Arc::new(Ring::new(kick(index)))).collect();
-        Arc::new(Toy { rings })
+        Arc::new(Toy { rings, bell: Arc::new(EventFd::new().unwrap()) })
     }
 
     pub fn new() -> Arc<Toy> {
@@ -111,6 +116,9 @@ impl Toy {
 struct ToyEngine {
     rings: Vec<Arc<Ring>>,
     queues: Vec<Queue>,
+    /// Nothing more is taken from these.
+    quiesced: Vec<u16>,
+    bell: Arc<EventFd>,
 }
 
 impl ToyEngine {
@@ -136,7 +144,17 @@ impl ToyEngine {
 
 impl Engine for ToyEngine {
     fn start_queue(&mut self, queue: Queue) {
+        self.quiesced.retain(|index| *index != queue.index);
         self.queues.push(queue);
+    }
+
+    fn quiesce(&mut self, index: u16) -> bool {
+        self.quiesced.push(index);
+        self.rings[usize::from(index)].flying.load(Ordering::Acquire) == 0
+    }
+
+    fn bell(&self) -> Option<Arc<EventFd>> {
+        Some(self.bell.clone())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<Queue> {
@@ -149,13 +167,15 @@ impl Engine for ToyEngine {
     }
 
     fn poll(&mut self) -> u32 {
-        let rings = &self.rings;
-        self.queues.iter_mut().map(|queue| Self::serve(&rings[usize::from(queue.index)], queue)).sum()
+        let Self { rings, queues, quiesced, .. } = self;
+        let running = queues.iter_mut().filter(|queue| !quiesced.contains(&queue.index));
+        running.map(|queue| Self::serve(&rings[usize::from(queue.index)], queue)).sum()
     }
 
     fn arm(&mut self) -> bool {
         let rings = || {
-            self.queues.iter().filter(|queue| queue.failed.is_none() && queue.switch.get() == Enabled::Yes)
+            let running = self.queues.iter().filter(|queue| !self.quiesced.contains(&queue.index));
+            running.filter(|queue| queue.failed.is_none() && queue.switch.get() == Enabled::Yes)
         };
         for queue in rings() {
             self.rings[usize::from(queue.index)].quiet.store(false, Ordering::Relaxed);
@@ -211,7 +231,8 @@ impl Device for Toy {
         queue / 2
     }
     fn engine(&self, _: u16, _: u64) -> Box<dyn Engine> {
-        Box::new(ToyEngine { rings: self.rings.clone(), queues: Vec::new() })
+        let (rings, bell) = (self.rings.clone(), self.bell.clone());
+        Box::new(ToyEngine { rings, queues: Vec::new(), quiesced: Vec::new(), bell })
     }
     fn set_mtu(&self, _: u16) -> Result<(), String> {
         Ok(())
