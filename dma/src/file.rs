@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 
 use crate::Perm;
+use crate::faults::{self, Step};
 use crate::raw;
 
 /// `f_type` of tmpfs and of memfds (linux/magic.h).
@@ -64,11 +65,11 @@ impl BackingFile {
     /// Fails for what is no regular file, for an `O_PATH` descriptor, for one that cannot be read (a mapping needs
     /// that even for writing) and for a filesystem that the policy does not allow.
     pub fn new(fd: OwnedFd, policy: &FilePolicy) -> Result<Arc<Self>, FileError> {
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(inspect)?;
+        let flags = inspect(|| rustix::fs::fcntl_getfl(&fd))?;
         if flags.contains(OFlags::PATH) {
             return Err(FileError::PathOnly);
         }
-        let stat = rustix::fs::fstat(&fd).map_err(inspect)?;
+        let stat = inspect(|| rustix::fs::fstat(&fd))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(FileError::NotRegular { mode: stat.st_mode });
         }
@@ -78,7 +79,7 @@ impl BackingFile {
             _ => return Err(FileError::WriteOnly),
         };
 
-        let fs = rustix::fs::fstatfs(&fd).map_err(inspect)?;
+        let fs = inspect(|| rustix::fs::fstatfs(&fd))?;
         // `f_type` is a signed word whose width depends on the machine; the magic numbers have 32 bits.
         let magic = fs.f_type as u64 & 0xffff_ffff;
         let kind = match magic {
@@ -117,6 +118,9 @@ impl BackingFile {
 
     /// The file's size in bytes at this moment (one `fstat`). It may have shrunk when this returns.
     pub fn size(&self) -> io::Result<u64> {
+        if faults::fail(Step::Size) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let stat = rustix::fs::fstat(&self.fd)?;
         u64::try_from(stat.st_size).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
     }
@@ -160,8 +164,11 @@ fn birth(fd: &OwnedFd) -> Option<(i64, u32)> {
     known.then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec))
 }
 
-fn inspect(errno: rustix::io::Errno) -> FileError {
-    FileError::Inspect(errno.into())
+fn inspect<T>(look: impl FnOnce() -> rustix::io::Result<T>) -> Result<T, FileError> {
+    if faults::fail(Step::Inspect) {
+        return Err(FileError::Inspect(io::Error::from_raw_os_error(libc::EIO)));
+    }
+    look().map_err(|errno| FileError::Inspect(errno.into()))
 }
 
 /// A place in a file: where an area, a ring or a buffer starts. Any byte may be the start.

@@ -37,6 +37,12 @@
 //!
 //! A thread that touches guest memory must not block SIGBUS.
 //!
+//! # What fails, and how that is tested
+//!
+//! Mapping an area, for reasons of the kernel, of a full table or of memory. An error undoes what was done before it.
+//! [`faults`] makes each of these steps fail in tests; it compiles to nothing elsewhere. Memory for lists whose length
+//! a peer chooses is asked for with [`try_push`]; what has a bound of its own (a leaf, a table entry) is not.
+//!
 //! # What it does not implement
 //!
 //! Counting of pins, waiting, permissions at the time of access (an area's permission is there to be checked), a dirty
@@ -45,10 +51,12 @@
 mod addr;
 mod area;
 mod extent;
+pub mod faults;
 mod file;
 #[cfg(test)]
 mod fixture;
 mod map;
+mod memory;
 #[allow(unsafe_code)]
 pub(crate) mod raw;
 mod sg;
@@ -59,6 +67,7 @@ pub use area::Area;
 pub use extent::Extent;
 pub use file::{BackingFile, FileError, FileExtent, FileId, FileKind, FilePolicy};
 pub use map::{Hint, IovaMap, MapError, Ranged};
+pub use memory::{OutOfMemory, try_push};
 pub use raw::{GuestSlice, poison_epoch};
 pub use sg::SgList;
 pub use window::{CHUNK, HostWindow, Segment, WindowError, Windows};

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::raw::{self, Mapping};
-use crate::{Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, Perm, Ranged};
+use crate::{
+    Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, OutOfMemory, Perm, Ranged, try_push,
+};
 
 /// Length and alignment of a full window: large enough for few of them, small enough that a file that grows does not
 /// cost much to map again, and a multiple of every page size in use.
@@ -195,7 +197,7 @@ impl Windows {
             let first = Iova(area.range.first().0 + done);
             let range = IovaRange::with_len(first, within)
                 .map_err(|_| WindowError::Overflow { offset, range: area.range })?;
-            segments.push(Segment { range, window, offset: at - start });
+            try_push(&mut segments, Segment { range, window, offset: at - start })?;
             done += within;
         }
         Ok(segments)
@@ -303,6 +305,9 @@ pub enum WindowError {
         /// How many windows there can be.
         limit: usize,
     },
+    /// No memory for the list of segments (`ENOMEM`).
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 impl From<raw::MapFailed> for WindowError {
@@ -323,6 +328,7 @@ impl WindowError {
             WindowError::Overflow { .. } => libc::EOVERFLOW,
             WindowError::Size(e) | WindowError::Map(e) => e.raw_os_error().unwrap_or(libc::ENOMEM),
             WindowError::TableFull { .. } => libc::ENOSPC,
+            WindowError::Memory(e) => e.errno(),
         }
     }
 }

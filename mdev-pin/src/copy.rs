@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mdev_dma::{Area, Iova, IovaRange, Perm, Ranged, Segment};
+use mdev_dma::{Area, Iova, IovaRange, Perm, Ranged, Segment, try_push};
 
 use crate::{
     allocate::Place,
@@ -54,14 +54,14 @@ impl Ioas {
             Place::At(at) => IovaRange::with_len(at, length)?,
             Place::Anywhere => state.find_room(offset, length)?,
         };
-        let mut copies = Vec::with_capacity(parts.len());
+        let mut copies = Vec::new();
         for part in parts {
             if perm.contains(Perm::WRITE) && !part.area.perm.contains(Perm::WRITE) {
                 return Err(IoasError::ReadOnly(part.area.range));
             }
             let copy = part.moved(range.first(), to.first(), perm, self.slot()?)?;
             state.admit(&copy.0.area)?;
-            copies.push(copy);
+            try_push(&mut copies, copy)?;
         }
         let retired = state.add(copies)?;
         drop(state);
@@ -82,7 +82,7 @@ impl State {
                 break;
             }
             let segments = cut(&mapped.0.segments, common);
-            parts.push(Part { area: part(&mapped.0.area, common)?, segments });
+            try_push(&mut parts, Part { area: part(&mapped.0.area, common)?, segments })?;
             // `None` behind the last byte of all.
             next = common.last().checked_add(1);
         }
@@ -109,9 +109,9 @@ impl Part {
             let last = first.checked_add(length).ok_or(IoasError::Overflow)?;
             Ok::<IovaRange, IoasError>(IovaRange::new(first, last)?)
         };
-        let mut segments = Vec::with_capacity(self.segments.len());
+        let mut segments = Vec::new();
         for segment in self.segments {
-            segments.push(Segment { range: moved(segment.range)?, ..segment });
+            try_push(&mut segments, Segment { range: moved(segment.range)?, ..segment })?;
         }
         let area = Area { range: moved(self.area.range)?, perm, ..self.area };
         Ok(Mapped(Arc::new(MappedArea {

@@ -1,6 +1,6 @@
 //! What can go wrong, with the code that Linux's iommufd returns for it.
 
-use mdev_dma::{Iova, IovaRange, RangeError, WindowError};
+use mdev_dma::{Iova, IovaRange, OutOfMemory, RangeError, WindowError};
 
 /// `errno` values used by this crate (`asm-generic/errno-base.h`, `errno.h`).
 mod errno {
@@ -172,6 +172,9 @@ pub enum IoasError {
     /// The file could not be mapped for this area.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// No memory for a list of areas.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 impl IoasError {
@@ -195,6 +198,7 @@ impl IoasError {
             // Linux, too, answers for pages that are not writable, not with the file's own EACCES.
             IoasError::Window(WindowError::Permission { .. }) => errno::EPERM,
             IoasError::Window(error) => error.errno(),
+            IoasError::Memory(_) => errno::ENOMEM,
         }
     }
 }
@@ -246,6 +250,9 @@ pub enum AccessError {
     /// The range cannot be resolved.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// No memory for a list of pages.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 impl AccessError {
@@ -263,9 +270,7 @@ impl AccessError {
             AccessError::Busy | AccessError::CallbackStuck => errno::EBUSY,
             AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,
             AccessError::Space(error) => error.errno(),
+            AccessError::Memory(_) => errno::ENOMEM,
         }
     }
 }
-
-/// Kept so that both names of one value are documented: Linux spells it both ways.
-const _: () = assert!(errno::EDEADLK == 35 && errno::ENOMEM == 12);

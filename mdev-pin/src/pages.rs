@@ -13,7 +13,7 @@ use std::{
     sync::Weak,
 };
 
-use mdev_dma::{HostWindow, Iova, IovaRange, Perm, RangeError};
+use mdev_dma::{HostWindow, Iova, IovaRange, Perm, RangeError, try_push};
 
 use crate::{
     access::Access,
@@ -152,8 +152,7 @@ impl Control {
                 return Err(ResolveError::Permission.into());
             }
             not_truncated(found, offset, len)?;
-            windows.push(found.piece().window().clone());
-            Ok(())
+            Ok(try_push(&mut windows, found.piece().window().clone())?)
         })?;
         // Recorded before the burst ends.
         let hold = self.held.record(range, Hold { windows, pin });

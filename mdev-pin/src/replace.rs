@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment};
+use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment, try_push};
 
 use crate::{
     change::Work,
@@ -53,9 +53,8 @@ impl Plan {
             && *range == mapped.range()
             && *range == area.range
         {
-            self.between.push((*mapped).clone());
-            self.after.push((*mapped).clone());
-            return Ok(());
+            try_push(&mut self.between, (*mapped).clone())?;
+            return Ok(try_push(&mut self.after, (*mapped).clone())?);
         }
         let slot = ioas.slot()?;
         let mut segments = Vec::new();
@@ -79,14 +78,15 @@ impl Plan {
                         .cloned(),
                 )
                 .collect();
-            self.between.push(Mapped(Arc::new(MappedArea {
+            let kept = Mapped(Arc::new(MappedArea {
                 area: part(&mapped.0.area, *range)?,
                 segments: cut.clone(),
                 slot: slot.clone(),
                 inherited: slots.clone(),
                 gated: false,
                 leaving: false,
-            })));
+            }));
+            try_push(&mut self.between, kept)?;
             segments.extend(cut);
             inherited.extend(slots);
             next = range.last().checked_add(1);
@@ -96,14 +96,15 @@ impl Plan {
         {
             segments.extend(fresh(ioas, area, first, area.range.last())?);
         }
-        self.after.push(Mapped(Arc::new(MappedArea {
+        let arriving = Mapped(Arc::new(MappedArea {
             area: area.clone(),
             segments,
             slot,
             inherited,
             gated: false,
             leaving: false,
-        })));
+        }));
+        try_push(&mut self.after, arriving)?;
         Ok(())
     }
 
@@ -128,15 +129,16 @@ impl Plan {
         }
         self.slots.extend(mapped.slots());
         for range in gone {
-            self.between.push(Mapped(Arc::new(MappedArea {
+            let gated = Mapped(Arc::new(MappedArea {
                 area: part(&mapped.0.area, range)?,
                 segments: cut(&mapped.0.segments, range),
                 slot: mapped.0.slot.clone(),
                 inherited: mapped.0.inherited.clone(),
                 gated: true,
                 leaving: false,
-            })));
-            self.going.push(range);
+            }));
+            try_push(&mut self.between, gated)?;
+            try_push(&mut self.going, range)?;
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mdev_dma::faults::{self, Step};
+
 use crate::shard::MAX_SLOTS;
 
 /// Hands out the lowest free numbers first, so that the counters of a lane stay dense.
@@ -31,6 +33,9 @@ struct Owned {
 impl Slots {
     /// A free slot, or `None` when all [`MAX_SLOTS`] are in use.
     pub fn take(&self) -> Option<Slot> {
+        if faults::fail(Step::AreaSlot) {
+            return None;
+        }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = match free.returned.pop() {
             Some(std::cmp::Reverse(number)) => number,

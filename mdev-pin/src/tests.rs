@@ -2,6 +2,7 @@
 
 mod copy;
 mod detach;
+mod faults;
 mod map;
 mod model;
 mod pages;

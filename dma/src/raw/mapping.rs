@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use super::GuestSlice;
 use super::table::{Entry, Registration};
+use crate::faults::{self, Step};
 
 /// A shared mapping of a part of a file, known to the SIGBUS handler.
 #[derive(Debug)]
@@ -46,6 +47,10 @@ impl Mapping {
         let offset = libc::off_t::try_from(offset).map_err(|_| too_large())?;
         let page = usize::try_from(page).map_err(|_| too_large())?;
         let protection = protection(writable);
+        let no_memory = || Err(MapFailed::Kernel(io::Error::from_raw_os_error(libc::ENOMEM)));
+        if faults::fail(Step::Map) {
+            return no_memory();
+        }
         // SAFETY: a new mapping at an address the kernel chooses disturbs no other memory; the descriptor is open.
         let base = unsafe {
             libc::mmap(
@@ -64,6 +69,9 @@ impl Mapping {
         // From here on the mapping is undone by Drop.
         let mut mapping = Mapping { base, len, registered: None };
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            if faults::fail(Step::Advise) {
+                return no_memory();
+            }
             // SAFETY: the range is the mapping just made; neither advice changes its bytes.
             if unsafe { libc::madvise(base.as_ptr().cast(), len, advice) } != 0 {
                 return Err(MapFailed::Kernel(io::Error::last_os_error()));

@@ -13,6 +13,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
+use crate::faults::{self, Step};
+
 /// Windows that can exist at once in a process.
 pub(crate) const SLOTS: usize = 16_384;
 
@@ -113,6 +115,9 @@ pub(super) struct Registration {
 impl Registration {
     /// Makes a window known to the handler; `None` if the table is full.
     pub(super) fn new(entry: Entry) -> Option<Self> {
+        if faults::fail(Step::WindowSlot) {
+            return None;
+        }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let index = free.pop().unwrap_or(USED.load(Ordering::Relaxed));
         let slot = TABLE.get(index)?;
