@@ -15,6 +15,8 @@ pub enum Step {
     Size,
     /// `mmap` of a window.
     Map,
+    /// `mmap` over revoked pages of a window.
+    TakeAway,
     /// `madvise` on a window.
     Advise,
     /// A place in the table of windows.

@@ -13,6 +13,7 @@
 //! - [`Area`]: a range of addresses, the place of its first byte ([`Extent`]), what the device may do there. It starts at any byte.
 //! - [`Windows`], [`HostWindow`], [`Segment`]: files mapped in chunks of 1 GiB and shared where it is proven that they
 //!   are the same; only windows are aligned. A segment is the part of an area that lies in one window.
+//! - [`Occupancy`]: the bytes of windows that one area uses, so that they can be revoked from it and from nobody else.
 //! - [`IovaMap`]: an immutable sorted table, for areas and segments alike, changed by copying one leaf.
 //! - [`GuestSlice`], [`SgList`]: bytes that a hostile guest changes while we look, alone and in lists.
 //!
@@ -23,11 +24,19 @@
 //! [`poison_epoch`] afterwards and, if it moved, [`HostWindow::poison_count`] of the windows it touched. A poisoned
 //! window is not handed out again. A hole punched into a file raises nothing: it reads as zeros.
 //!
+//! # When memory is taken back
+//!
+//! Whoever lends memory to a device may want it back from one that does not let go. [`Occupancy::revoke`] puts private
+//! zeros under the slices of that device, if nobody else uses these pages. That is no poison: it is nobody's mistake but
+//! the device's, and nobody's counts move. The window is not handed out again, so what is mapped later shows the file.
+//!
 //! # Locks, and what may block
 //!
-//! Two mutexes, taken in this order: the table of a [`Windows`], then the free list of the process-wide table that
-//! the signal handler reads. Both are taken only to map and unmap. [`Windows::segments`] blocks for `fstat` and `mmap`,
-//! the last drop of a [`HostWindow`] for `munmap`, [`BackingFile::new`] for the system calls that look at the file.
+//! Mutexes, taken in this order: the table of a [`Windows`], then the free list of the process-wide table that the
+//! signal handler reads; and the record of occupants of each window, of several in order of address, with none of the
+//! others inside. All are taken only to map, unmap and revoke. [`Windows::segments`] blocks for `fstat` and `mmap`,
+//! [`Occupancy::revoke`] for `mmap`, the last drop of a [`HostWindow`] for `munmap`, [`BackingFile::new`] for the system
+//! calls that look at the file.
 //! Nothing else makes a system call or blocks; a page fault in a slice does what the kernel needs to find the page,
 //! which for accepted files is no stranger's business.
 //!
@@ -57,6 +66,7 @@ mod file;
 mod fixture;
 mod map;
 mod memory;
+mod occupancy;
 #[allow(unsafe_code)]
 pub(crate) mod raw;
 mod sg;
@@ -68,6 +78,7 @@ pub use extent::Extent;
 pub use file::{BackingFile, FileError, FileExtent, FileId, FileKind, FilePolicy};
 pub use map::{Hint, IovaMap, MapError, Ranged};
 pub use memory::{OutOfMemory, try_push};
+pub use occupancy::{Occupancy, RevokeError};
 pub use raw::{GuestSlice, poison_epoch};
 pub use sg::SgList;
 pub use window::{CHUNK, HostWindow, Segment, WindowError, Windows};

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::occupancy::Occupants;
 use crate::raw::{self, Mapping};
 use crate::{
     Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, OutOfMemory, Perm, Ranged, try_push,
@@ -24,6 +25,7 @@ pub struct HostWindow {
     mapping: Mapping,
     file: Arc<BackingFile>,
     file_offset: u64,
+    occupants: Occupants,
     counts: Arc<Counts>,
 }
 
@@ -66,6 +68,30 @@ impl HostWindow {
     #[inline]
     pub fn poison_count(&self) -> u64 {
         self.mapping.poison_count()
+    }
+
+    /// Whether one of `len` bytes at `offset` was taken away by [`crate::Occupancy::revoke`]. It stays so.
+    pub fn revoked(&self, offset: u64, len: u64) -> bool {
+        len > 0 && self.occupants.is_revoked(offset, offset.saturating_add(len - 1))
+    }
+
+    pub(crate) fn occupants(&self) -> &Occupants {
+        &self.occupants
+    }
+
+    /// The bytes, first and last, with the rest of the file's pages they begin and end in. Windows consist of whole
+    /// pages, so they lie in the window if the bytes do.
+    pub(crate) fn whole_pages(&self, (first, last): (u64, u64)) -> (u64, u64) {
+        let page = self.file.page_size();
+        (first - first % page, last - last % page + (page - 1))
+    }
+
+    /// Replaces whole pages, from the first byte to the last.
+    pub(crate) fn take_away(&self, first: u64, last: u64) -> io::Result<()> {
+        let beyond = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let offset = usize::try_from(first).map_err(beyond)?;
+        let len = usize::try_from(last - first + 1).map_err(beyond)?;
+        self.mapping.take_away(offset, len)
     }
 }
 
@@ -123,7 +149,7 @@ struct Key {
 }
 
 /// The windows there are. Several under one key: files that are not proven to be one, windows from before a file
-/// grew, poisoned ones that are still held.
+/// grew, poisoned and revoked ones that are still held.
 #[derive(Debug, Default)]
 struct Known {
     windows: HashMap<Key, Vec<Weak<HostWindow>>>,
@@ -167,8 +193,8 @@ impl Windows {
     /// Maps `area`: the segments that cover it without a gap, in order of address. Memory that is in no file has none.
     ///
     /// The area is checked against the descriptor it came with and against the size the file has now. Windows that
-    /// exist are used where it is certain that they show the same file; one that has lost a page is not handed out
-    /// again. Blocks for `fstat` and `mmap` only.
+    /// exist are used where it is certain that they show the same file; one that has lost a page, or of which one was
+    /// revoked, is not handed out again. Blocks for `fstat` and `mmap` only.
     pub fn segments(&self, area: &Area) -> Result<Vec<Segment>, WindowError> {
         let Some(FileExtent { file, offset }) = area.extent.file() else { return Ok(Vec::new()) };
         let offset = *offset;
@@ -227,6 +253,7 @@ impl Windows {
         let fits = |window: &Arc<HostWindow>| {
             window.len() >= need
                 && !window.poisoned()
+                && !window.occupants.any_revoked()
                 && (Arc::ptr_eq(&window.file, file) || window.file.is_same_file(file))
         };
         let candidates = known.windows.get(&key).map(Vec::as_slice).unwrap_or_default();
@@ -245,6 +272,7 @@ impl Windows {
             mapping,
             file: Arc::clone(file),
             file_offset: start,
+            occupants: Occupants::default(),
             counts: Arc::clone(&self.counts),
         });
         known.remember(key, &window);

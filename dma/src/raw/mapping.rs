@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::GuestSlice;
 use super::table::{Entry, Registration};
@@ -13,6 +14,9 @@ use crate::faults::{self, Step};
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    writable: bool,
+    /// Parts that [`Mapping::take_away`] has replaced.
+    taken: AtomicU64,
     // Only `None` while being dropped: the handler must forget the addresses before they can mean something else.
     registered: Option<Registration>,
 }
@@ -21,6 +25,12 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+/// Parts taken away from the mappings there are now.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// How many there may be. As with the pages that [`super::table`] replaces, each may cost two mappings more, and what
+/// the signal handler needs must remain.
+const TAKEN_MAX: u64 = 8192;
 
 /// Why a file was not mapped.
 #[derive(Debug)]
@@ -67,7 +77,7 @@ impl Mapping {
         }
         let base = NonNull::new(base.cast()).ok_or_else(too_large)?;
         // From here on the mapping is undone by Drop.
-        let mut mapping = Mapping { base, len, registered: None };
+        let mut mapping = Mapping { base, len, writable, taken: AtomicU64::new(0), registered: None };
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             if faults::fail(Step::Advise) {
                 return no_memory();
@@ -97,6 +107,34 @@ impl Mapping {
         whole.subslice(offset, len)
     }
 
+    /// Puts private zeros in the place of `len` bytes from `offset` on, both multiples of the file's page size. When it
+    /// returns, no access through this mapping reaches these bytes of the file, on any processor; slices stay valid.
+    ///
+    /// # Errors
+    ///
+    /// What `mmap` says; `ENOMEM` also if the mappings of this process are already in too many pieces; `EINVAL` for a
+    /// part that is none.
+    pub(crate) fn take_away(&self, offset: usize, len: usize) -> io::Result<()> {
+        if len == 0 || offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        if faults::fail(Step::TakeAway) {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        if TAKEN.fetch_add(1, Ordering::Relaxed) >= TAKEN_MAX {
+            TAKEN.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        // Given back when the mapping goes, also if what follows fails: it may have been split all the same.
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the range lies in this mapping, by the comparison above, and `self` keeps that alive.
+        if unsafe { overlay(self.base.as_ptr().addr() + offset, len, self.writable) } {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
     /// Faults contained in this mapping.
     #[inline]
     pub(crate) fn poison_count(&self) -> u64 {
@@ -109,9 +147,31 @@ pub(super) fn protection(writable: bool) -> libc::c_int {
     if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ }
 }
 
+/// Replaces bytes of a mapping by zeros that belong to nobody. May be called in a signal handler.
+///
+/// # Safety
+///
+/// `start` and `len` are multiples of the page size and lie in a [`Mapping`] that stays for the time of the call. So no
+/// memory but the mapping's is replaced; slices into it stay valid, as they promise nothing about the bytes.
+pub(super) unsafe fn overlay(start: usize, len: usize, writable: bool) -> bool {
+    // SAFETY: the caller's promise.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::with_exposed_provenance_mut(start),
+            len,
+            protection(writable),
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    at != libc::MAP_FAILED
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         self.registered = None;
+        TAKEN.fetch_sub(self.taken.load(Ordering::Relaxed), Ordering::Relaxed);
         // SAFETY: the range is ours since `of_file`, and every slice of it borrowed `self`.
         let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");

@@ -15,7 +15,7 @@
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::mapping::protection;
+use super::mapping::overlay;
 use super::table;
 
 /// `si_code`: a memory error in a page that nobody has touched yet (asm-generic/siginfo.h).
@@ -88,24 +88,10 @@ fn contain(code: libc::c_int, address: usize) -> bool {
     let page = window.page.min(window.len);
     // The base is aligned to the page size of its file, and the length a multiple of it.
     let start = address - (address - window.base) % page;
-    alone && overlay(start, page, window.writable) || overlay(window.base, window.len, window.writable)
-}
-
-/// Replaces the pages of a window by zeros.
-fn overlay(start: usize, len: usize, writable: bool) -> bool {
-    // SAFETY: the range lies in a window that the interrupted thread holds, so it replaces no memory but the
-    // window's; slices into it stay valid, as they promise nothing about the bytes.
-    let at = unsafe {
-        libc::mmap(
-            std::ptr::with_exposed_provenance_mut(start),
-            len,
-            protection(writable),
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    at != libc::MAP_FAILED
+    // SAFETY: both ranges are whole pages of the window that the interrupted thread holds.
+    unsafe {
+        alone && overlay(start, page, window.writable) || overlay(window.base, window.len, window.writable)
+    }
 }
 
 /// Does with a foreign SIGBUS what would have been done without us.

@@ -161,7 +161,7 @@ fn documented(operation: &str, step: Step) -> i32 {
         // The file is asked for its size to tell whether it was truncated; if it cannot tell, it was.
         Step::Size if operation.starts_with("pin") || operation.starts_with("write") => 22,
         Step::Size => 5,
-        Step::Map | Step::Advise | Step::Memory => 12,
+        Step::Map | Step::TakeAway | Step::Advise | Step::Memory => 12,
         Step::WindowSlot | Step::AreaSlot => 28,
     }
 }
