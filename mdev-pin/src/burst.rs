@@ -7,6 +7,7 @@ use mdev_dma::{FileExtent, GuestSlice, Iova, IovaRange, Perm, Ranged, SgList, po
 use crate::{
     error::ResolveError,
     lane::{self, Lane},
+    parked::Place,
     pin::Pin,
     sys::{
         kept::KeptSlice,
@@ -72,10 +73,22 @@ impl<'l> Burst<'l> {
     #[inline(always)]
     fn piece_at(&self, iova: Iova, perm: Perm) -> Result<Found<'_>, ResolveError> {
         match Found::at(&self.inside, iova) {
-            Some(found) => self.permitted(found, perm).map(|()| found),
-            None if self.inside.table().attached => Err(ResolveError::Hole),
-            None => Err(ResolveError::Detached),
+            Some(found) => match self.permitted(found, perm) {
+                Ok(()) => Ok(found),
+                Err(error) => Err(self.refused(error, Place::At(iova))),
+            },
+            None => Err(self.refused(ResolveError::Hole, Place::At(iova))),
         }
+    }
+
+    /// Leaves a note of what is not there, for a queue that wants to wait for it.
+    #[cold]
+    fn refused(&self, error: ResolveError, place: Place) -> ResolveError {
+        let attached = self.inside.table().attached;
+        if matches!(error, ResolveError::Hole | ResolveError::Gated) {
+            self.inside.missed(place);
+        }
+        if attached { error } else { ResolveError::Detached }
     }
 
     /// Whether a piece may be touched in this direction; from here on the burst has touched its window.
@@ -140,13 +153,10 @@ impl<'l> Burst<'l> {
     /// `Hole` if no area maps the start of the extent; `Split` if none maps all of it in one piece. The error of a
     /// gated, forbidden or poisoned area is reported only if no other area serves.
     pub fn extent(&self, at: &FileExtent, len: u64, perm: Perm) -> Result<GuestSlice<'_>, ResolveError> {
-        if !self.inside.table().attached {
-            return Err(ResolveError::Detached);
-        }
         let last = at.offset.checked_add(len.checked_sub(1).ok_or(ResolveError::Empty)?);
         let last = last.ok_or(ResolveError::Overflow)?;
         let mut outcome = ResolveError::Hole;
-        for found in Found::all(&self.inside).filter(|found| found.piece().maps(at)) {
+        for found in Found::all(&self.inside).filter(|found| found.piece().maps(at.file.id(), at.offset)) {
             let (first_byte, last_byte) = found.piece().file_bytes();
             if last > last_byte {
                 outcome = ResolveError::Split;
@@ -157,7 +167,7 @@ impl<'l> Burst<'l> {
                 Err(error) => outcome = error,
             }
         }
-        Err(outcome)
+        Err(self.refused(outcome, Place::of(at)))
     }
 
     /// Remembers a slice that this burst returned, for later bursts. One that lies in no piece of this table is

@@ -16,6 +16,8 @@
 //! * [`Burst`]: one poll of one queue. Inside it IOVAs resolve to [`mdev_dma::GuestSlice`]s without any count; it
 //!   never blocks and must not outlive the poll.
 //! * [`Pin`]: an owned hold for I/O that outlives the burst, counted on the lane that took it.
+//! * [`Parked`]: a queue that waits for a translation which is not there, while its thread goes on. Woken when the
+//!   place is mapped, or the access detached, closed or replaced; nobody else is.
 //! * [`Pages`]: what [`Access::pin_pages`] shows of memory that the access itself holds, until
 //!   [`Access::unpin_pages`]. The face for control paths, with [`Access::rw`]: the checks and codes of Linux, over
 //!   the same bursts and counts.
@@ -32,8 +34,8 @@
 //!
 //! # Locks and their order
 //!
-//! `AccessCore::attachment`, then `Ioas::state`, then `Published::shards`. `AccessCore::callbacks` and the allocator
-//! of slots are leaves. None is held across grace, notification or drain. Lanes take none of them. The lane that an
+//! `AccessCore::attachment`, then `Ioas::state`, then `Published::shards`. `AccessCore::callbacks`, the waiters of an
+//! access and the allocator of slots are leaves; wakers are called under the mutex of a space, and must not come back. None is held across grace, notification or drain. Lanes take none of them. The lane that an
 //! access owns for its control paths has a mutex, held by a call of `pin_pages` or `rw` only while it pins or copies,
 //! and inside it the record of pinned ranges, a leaf; `unpin_pages` takes only the record.
 //!
@@ -53,7 +55,7 @@
 //!
 //! # What it does not implement
 //!
-//! Accounting of pinned pages, change of process, revocation of pins past the deadline, and the parking of queues.
+//! Accounting of pinned pages, change of process, and revocation of pins past the deadline.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
@@ -69,6 +71,7 @@ mod lane;
 mod limits;
 mod members;
 mod pages;
+mod parked;
 mod pin;
 mod ranges;
 mod replace;
@@ -94,6 +97,7 @@ pub use ioas::Ioas;
 pub use lane::Lane;
 pub use limits::RangeOwner;
 pub use pages::{Pages, Rw};
+pub use parked::{ParkState, Parked};
 pub use pin::Pin;
 pub use ranges::IovaRanges;
 pub use sys::kept::KeptSlice;

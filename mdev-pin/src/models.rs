@@ -245,3 +245,57 @@ fn loom_pin_pages_against_unmap() {
         worker.join().unwrap();
     });
 }
+
+/// Rings a bell that loom knows; a thread that waits for one that never rings is a deadlock to it.
+struct Bell(loom::sync::Arc<loom::sync::Notify>);
+
+impl std::task::Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.notify();
+    }
+}
+
+/// Looks for the page, and sleeps whenever it is told that there is nothing to look for.
+fn until_answered(access: &Access) -> Result<(), ResolveError> {
+    let bell = loom::sync::Arc::new(loom::sync::Notify::new());
+    let waker = std::task::Waker::from(Arc::new(Bell(bell.clone())));
+    let mut lane = access.lane();
+    loop {
+        match lane.enter().slice(Iova(0), 8, Perm::WRITE).map(drop) {
+            Err(ResolveError::Hole | ResolveError::Gated) => {}
+            answer => return answer,
+        }
+        let parked = lane.park(std::time::Instant::now() + Duration::from_secs(3600), &waker).unwrap();
+        while parked.state() == crate::ParkState::Waiting {
+            bell.wait();
+        }
+    }
+}
+
+#[test]
+fn loom_park_against_map() {
+    model(|| {
+        let (ioas, access) = (Ioas::new(windows()), Access::new(Arc::new(IgnoreUnmap)));
+        access.attach(&ioas).unwrap();
+        let queue = thread::spawn({
+            let access = access.clone();
+            move || until_answered(&access)
+        });
+        ioas.map(area()).unwrap();
+        assert_eq!(queue.join().unwrap(), Ok(()));
+    });
+}
+
+#[test]
+fn loom_park_against_detach() {
+    model(|| {
+        let (ioas, access) = (Ioas::new(windows()), Access::new(Arc::new(IgnoreUnmap)));
+        access.attach(&ioas).unwrap();
+        let queue = thread::spawn({
+            let access = access.clone();
+            move || until_answered(&access)
+        });
+        access.detach(FOREVER).unwrap();
+        assert_eq!(queue.join().unwrap(), Err(ResolveError::Detached));
+    });
+}

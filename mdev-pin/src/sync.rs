@@ -10,7 +10,7 @@ pub use loom::{
     cell::Cell,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicPtr, AtomicU64, Ordering, fence},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering, fence},
     },
 };
 #[cfg(not(loom))]
@@ -18,7 +18,7 @@ pub use std::{
     cell::Cell,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicPtr, AtomicU64, Ordering, fence},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering, fence},
     },
 };
 

@@ -7,7 +7,12 @@ use std::sync::{
 
 use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment, poison_epoch};
 
-use crate::{slot::Slot, sync, sys::piece::Piece};
+use crate::{
+    parked::{Answer, Place},
+    slot::Slot,
+    sync,
+    sys::piece::Piece,
+};
 
 /// An area as the space keeps it.
 #[derive(Clone)]
@@ -84,6 +89,20 @@ impl Table {
 
     pub fn detached() -> sync::Arc<Self> {
         Self::with(false, IovaMap::new(), None)
+    }
+
+    /// What it says of a place. Linear in the number of pieces for a place in a file.
+    pub fn answer(&self, place: Place) -> Answer {
+        if !self.attached {
+            return Answer::Detached;
+        }
+        let there = match place {
+            Place::At(iova) => self.pieces.lookup(iova).is_some_and(|piece| !piece.gated()),
+            Place::In(file, offset) => {
+                self.pieces.iter().any(|piece| !piece.gated() && piece.maps(file, offset))
+            }
+        };
+        if there { Answer::There } else { Answer::Missing }
     }
 
     fn with(attached: bool, pieces: IovaMap<Piece>, clean_at: Option<u64>) -> sync::Arc<Self> {

@@ -7,6 +7,7 @@ mod map;
 mod model;
 mod pages;
 mod pages_model;
+mod parked;
 mod ranges;
 mod reattach;
 mod replace;

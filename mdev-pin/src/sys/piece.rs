@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use mdev_dma::{FileExtent, GuestSlice, HostWindow, Iova, IovaRange, Perm, Ranged, Segment};
+use mdev_dma::{FileId, GuestSlice, HostWindow, Iova, IovaRange, Perm, Ranged, Segment};
 
 use crate::{sys::published::Inside, table::Table};
 
@@ -57,10 +57,10 @@ impl Piece {
         (first, first.saturating_add(self.last_offset()))
     }
 
-    /// Whether `at` lies in it.
-    pub fn maps(&self, at: &FileExtent) -> bool {
+    /// Whether the byte at `offset` of a file lies in it.
+    pub fn maps(&self, file: FileId, offset: u64) -> bool {
         let (first, last) = self.file_bytes();
-        self.window.file().id() == at.file.id() && at.offset >= first && at.offset <= last
+        self.window.file().id() == file && offset >= first && offset <= last
     }
 
     /// Offset of its last byte.

@@ -7,6 +7,7 @@ use std::{cell::Cell, mem::ManuallyDrop, ptr::NonNull};
 use mdev_dma::poison_epoch;
 
 use crate::{
+    parked::{Miss, Place, Waiters},
     shard::{Count, Grace, Shard},
     sync::{Arc, AtomicPtr, Mutex, Ordering, lock},
     sys::piece::{Found, Hint},
@@ -17,13 +18,15 @@ use crate::{
 pub struct Published {
     /// From `Arc::into_raw`; owns one count of the table.
     current: AtomicPtr<Table>,
+    /// Queues that wait for another table.
+    pub waiters: Waiters,
     shards: Mutex<Vec<Arc<Shard>>>,
 }
 
 impl Published {
     pub fn new(table: Arc<Table>) -> Arc<Self> {
         let current = AtomicPtr::new(Arc::into_raw(table).cast_mut());
-        Arc::new(Published { current, shards: Mutex::new(Vec::new()) })
+        Arc::new(Published { current, waiters: Waiters::default(), shards: Mutex::new(Vec::new()) })
     }
 
     /// A new lane's end of this pointer.
@@ -39,6 +42,7 @@ impl Published {
             sequence: 0,
             remembered: Cell::new(Remembered::NOTHING),
             counted: Cell::new(None),
+            missed: Cell::new(None),
         }
     }
 
@@ -47,7 +51,8 @@ impl Published {
     /// A reader that is created after the shards were copied takes the lock after this thread did, and so loads
     /// `table` or a later one.
     pub fn replace(&self, table: Arc<Table>) -> Retired {
-        let old = self.current.swap(Arc::into_raw(table).cast_mut(), Ordering::AcqRel);
+        let old = self.current.swap(Arc::into_raw(table.clone()).cast_mut(), Ordering::AcqRel);
+        self.waiters.look(&table);
         let mut shards = lock(&self.shards);
         shards.retain(in_use);
         let grace = Grace::begin(shards.iter().cloned());
@@ -110,6 +115,12 @@ impl Retired {
     }
 }
 
+impl Drop for Retired {
+    fn drop(&mut self) {
+        self.poll();
+    }
+}
+
 /// A lane's right to read the published table.
 pub struct Reader {
     published: Arc<Published>,
@@ -118,6 +129,8 @@ pub struct Reader {
     sequence: u64,
     remembered: Cell<Remembered>,
     counted: Cell<Option<Counted>>,
+    /// Where a section looked last for what is not there.
+    missed: Cell<Option<Miss>>,
 }
 
 /// The counter that was used last. It is one of the reader's shard, which never moves or drops one.
@@ -166,6 +179,16 @@ impl Reader {
         }
         Inside { table, reader: self, even: self.sequence }
     }
+
+    /// The note that the last miss left, once.
+    pub fn take_miss(&mut self) -> Option<Miss> {
+        self.missed.take()
+    }
+
+    /// What it reads.
+    pub fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
 }
 
 /// Inside a read-side section.
@@ -198,6 +221,12 @@ impl Inside<'_> {
             let hint = unsafe { Hint::of(found).for_section() };
             self.reader.remembered.set(Remembered { hint, ..self.reader.remembered.get() });
         }
+    }
+
+    /// Leaves a note of a place that is not there.
+    #[cold]
+    pub fn missed(&self, place: Place) {
+        self.reader.missed.set(Some(Miss { place, answer: self.table.answer(place) }));
     }
 
     /// The poison epoch at which the section was opened.
