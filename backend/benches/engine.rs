@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
 
 use mdev_dma::{Area, Perm};
@@ -67,7 +68,11 @@ impl Rig {
                 err: None,
                 switch: Switch::new(Enabled::Yes),
             };
-            engine.start_queue(Queue::start(setup, stats[usize::from(index)].clone())?);
+            engine.start_queue(Queue::start(
+                setup,
+                stats[usize::from(index)].clone(),
+                Waker::noop().clone(),
+            )?);
         }
         Ok(Rig { rx, tx, engine, stats, _memory: memory, _access: access, _ioas: ioas })
     }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use crate::sys::EventFd;
-pub use queue::{Parked, Queue, QueueSetup};
+pub use queue::{Queue, QueueSetup};
 pub use stats::{DropCause, QueueCounters, QueueStats};
 pub use switch::{Enabled, Switch};
 

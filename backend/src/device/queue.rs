@@ -1,9 +1,10 @@
 //! A running vring: its ring, its way into guest memory, its counters, and what is wrong with it.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use mdev_pin::{Access, Lane};
+use mdev_pin::{Access, Lane, ParkState, Parked};
 
 use super::{EventFd, QueueStats, Switch};
 use crate::limit::LogLimit;
@@ -11,8 +12,6 @@ use crate::ring::{RingError, RingSetup, SplitRing};
 
 /// How long a queue waits for a translation that is missing, before that is an error.
 const PARK_LIMIT: Duration = if cfg!(test) { Duration::from_millis(30) } else { Duration::from_secs(1) };
-/// How often a parked queue looks again, whatever else happens.
-const PARK_STEP: Duration = Duration::from_millis(1);
 
 static FAILURES: LogLimit = LogLimit::new(8, Duration::from_secs(10));
 
@@ -59,25 +58,16 @@ pub struct Queue {
     pub parked: Option<Parked>,
     /// Whether the driver knows that it need not kick.
     pub(crate) quiet: bool,
-}
-
-/// A queue that waits for a translation.
-#[derive(Copy, Clone, Debug)]
-pub struct Parked {
-    /// The table in which it was missing.
-    generation: u64,
-    /// When waiting ends.
-    until: Instant,
-    /// When to look again even though the table has not changed.
-    look: Instant,
+    /// Called when a parked queue should be looked at again.
+    waker: Waker,
 }
 
 impl Queue {
-    /// A queue that starts, on the thread that will run it.
+    /// A queue that starts, on the thread that will run it. `waker` gets that thread out of its sleep.
     ///
     /// # Errors
     /// A ring size that cannot be. Whatever else is wrong shows when the queue is polled.
-    pub fn start(setup: QueueSetup, stats: Arc<QueueStats>) -> Result<Self, RingError> {
+    pub fn start(setup: QueueSetup, stats: Arc<QueueStats>, waker: Waker) -> Result<Self, RingError> {
         let QueueSetup { index, ring, access, kick, call, err, switch } = setup;
         Ok(Self {
             index,
@@ -91,6 +81,7 @@ impl Queue {
             failed: None,
             parked: None,
             quiet: false,
+            waker,
         })
     }
 
@@ -105,13 +96,11 @@ impl Queue {
         match &self.parked {
             _ if self.failed.is_some() => false,
             None => true,
-            Some(parked) => {
-                Instant::now() >= parked.look || self.lane.enter().generation() != parked.generation
-            }
+            Some(parked) => parked.state() != ParkState::Waiting,
         }
     }
 
-    /// Takes note of what a burst ended with. A missing translation parks the queue until the table changes, for at most one
+    /// Takes note of what a burst ended with. A missing translation parks the queue until it is there, for at most one
     /// second; everything else is latched: the queue is not looked at again until it is started anew.
     #[cold]
     pub fn trouble(&mut self, error: RingError) {
@@ -122,16 +111,20 @@ impl Queue {
             return self.fail(error);
         }
         let now = Instant::now();
-        let until = match self.parked {
-            Some(parked) if now >= parked.until => return self.fail(error),
-            Some(parked) => parked.until,
+        let until = match &self.parked {
+            Some(parked) if now >= parked.until() => return self.fail(error),
+            // Still the same wait: something else of the chain, or of the ring, is missing too.
+            Some(parked) => parked.until(),
             None => {
                 self.stats.add_park();
                 now.checked_add(PARK_LIMIT).unwrap_or(now)
             }
         };
-        let look = now.checked_add(PARK_STEP).unwrap_or(now).min(until);
-        self.parked = Some(Parked { generation: self.lane.enter().generation(), until, look });
+        match self.lane.park(until, &self.waker) {
+            Some(parked) => self.parked = Some(parked),
+            // It wants what no lookup missed, so that nothing would wake it.
+            None => self.fail(error),
+        }
     }
 
     /// A burst went well: what was missing is there.
@@ -142,9 +135,9 @@ impl Queue {
         }
     }
 
-    /// When a parked queue wants to be polled.
+    /// When a parked queue wants to be polled even though nobody has woken it.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.parked.map(|parked| parked.look)
+        self.parked.as_ref().map(Parked::until)
     }
 
     /// Tells the driver that chains were used.

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::OFlags;
@@ -107,6 +108,17 @@ impl EventFd {
                 Ok(_) | Err(_) => Kicks::Broken,
             };
         }
+    }
+}
+
+/// A thread that sleeps until the counter is readable is woken by signalling it, which never blocks.
+impl std::task::Wake for EventFd {
+    fn wake(self: Arc<Self>) {
+        self.signal();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.signal();
     }
 }
 

@@ -19,8 +19,8 @@
 //! **Kicks.** A kick eventfd is watched edge-triggered: each signal wakes the worker once, and what it finds is
 //! served whether the counter can be read or not. A descriptor that is always readable, closed by its peer or
 //! at its end thus costs one wake-up, never a spinning worker. A queue whose kick cannot be watched (none was
-//! sent, it hung up, it is no eventfd) is looked at every millisecond instead. So is a parked one, when its
-//! engine says so: nobody tells a worker that a missing mapping has come.
+//! sent, it hung up, it is no eventfd) is looked at every millisecond instead. A parked queue sleeps until its
+//! translation is there, which wakes the worker as a command does, or until its time is over.
 //!
 //! **Stops.** A queue that is told to stop takes nothing more, and the command is answered when its requests in flight
 //! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody.

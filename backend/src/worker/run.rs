@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::device::{Device, QueueSetup};
@@ -11,7 +12,7 @@ use crate::sys::{EventFd, Interest, Poll, Ready};
 use super::slot::{NOWHERE, Slot};
 use super::{Command, EventSink, Mode, WorkerEvent};
 
-/// The wake-up for commands; kicks go by numbers above it.
+/// The wake-up for commands and for parked queues; kicks go by numbers above it.
 const COMMANDS: u64 = 0;
 /// How often a sleeping worker looks at rings whose driver cannot wake it.
 const LOOK: Duration = Duration::from_millis(1);
@@ -120,7 +121,7 @@ impl Runner {
         });
         let key = self.key();
         if let Some(slot) = self.slots.get_mut(at) {
-            slot.start(setup, key, &self.poll, &self.sink);
+            slot.start(setup, key, &self.poll, &self.sink, Waker::from(self.wake.clone()));
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::device::{Device, Engine, Queue, QueueSetup, QueueStats};
@@ -95,8 +96,8 @@ impl Slot {
         self.device_key == device_key && self.member(index).is_some()
     }
 
-    /// Runs a queue from now on; its kick goes by `key`.
-    pub(super) fn start(&mut self, setup: QueueSetup, key: u64, poll: &Poll, sink: &EventSink) {
+    /// Runs a queue from now on; its kick goes by `key`, and `waker` wakes the worker when it was parked.
+    pub(super) fn start(&mut self, setup: QueueSetup, key: u64, poll: &Poll, sink: &EventSink, waker: Waker) {
         let stats = self.device.queue_stats(setup.index).unwrap_or_default();
         let state = QueueState { next_avail: setup.ring.next_avail };
         let mut member = Member {
@@ -110,7 +111,7 @@ impl Slot {
             stops: Vec::new(),
         };
         let err = setup.err.clone();
-        match Queue::start(setup, stats) {
+        match Queue::start(setup, stats, waker) {
             Ok(queue) => {
                 self.engine.start_queue(queue);
                 member.watch(self.device.name(), poll);

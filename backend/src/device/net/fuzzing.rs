@@ -1,6 +1,7 @@
 //! A queue pair over guest memory of somebody's choice, as a plain function of bytes: for libFuzzer and for `cargo test`.
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
@@ -79,7 +80,7 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
             err: None,
             switch: Switch::new(Enabled::Yes),
         };
-        engine.start_queue(Queue::start(setup, device.queue_stats(index)?).ok()?);
+        engine.start_queue(Queue::start(setup, device.queue_stats(index)?, Waker::noop().clone()).ok()?);
     }
     for _ in 0..4 {
         engine.poll();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm};
 use rustix::event::{PollFd, PollFlags};
 use toy::Toy;
 
@@ -351,6 +352,29 @@ fn a_parked_queue_is_looked_at_again_without_a_kick() {
         *toy.rings[0].parked.lock().unwrap() = Some(Instant::now() + Duration::from_millis(20));
         toy.rings[0].added.store(1, Ordering::Release);
         bench.start(&toy, KEY, 0);
+        until("the entry is taken", || toy.rings[0].is_empty());
+    }
+}
+
+#[test]
+fn the_mapping_that_a_parked_queue_misses_wakes_its_worker() {
+    for mode in MODES {
+        let toy = Toy::new();
+        toy.rings[0].needs_memory.store(true, Ordering::Release);
+        toy.rings[0].added.store(1, Ordering::Release);
+        let mut bench = Bench::new(mode);
+        bench.start(&toy, KEY, 0);
+        until("the queue is parked", || toy.rings[0].stats.counters().parks == 1);
+        if mode != Mode::Busy {
+            until("the worker sleeps", || bench.sleeps());
+        }
+        // The toy names no time to look again: nothing but the mapping can wake it.
+        let fd = rustix::fs::memfd_create("toy", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, 4096).unwrap();
+        let file = BackingFile::new(fd, &FilePolicy::default()).unwrap();
+        let range = IovaRange::with_len(Iova(0), 4096).unwrap();
+        let extent = FileExtent { file, offset: 0 }.into();
+        toy.ioas.map(Area { range, extent, perm: Perm::READ, log: None }).unwrap();
         until("the entry is taken", || toy.rings[0].is_empty());
     }
 }

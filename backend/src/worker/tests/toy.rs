@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use mdev_dma::{Iova, IovaRange};
-use mdev_pin::{Access, AccessOps};
+use mdev_dma::{Iova, Perm, Windows};
+use mdev_pin::{Access, IgnoreUnmap, Ioas};
 
 use crate::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
 use crate::ring::{RingAddr, RingError, RingSetup};
@@ -27,6 +27,8 @@ pub struct Ring {
     pub parked: Mutex<Option<Instant>>,
     /// Requests that were taken and have not ended.
     pub flying: AtomicU64,
+    /// Entries are taken only while there is memory at address 0.
+    pub needs_memory: AtomicBool,
     pub kick: Option<Arc<EventFd>>,
     pub switch: Switch,
     pub stats: Arc<QueueStats>,
@@ -41,6 +43,7 @@ impl Ring {
             malformed: AtomicBool::new(false),
             parked: Mutex::new(None),
             flying: AtomicU64::new(0),
+            needs_memory: AtomicBool::new(false),
             kick,
             switch: Switch::new(Enabled::Yes),
             stats: Arc::default(),
@@ -71,13 +74,19 @@ pub struct Toy {
     pub rings: Vec<Arc<Ring>>,
     /// Signalled when a request that was in flight has ended.
     pub bell: Arc<EventFd>,
+    /// Empty at first.
+    pub ioas: Ioas,
+    access: Access,
 }
 
 impl Toy {
     /// A device whose queues have these kicks.
     pub fn with_kicks(kick: impl Fn(usize) -> Option<Arc<EventFd>>) -> Arc<Toy> {
         let rings = (0..QUEUES).map(|index| Arc::new(Ring::new(kick(index)))).collect();
-        Arc::new(Toy { rings, bell: Arc::new(EventFd::new().unwrap()) })
+        let ioas = Ioas::new(Windows::new().unwrap());
+        let access = Access::new(Arc::new(IgnoreUnmap));
+        access.attach(&ioas).unwrap();
+        Arc::new(Toy { rings, bell: Arc::new(EventFd::new().unwrap()), ioas, access })
     }
 
     pub fn new() -> Arc<Toy> {
@@ -85,10 +94,6 @@ impl Toy {
     }
 
     pub fn setup(&self, index: u16) -> QueueSetup {
-        struct Nothing;
-        impl AccessOps for Nothing {
-            fn on_unmap(&self, _: IovaRange) {}
-        }
         let part = |at| RingAddr::Iova(Iova(at));
         let ring = RingSetup {
             size: 256,
@@ -104,7 +109,7 @@ impl Toy {
         QueueSetup {
             index,
             ring,
-            access: Access::new(Arc::new(Nothing)),
+            access: self.access.clone(),
             kick: kick.clone(),
             call: None,
             err,
@@ -134,6 +139,17 @@ impl ToyEngine {
             return 0;
         }
         *ring.parked.lock().unwrap() = None;
+        if ring.needs_memory.load(Ordering::Relaxed) {
+            if !queue.ready() {
+                return 0;
+            }
+            let looked = queue.lane.enter().slice(Iova(0), 1, Perm::READ).map(drop);
+            if let Err(error) = looked {
+                queue.trouble(error.into());
+                return 0;
+            }
+            queue.healed();
+        }
         // One burst is at most four entries.
         let taken = ring.taken.load(Ordering::Relaxed);
         let burst = (ring.added.load(Ordering::Acquire) - taken).min(4);
@@ -183,7 +199,7 @@ impl Engine for ToyEngine {
         fence(Ordering::SeqCst);
         rings().any(|queue| {
             let ring = &self.rings[usize::from(queue.index)];
-            !ring.is_empty() && ring.parked.lock().unwrap().is_none()
+            !ring.is_empty() && ring.parked.lock().unwrap().is_none() && queue.parked.is_none()
         })
     }
 

@@ -1,6 +1,7 @@
 //! A queue pair of one guest, and the driver's side of its two rings.
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use rustix::fs::FallocateFlags;
 
@@ -82,7 +83,7 @@ impl Pair {
             switch: Switch::new(Enabled::Yes),
         };
         let stats = self.device.queue_stats(index).unwrap();
-        self.engine.start_queue(Queue::start(setup, stats).unwrap());
+        self.engine.start_queue(Queue::start(setup, stats, Waker::noop().clone()).unwrap());
     }
 
     /// Sends a frame whose chain is cut into buffers of the given lengths; the last takes the rest.
