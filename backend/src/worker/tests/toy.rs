@@ -131,6 +131,8 @@ impl ToyEngine {
         if queue.failed.is_some() || queue.switch.get() != Enabled::Yes {
             return 0;
         }
+        // First of all: who sees an entry sees what was said of the ring before it was added.
+        let added = ring.added.load(Ordering::Acquire);
         if ring.malformed.load(Ordering::Relaxed) {
             queue.trouble(RingError::Poisoned);
             return 0;
@@ -152,7 +154,7 @@ impl ToyEngine {
         }
         // One burst is at most four entries.
         let taken = ring.taken.load(Ordering::Relaxed);
-        let burst = (ring.added.load(Ordering::Acquire) - taken).min(4);
+        let burst = (added - taken).min(4);
         ring.taken.store(taken + burst, Ordering::Release);
         u32::try_from(burst).unwrap()
     }
