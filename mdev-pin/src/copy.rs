@@ -1,8 +1,6 @@
 //! Copies of mappings between address spaces and within one (`IOMMU_IOAS_COPY`).
 
-use std::sync::Arc;
-
-use mdev_dma::{Area, Iova, IovaRange, Perm, Ranged, Segment, try_push};
+use mdev_dma::{Area, Iova, IovaRange, Occupancy, Perm, Ranged, Segment, try_push};
 
 use crate::{
     allocate::Place,
@@ -10,7 +8,7 @@ use crate::{
     ioas::{Ioas, State, refuse_inside_burst},
     replace::{cut, part},
     slot::Slot,
-    table::{Mapped, MappedArea},
+    table::Mapped,
 };
 
 impl Ioas {
@@ -114,13 +112,8 @@ impl Part {
             try_push(&mut segments, Segment { range: moved(segment.range)?, ..segment })?;
         }
         let area = Area { range: moved(self.area.range)?, perm, ..self.area };
-        Ok(Mapped(Arc::new(MappedArea {
-            area,
-            segments,
-            slot,
-            inherited: Vec::new(),
-            gated: false,
-            leaving: false,
-        })))
+        // `None` if the source was unmapped just now, and its pages revoked.
+        let occupancy = Occupancy::of(&segments).ok_or(IoasError::Hole(from))?;
+        Ok(Mapped::new(area, segments, occupancy, slot))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use mdev_dma::{Area, IovaMap, IovaRange, MapError, Ranged, Windows};
+use mdev_dma::{Area, IovaMap, IovaRange, MapError, Occupancy, Ranged, Segment, Windows};
 
 use crate::{
     change::{Change, Work},
@@ -14,7 +14,7 @@ use crate::{
     slot::{Slot, Slots},
     sync::{Arc, Deadline, Mutex, lock},
     sys::{piece::Piece, published::Retired},
-    table::{Mapped, MappedArea, Table},
+    table::{Mapped, Table},
 };
 
 /// The address space of a guest, as a software device sees it (`struct iommufd_ioas`). Cloning shares it; the areas
@@ -181,16 +181,19 @@ impl Ioas {
         if area.perm.is_empty() {
             return Err(IoasError::NoPermission);
         }
-        let segments = self.inner.windows.segments(&area)?;
-        let slot = self.slot()?;
-        Ok(Mapped(std::sync::Arc::new(MappedArea {
-            area,
-            segments,
-            slot,
-            inherited: Vec::new(),
-            gated: false,
-            leaving: false,
-        })))
+        let (segments, occupancy) = self.host_memory(&area)?;
+        Ok(Mapped::new(area, segments, occupancy, self.slot()?))
+    }
+
+    /// The host memory of an area, and the word that nobody takes it away.
+    pub(crate) fn host_memory(&self, area: &Area) -> Result<(Vec<Segment>, Occupancy), IoasError> {
+        loop {
+            let segments = self.inner.windows.segments(area)?;
+            if let Some(occupancy) = Occupancy::of(&segments) {
+                return Ok((segments, occupancy));
+            }
+            // Pages of a window were revoked in between; it is not handed out a second time.
+        }
     }
 
     pub(crate) fn slot(&self) -> Result<Slot, IoasError> {

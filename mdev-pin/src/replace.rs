@@ -1,8 +1,6 @@
 //! The replacement of a whole table: which bytes stay, which go, and the two tables that lead there.
 
-use std::sync::Arc;
-
-use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment, try_push};
+use mdev_dma::{Area, IovaMap, IovaRange, Occupancy, Ranged, Segment, try_push};
 
 use crate::{
     change::Work,
@@ -59,13 +57,17 @@ impl Plan {
         let slot = ioas.slot()?;
         let mut segments = Vec::new();
         let mut inherited = Vec::new();
+        // Keeps what is new until the area itself does.
+        let mut occupancies = Vec::new();
         let mut next = Some(area.range.first());
         for (mapped, range) in &staying {
             if let Some(first) = next
                 && first < range.first()
                 && let Some(before) = range.first().0.checked_sub(1)
             {
-                segments.extend(fresh(ioas, area, first, mdev_dma::Iova(before))?);
+                let (new, occupancy) = fresh(ioas, area, first, mdev_dma::Iova(before))?;
+                segments.extend(new);
+                occupancies.push(occupancy);
             }
             let cut = cut(&mapped.0.segments, *range);
             let slots: Vec<Slot> = std::iter::once(mapped.0.slot.clone())
@@ -78,14 +80,8 @@ impl Plan {
                         .cloned(),
                 )
                 .collect();
-            let kept = Mapped(Arc::new(MappedArea {
-                area: part(&mapped.0.area, *range)?,
-                segments: cut.clone(),
-                slot: slot.clone(),
-                inherited: slots.clone(),
-                gated: false,
-                leaving: false,
-            }));
+            let kept = part(&mapped.0.area, *range)?;
+            let kept = Mapped::cut(kept, cut.clone(), slot.clone(), slots.clone(), false);
             try_push(&mut self.between, kept)?;
             segments.extend(cut);
             inherited.extend(slots);
@@ -94,16 +90,11 @@ impl Plan {
         if let Some(first) = next
             && first <= area.range.last()
         {
-            segments.extend(fresh(ioas, area, first, area.range.last())?);
+            let (new, occupancy) = fresh(ioas, area, first, area.range.last())?;
+            segments.extend(new);
+            occupancies.push(occupancy);
         }
-        let arriving = Mapped(Arc::new(MappedArea {
-            area: area.clone(),
-            segments,
-            slot,
-            inherited,
-            gated: false,
-            leaving: false,
-        }));
+        let arriving = Mapped::cut(area.clone(), segments, slot, inherited, false);
         try_push(&mut self.after, arriving)?;
         Ok(())
     }
@@ -129,14 +120,9 @@ impl Plan {
         }
         self.slots.extend(mapped.slots());
         for range in gone {
-            let gated = Mapped(Arc::new(MappedArea {
-                area: part(&mapped.0.area, range)?,
-                segments: cut(&mapped.0.segments, range),
-                slot: mapped.0.slot.clone(),
-                inherited: mapped.0.inherited.clone(),
-                gated: true,
-                leaving: false,
-            }));
+            let MappedArea { area, segments, slot, inherited, .. } = &*mapped.0;
+            let (area, segments) = (part(area, range)?, cut(segments, range));
+            let gated = Mapped::cut(area, segments, slot.clone(), inherited.clone(), true);
             try_push(&mut self.between, gated)?;
             try_push(&mut self.going, range)?;
         }
@@ -164,9 +150,9 @@ fn fresh(
     area: &Area,
     first: mdev_dma::Iova,
     last: mdev_dma::Iova,
-) -> Result<Vec<Segment>, IoasError> {
+) -> Result<(Vec<Segment>, Occupancy), IoasError> {
     let range = IovaRange::new(first, last).map_err(|_| IoasError::NotFound(area.range))?;
-    Ok(ioas.windows().segments(&part(area, range)?)?)
+    ioas.host_memory(&part(area, range)?)
 }
 
 /// The segments within a range, cut at its ends. Keeps their windows, poisoned ones too.

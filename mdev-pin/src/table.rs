@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mdev_dma::{Area, IovaMap, IovaRange, Ranged, Segment, poison_epoch};
+use mdev_dma::{Area, IovaMap, IovaRange, Occupancy, Ranged, Segment, poison_epoch};
 
 use crate::{
     parked::{Answer, Place},
@@ -19,10 +19,13 @@ use crate::{
 pub struct Mapped(pub Arc<MappedArea>);
 
 /// See [`Mapped`].
+#[derive(Clone)]
 pub struct MappedArea {
     pub area: Area,
     /// The host memory behind it, in order, without gaps.
     pub segments: Vec<Segment>,
+    /// Keeps that memory from being revoked when somebody else's area goes.
+    pub occupancy: Arc<Occupancy>,
     /// Where new pins are counted.
     pub slot: Slot,
     /// Where pins taken before a re-cut are counted; they may lie in this area.
@@ -34,16 +37,32 @@ pub struct MappedArea {
 }
 
 impl Mapped {
+    /// An area that is mapped by itself, open to lookups.
+    pub fn new(area: Area, segments: Vec<Segment>, occupancy: Occupancy, slot: Slot) -> Self {
+        let occupancy = Arc::new(occupancy);
+        let inherited = Vec::new();
+        Mapped(Arc::new(MappedArea {
+            area,
+            segments,
+            occupancy,
+            slot,
+            inherited,
+            gated: false,
+            leaving: false,
+        }))
+    }
+
+    /// An area of which the caller holds at least every byte that is not new, in areas that it was cut out of: pins
+    /// into it may be counted on the slots in `inherited` too.
+    pub fn cut(area: Area, segments: Vec<Segment>, slot: Slot, inherited: Vec<Slot>, gated: bool) -> Self {
+        let occupancy = Arc::new(Occupancy::within(&segments));
+        Mapped(Arc::new(MappedArea { area, segments, occupancy, slot, inherited, gated, leaving: false }))
+    }
+
     /// The same area with other flags.
     pub fn with_flags(&self, gated: bool, leaving: bool) -> Self {
-        Mapped(Arc::new(MappedArea {
-            area: self.0.area.clone(),
-            segments: self.0.segments.clone(),
-            slot: self.0.slot.clone(),
-            inherited: self.0.inherited.clone(),
-            gated,
-            leaving,
-        }))
+        let MappedArea { area, segments, occupancy, slot, inherited, .. } = (*self.0).clone();
+        Mapped(Arc::new(MappedArea { area, segments, occupancy, slot, inherited, gated, leaving }))
     }
 
     /// What lanes are to see of it.
