@@ -27,7 +27,7 @@ enum Stage {
     Joining,
     /// The table is published to it.
     Open,
-    /// It is detaching: nothing is published to it any more.
+    /// It is detaching: only the empty table is published to it any more.
     Leaving,
 }
 
@@ -114,9 +114,14 @@ impl State {
         self.members.iter().filter(|member| member.stage != Stage::Joining).map(|member| &member.core)
     }
 
-    /// Publishes the table to every access that is open.
+    /// Publishes the table to every access that is open. One that is leaving gets its empty table once more: a lane
+    /// of it may still be in a burst that shows it everything, which whoever changes the table has to wait for too.
     pub fn publish_table(&self) -> Vec<Retired> {
-        let open = self.members.iter().filter(|member| member.stage == Stage::Open);
-        open.map(|member| member.core.publish(self.table.clone())).collect()
+        let shown = self.members.iter().filter_map(|member| match member.stage {
+            Stage::Joining => None,
+            Stage::Open => Some((member, self.table.clone())),
+            Stage::Leaving => Some((member, Table::detached())),
+        });
+        shown.map(|(member, table)| member.core.publish(table)).collect()
     }
 }

@@ -161,3 +161,31 @@ fn pin_after_close_never_succeeds_at_any_instant() {
         assert_eq!(s.access.pins(), 0);
     }
 }
+
+/// An access that is leaving is shown nothing any more, but a burst that began before still sees all areas.
+#[test]
+fn unmap_waits_for_a_burst_of_an_access_that_is_leaving() {
+    let s = space();
+    let file = memory(1);
+    s.ioas.map(area(&file, 0, PAGE, 0)).unwrap();
+    let (enter, entered) = std::sync::mpsc::channel();
+    let (leave, left) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let mut lane = s.access.lane();
+        scope.spawn(move || {
+            let burst = lane.enter();
+            let slice = burst.slice(Iova(0), 8, Perm::WRITE).unwrap();
+            enter.send(()).unwrap();
+            let _ = left.recv();
+            slice.fill(1);
+        });
+        entered.recv().unwrap();
+        let mut detach = s.access.begin_detach(LONG).unwrap();
+        let mut unmap = s.ioas.begin_unmap(range(0, PAGE), LONG).unwrap();
+        assert!(detach.poll().is_none());
+        assert!(unmap.poll().is_none(), "the burst may still write");
+        drop(leave);
+        assert_eq!(unmap.wait().unwrap(), PAGE);
+        detach.wait().unwrap();
+    });
+}
