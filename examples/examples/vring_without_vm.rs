@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         queue_names: &["receive", "transmit"],
         cpus: vec![],
         stats: None,
+        sessions: Default::default(),
         counters: None,
     };
     let daemon = Daemon::new(Arc::new(device), Endpoint::Connected(back.into()), options)?;

@@ -64,6 +64,7 @@ tests! {
     VhostUser {
         scenario_02_late_pin_race_over_a_socket: "late-pin-race",
         scenario_03_other_device_waiters_over_a_socket: "other-device-waiters",
+        scenario_08_stubborn_device_over_a_socket: "stubborn-device",
         scenario_21_mem_table_new_vaddrs: "mem-table-new-vaddrs",
         scenario_22_remreg_barrier: "remreg-barrier",
         scenario_24_front_end_vanishes: "front-end-vanishes",

@@ -103,6 +103,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         cpus: args.cpus.clone().unwrap_or_default(),
         stats: args.stats,
         queue_names: QUEUE_NAMES,
+        sessions: Default::default(),
         counters,
     };
     let daemon = Daemon::new(Arc::new(device), endpoint, options).map_err(|error| error.to_string())?;

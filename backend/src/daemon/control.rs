@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mdev_dma::Windows;
 
 use crate::limit::LogLimit;
-use crate::session::{Queues, Session, SessionError};
+use crate::session::{Queues, Session, SessionError, SessionOptions};
 use crate::sys::{Interest, Poll, Readiness, Ready, Timer};
 use crate::worker::{EventSource, WorkerEvent};
 
@@ -62,6 +62,7 @@ pub(super) struct Control {
     stats: Option<Stats>,
     counters: Option<CounterSocket>,
     names: QueueNames,
+    sessions: SessionOptions,
 }
 
 /// One front-end.
@@ -112,6 +113,7 @@ impl Control {
                 stats,
                 counters: options.counters,
                 names,
+                sessions: options.sessions,
             };
             let poll = &control.poll;
             poll.add(&control.timer, TIMER, Interest::READ)?;
@@ -214,7 +216,8 @@ impl Control {
         }
         let conn = self.next_connection;
         let device = self.rings.device().clone();
-        let session = Session::new(conn, socket, device, self.windows.clone())?;
+        let (windows, options) = (self.windows.clone(), self.sessions.clone());
+        let session = Session::with_options(conn, socket, device, windows, options)?;
         self.poll.add(session.fd(), CONNECTION + conn, Interest::READ)?;
         self.next_connection += 1;
         let connection = Connection { session, interest: Interest::READ, tick: None, closing: false };

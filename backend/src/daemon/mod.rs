@@ -43,6 +43,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::device::Device;
+use crate::session::SessionOptions;
 use crate::worker::{self, Mode, Worker};
 
 pub use control::MAX_CONNECTIONS;
@@ -65,6 +66,8 @@ pub struct Options {
     pub stats: Option<Duration>,
     /// What the device's queues are called in counters.
     pub queue_names: QueueNames,
+    /// What each connection is served with.
+    pub sessions: SessionOptions,
     /// Where the process that started this one asks for counters. When it is gone the daemon ends as after SIGTERM.
     pub counters: Option<CounterSocket>,
 }

@@ -15,7 +15,7 @@ const fn needs(
 const CHANGE_OF_PROCESS: &str = "needs the change of a space's process, which is not there";
 const PROCESS_MEMORY: &str = "needs memory by an address in another process, which is not there";
 const VDUSE: &str = "needs VDUSE, which is not there";
-const STORAGE: &str = "needs a device that holds requests, which is not there";
+const STORAGE: &str = "needs a storage device with a log of requests in flight, which is not there";
 
 const FORK_CHANGE_EXEC: &str =
     "the owner forks, the child takes the space over, the parent executes and takes it back";
@@ -34,13 +34,8 @@ pub const MEMORY: &[Scenario] = &[
     needs(26, "daemon-restart", "V/Q", RESTART, STORAGE),
 ];
 
-const STUBBORN: &str =
-    "a device does not let go: the message that takes the memory away fails in bounded time";
 const MISS: &str = "a miss is acknowledged without an update: the request fails, nothing hangs";
 const IOMMU: &str = "needs an IOMMU between driver and device, which is not there";
 
 /// Those over a socket.
-pub const VHOST_USER: &[Scenario] = &[
-    needs(8, "stubborn-device", "K", STUBBORN, STORAGE),
-    needs(23, "iotlb-miss-no-update", "Q", MISS, IOMMU),
-];
+pub const VHOST_USER: &[Scenario] = &[needs(23, "iotlb-miss-no-update", "Q", MISS, IOMMU)];

@@ -22,7 +22,7 @@
 //! # What it does not do
 //!
 //! It does not measure rates, and its times are bounds, not figures. It waits for no bound that is meant to pass in
-//! a minute: a callback that never returns, a request that never ends.
+//! a minute: a callback that never returns.
 mod absent;
 mod callback;
 mod close;

@@ -1,6 +1,6 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
-use super::socket::{leaving, memory};
+use super::socket::{held, leaving, memory};
 use super::{absent, callback, close, contents, isolation, owner, unmap};
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub enum Transport {
     /// Address spaces and accesses in this process, without a device.
     Memory,
-    /// A network device in this process, reached through a real vhost-user socket.
+    /// A device in this process, reached through a real vhost-user socket.
     VhostUser,
 }
 
@@ -102,7 +102,7 @@ pub fn scenarios(transport: Transport) -> Vec<Scenario> {
             contents::SCENARIOS,
             absent::MEMORY,
         ],
-        Transport::VhostUser => &[leaving::SCENARIOS, memory::SCENARIOS, absent::VHOST_USER],
+        Transport::VhostUser => &[held::SCENARIOS, leaving::SCENARIOS, memory::SCENARIOS, absent::VHOST_USER],
     };
     let mut all: Vec<Scenario> = groups.concat();
     all.sort_by_key(|scenario| scenario.number);

@@ -1,13 +1,14 @@
 //! Messages about memory: each makes a new table of regions, and its reply waits until the device has let go of
 //! what is not in it any more.
 
+use mdev_dma::{Area, Iova, IovaRange};
 use mdev_protocol::frame::Fds;
 use mdev_protocol::vhost_user::{FrontendReply, MemoryRegion, MemoryTable};
 
 use super::Session;
 use super::barrier::{Then, Wait};
 use super::error::Refusal;
-use super::memory::{Added, MAX_SLOTS, Regions};
+use super::memory::{Added, MAX_SLOTS, MemoryError, Regions};
 use super::reply::{Asker, Outcome};
 
 impl Session {
@@ -47,9 +48,20 @@ impl Session {
         self.change_table(asker, regions)
     }
 
+    /// The same message again tries again to get back what the device kept longer than it may.
     pub(super) fn rem_mem_reg(&mut self, asker: Asker, region: &MemoryRegion) -> Result<Outcome, Refusal> {
-        let regions = self.regions.without(region, self.negotiated.keys())?;
+        let regions = match self.regions.without(region, self.negotiated.keys()) {
+            Err(MemoryError::NotFound { .. }) if self.is_kept(region) => self.regions.clone(),
+            result => result?,
+        };
         self.change_table(asker, regions)
+    }
+
+    /// Whether a region that was removed is still mapped.
+    fn is_kept(&self, region: &MemoryRegion) -> bool {
+        let range = IovaRange::with_len(Iova(region.guest_addr), region.size);
+        let has = |areas: Vec<Area>| range.is_ok_and(|range| areas.iter().any(|area| area.range == range));
+        has(self.ioas.areas()) && !has(self.regions.areas())
     }
 
     /// Makes `regions` the memory of this connection. They are what the front-end wants from now on, even where the

@@ -45,6 +45,7 @@ impl House {
             cpus: Vec::new(),
             stats: None,
             queue_names: &["receive", "transmit"],
+            sessions: Default::default(),
             counters: None,
         };
         let daemon = Daemon::new(device.clone(), endpoint, options).expect("a daemon");

@@ -42,15 +42,14 @@ pub const SCENARIOS: &[Scenario] = &[
 const MARK: u8 = 0xa5;
 
 /// All buffers of the guest.
-fn buffers(memory: &Memory) -> Result<GuestSlice<'_>, Failure> {
+pub fn buffers(memory: &Memory) -> Result<GuestSlice<'_>, Failure> {
     let region = memory.guest.regions().get(1);
     let buffers = region.and_then(|region| memory.guest.slice(region.range.first(), region.size()));
     buffers.ok_or_else(|| Failure::new("there are no buffers"))
 }
 
-/// Writes over all buffers, and fails if somebody else writes there in the next moments.
-pub fn expect_untouched(memory: &Memory, random: &mut Random) -> Outcome {
-    let buffers = buffers(memory)?;
+/// Writes over these bytes, and fails if somebody else writes there in the next moments.
+pub fn expect_untouched(buffers: GuestSlice<'_>, random: &mut Random) -> Outcome {
     buffers.fill(MARK);
     for _ in 0..20 {
         random.spin();
@@ -83,7 +82,7 @@ fn late_pin_race(run: &Run) -> Outcome {
                 drop(connection);
                 await_mappings(own)
             })?;
-            expect_untouched(&memory, &mut random)
+            expect_untouched(buffers(&memory)?, &mut random)
         })?;
     }
     server.end()

@@ -1,7 +1,9 @@
 //! Memory that is shared anew by other names, and memory that is taken away by messages.
 use super::guest::{Connection, Memory, churn, exchange};
-use super::leaving::expect_untouched;
+use super::held;
+use super::leaving::{buffers, expect_untouched};
 use super::server::Server;
+use crate::regress::random::Random;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario};
 use crate::regress::space::{SECOND, await_that, beside};
@@ -23,8 +25,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "remreg-barrier",
         origin: "Q",
         bound: SECOND,
-        shows: "memory is removed, the table replaced, or the rings stopped under traffic: nothing is written after \
-                the reply",
+        shows: "memory is removed, the table replaced, or the rings stopped under traffic or while a store holds the \
+                requests: the reply comes after the last access, and nothing is written later",
         body: Body::Play(remreg_barrier),
     },
 ];
@@ -67,13 +69,24 @@ fn old_addresses_mean_nothing(connection: &mut Connection, memory: &Memory) -> O
 
 /// By which message memory is taken away.
 #[derive(Copy, Clone)]
-enum Way {
+pub enum Way {
     /// REM_MEM_REG.
     Region,
     /// SET_MEM_TABLE without the region.
     Table,
-    /// GET_VRING_BASE of both rings.
+    /// GET_VRING_BASE of all rings.
     Stop,
+}
+
+impl Way {
+    /// One of them.
+    pub fn any(random: &mut Random) -> Way {
+        match random.below(3) {
+            0 => Way::Region,
+            1 => Way::Table,
+            _ => Way::Stop,
+        }
+    }
 }
 
 fn take(connection: &mut Connection, memory: &Memory, way: Way) -> Outcome {
@@ -104,13 +117,14 @@ fn remreg_barrier(run: &Run) -> Outcome {
         let fds = connection.fds.clone();
         let driver = |stop: &AtomicBool| churn(&memory, &fds, stop);
         let before = server.taken();
-        let way = [Way::Region, Way::Table, Way::Stop].get(random.below(3) as usize).copied();
+        let way = Way::any(&mut random);
         beside(&[&driver], || {
             await_that("traffic", || server.taken() > before + 32)?;
             random.spin();
-            run.time("reply", || take(&mut connection, &memory, way.unwrap_or(Way::Region)))?;
-            expect_untouched(&memory, &mut random)
+            run.time("reply", || take(&mut connection, &memory, way))?;
+            expect_untouched(buffers(&memory)?, &mut random)
         })?;
     }
-    server.end()
+    server.end()?;
+    held::barrier(run)
 }

@@ -1,10 +1,13 @@
 //! A daemon in this process.
-use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options};
-use crate::device::Device;
+use super::device::HeldDevice;
+use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options, QueueNames};
 use crate::device::net::{NetConfig, NetDevice};
+use crate::device::{Device, QueueCounters};
 use crate::link::LinkKind;
 use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
 use crate::regress::space::{LONG, await_that};
+use crate::session::SessionOptions;
+use crate::store::held::Held;
 use crate::worker::Mode;
 use mdev_protocol::vhost_user::Client;
 use rustix::net::{
@@ -15,26 +18,20 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// A loopback device that front-ends can reach at a socket with a name but no file.
+/// A device that front-ends can reach at a socket with a name but no file.
 pub struct Server {
     address: SocketAddrUnix,
-    device: Arc<NetDevice>,
+    device: Arc<dyn Device>,
     /// The daemon ends when the other end of its counters is gone.
     counters: Option<UnixStream>,
     daemon: Option<JoinHandle<Result<(), DaemonError>>>,
 }
 
 impl Server {
-    /// Starts it.
+    /// Starts a loopback device.
     pub fn start() -> Result<Server, Failure> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("mdevd-regress-{}-{number}", std::process::id());
-        let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
-        let socket = stream(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-        bind(&socket, &address)?;
-        listen(&socket, 16)?;
         let config = NetConfig {
             name: "net".to_owned(),
             queue_pairs: 1,
@@ -43,17 +40,35 @@ impl Server {
             link: LinkKind::Loopback,
         };
         let device = Arc::new(NetDevice::new(config)?);
+        Server::of(device, &["receive", "transmit"], SessionOptions::default())
+    }
+
+    /// Starts a device on this store, with so many queues, that may keep memory for `barrier` when it is taken away.
+    pub fn held(held: &Held, queues: u16, barrier: Duration) -> Result<Server, Failure> {
+        let device = Arc::new(HeldDevice::new(held.clone(), queues)?);
+        Server::of(device, &["requests"], SessionOptions { barrier, ..Default::default() })
+    }
+
+    fn of(device: Arc<dyn Device>, queues: QueueNames, sessions: SessionOptions) -> Result<Server, Failure> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mdevd-regress-{}-{number}", std::process::id());
+        let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
+        let socket = stream(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        bind(&socket, &address)?;
+        listen(&socket, 16)?;
         let (counters, theirs) = UnixStream::pair()?;
         let options = Options {
             mode: Mode::Adaptive,
             cpus: Vec::new(),
             stats: None,
-            queue_names: &["receive", "transmit"],
+            queue_names: queues,
+            sessions,
             counters: Some(CounterSocket::new(theirs.into())?),
         };
         // Nobody else has this number, which was a descriptor of ours until now.
         let endpoint = Endpoint::inherited(socket.into_raw_fd())?;
-        let served: Arc<dyn Device> = device.clone();
+        let served = device.clone();
         let daemon = std::thread::Builder::new()
             .name("regress-daemon".to_owned())
             .spawn(move || Daemon::new(served, endpoint, options)?.run())?;
@@ -67,10 +82,15 @@ impl Server {
         Ok(Client::new(socket, LONG))
     }
 
+    /// The counters of a queue.
+    pub fn counters(&self, queue: u16) -> QueueCounters {
+        self.device.queue_stats(queue).map(|stats| stats.counters()).unwrap_or_default()
+    }
+
     /// Fails if a queue has failed or was ever without its memory.
     pub fn is_clean(&self) -> Outcome {
-        for queue in 0..2 {
-            let counters = self.device.queue_stats(queue).map(|stats| stats.counters()).unwrap_or_default();
+        for queue in 0..self.device.queue_count() {
+            let counters = self.counters(queue);
             expect_equal((counters.errors, counters.parks), (0, 0), "errors and parks of the other device")?;
         }
         Ok(())
@@ -78,7 +98,7 @@ impl Server {
 
     /// Frames that the device has taken so far.
     pub fn taken(&self) -> u64 {
-        self.device.queue_stats(1).map_or(0, |stats| stats.counters().packets)
+        self.counters(1).packets
     }
 
     /// Ends the daemon, which must have nothing to complain about.

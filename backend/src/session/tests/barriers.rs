@@ -164,6 +164,11 @@ fn a_device_that_does_not_let_go_in_time_is_an_error_and_asks_for_a_reset() {
     assert_eq!(reply, ack(&remove_dimm(), 1));
     assert_eq!(front.status(&mut house), NEEDS_RESET);
     assert!(house.queues.running.is_empty(), "its queues are stopped");
+    // The front-end may try again, and ask for what was never there.
+    let mut stranger = region(DIMM, MIB / 2, USER + DIMM);
+    assert_eq!(front.ask_with(&mut house, &M::RemMemReg(stranger), &[]), ack(&remove_dimm(), 1));
+    stranger = region(0, 4 * MIB, USER + DIMM);
+    assert_eq!(front.ask_with(&mut house, &M::RemMemReg(stranger), &[]), ack(&remove_dimm(), 1));
     // The front-end may take no notice and put other memory there; that works when the device has let go.
     drop(pin);
     let other = memfd(MIB);
@@ -172,6 +177,28 @@ fn a_device_that_does_not_let_go_in_time_is_an_error_and_asks_for_a_reset() {
     assert_eq!(front.status(&mut house), 0);
     front.start(&mut house, 0, 0);
     assert!(pin_at(&mut house, DIMM).is_some());
+}
+
+#[test]
+fn a_removal_that_has_failed_can_be_tried_again() {
+    let mut house = House::impatient(2);
+    let (mut front, pin) = with_pin(&mut house);
+    let mut again = |house: &mut House| {
+        front.send(&remove_dimm(), &[], true);
+        let mut reply = None;
+        house.pump_until(|_| {
+            reply = front.receive();
+            reply.is_some()
+        });
+        reply
+    };
+    for _ in 0..2 {
+        assert_eq!(again(&mut house), ack(&remove_dimm(), 1));
+    }
+    drop(pin);
+    assert_eq!(again(&mut house), ack(&remove_dimm(), 0));
+    assert_eq!(house.session(1).ioas.areas().len(), 1);
+    assert_eq!(again(&mut house), ack(&remove_dimm(), 1), "it is gone");
 }
 
 #[test]
