@@ -60,6 +60,7 @@ tests! {
         scenario_18_owner_sigkill_file: "owner-sigkill-file",
         scenario_19_fd_closed_first: "fd-closed-first",
         scenario_20_truncate_under_io: "truncate-under-io",
+        scenario_23_iotlb_miss_no_update: "iotlb-miss-no-update",
     }
     VhostUser {
         scenario_02_late_pin_race_over_a_socket: "late-pin-race",

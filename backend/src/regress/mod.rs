@@ -29,6 +29,7 @@ mod close;
 mod contents;
 mod isolation;
 mod owner;
+mod parking;
 mod random;
 mod run;
 mod scenario;

@@ -1,7 +1,7 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
 use super::socket::{held, leaving, memory};
-use super::{absent, callback, close, contents, isolation, owner, unmap};
+use super::{absent, callback, close, contents, isolation, owner, parking, unmap};
 use std::fmt;
 use std::time::Duration;
 
@@ -100,6 +100,7 @@ pub fn scenarios(transport: Transport) -> Vec<Scenario> {
             callback::SCENARIOS,
             isolation::SCENARIOS,
             contents::SCENARIOS,
+            parking::SCENARIOS,
             absent::MEMORY,
         ],
         Transport::VhostUser => &[held::SCENARIOS, leaving::SCENARIOS, memory::SCENARIOS, absent::VHOST_USER],
