@@ -23,6 +23,8 @@ pub enum Step {
     WindowSlot,
     /// A number under which the pins of an area are counted.
     AreaSlot,
+    /// Charging pages to the owner of memory.
+    Charge,
     /// Memory for a list whose length a peer chooses.
     Memory,
 }

@@ -10,7 +10,7 @@ use crate::{
     error::AccessError,
     ioas::Ioas,
     lane::Lane,
-    pages::Control,
+    pages::{Control, Holds},
     sync::{Arc, Backoff, Cell, Deadline, Mutex, lock, per_thread},
     sys::published::{Published, Retired},
     table::Table,
@@ -69,22 +69,29 @@ struct Callbacks {
 }
 
 impl Access {
-    /// The access of a device that does not use [`Access::pin_pages`], attached to nothing. It is content with areas
-    /// at any byte.
+    /// The access of a device that pins in bursts ([`crate::Burst::pin`]) and does not use [`Access::pin_pages`], attached
+    /// to nothing. It is content with areas at any byte. While it is attached, all areas of its space are charged to
+    /// their owner, because it may pin any of them without asking.
     pub fn new(ops: std::sync::Arc<dyn AccessOps>) -> Access {
-        Access::create(ops, false)
+        Access::create(ops, Holds::Pins)
+    }
+
+    /// The access of a device that holds nothing beyond a burst, attached to nothing: it pins neither in bursts nor pages,
+    /// and nothing is charged for it.
+    pub fn without_pins(ops: std::sync::Arc<dyn AccessOps>) -> Access {
+        Access::create(ops, Holds::Nothing)
     }
 
     /// The access of a device that pins pages (`needs_pin_pages`), attached to nothing. While it is attached, areas
     /// of its space are aligned to pages. `ops` must let go of them
     /// when it is told: an access with [`IgnoreUnmap`] makes every unmap of a pinned range fail.
     pub fn pinning(ops: std::sync::Arc<dyn AccessOps>) -> Access {
-        Access::create(ops, true)
+        Access::create(ops, Holds::Pages)
     }
 
-    fn create(ops: std::sync::Arc<dyn AccessOps>, pinning: bool) -> Access {
+    fn create(ops: std::sync::Arc<dyn AccessOps>, holds: Holds) -> Access {
         let core = AccessCore {
-            control: Control::new(pinning),
+            control: Control::new(holds),
             published: Published::new(Table::detached()),
             ops,
             attachment: Mutex::new(Attachment::None),
@@ -97,7 +104,8 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// `Attached` \[EINVAL\], `Busy` during a detach, `Closed`; `Space` if the space does not take it.
+    /// `Attached` \[EINVAL\], `Busy` during a detach, `Closed`; `Space` if the space does not take it, \[ENOMEM\] if
+    /// its areas cannot be charged.
     pub fn attach(&self, ioas: &Ioas) -> Result<(), AccessError> {
         let core = &self.owner.core;
         let mut attachment = lock(&core.attachment);
@@ -193,7 +201,7 @@ impl Access {
     /// A read side for one queue.
     pub fn lane(&self) -> Lane {
         let core = self.owner.core.clone();
-        let reader = Published::reader(&core.published);
+        let reader = Published::reader(&core.published, core.control.pins_in_bursts());
         Lane::new(core, reader)
     }
 

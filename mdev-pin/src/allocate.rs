@@ -41,9 +41,12 @@ impl Ioas {
             return Err(IoasError::Overflow);
         }
         loop {
-            let range = self.state().find_room(extent.start(), length)?;
+            let (range, arrival) = {
+                let state = self.state();
+                (state.find_room(extent.start(), length)?, state.arrives())
+            };
             // Without the lock: this may map a file.
-            let mapped = self.mapped(Area { range, extent: extent.clone(), perm, log: None })?;
+            let mapped = self.mapped(Area { range, extent: extent.clone(), perm, log: None }, &arrival)?;
             let mut state = self.state();
             if state.admit(&mapped.0.area).is_err() || !state.limits.allows(range) {
                 // Somebody else was faster; search again.

@@ -27,7 +27,7 @@ pub enum Attachment {
 
 impl Attachment {
     /// The space, if it is attached and no change is under way.
-    fn settled(&self) -> Result<Ioas, AccessError> {
+    pub fn settled(&self) -> Result<Ioas, AccessError> {
         match self {
             Attachment::Attached(ioas) => Ok(ioas.clone()),
             Attachment::Changing { .. } => Err(AccessError::Busy),

@@ -216,7 +216,8 @@ impl<'l> Burst<'l> {
     }
 
     /// Takes a hold on `len` bytes at `iova` that outlives the burst. All or nothing. The device records it before
-    /// the burst ends.
+    /// the burst ends. Only through accesses that were created with [`Access::new`](crate::Access::new), others answer
+    /// `NotPinning`: what it may pin was charged when it was attached or mapped.
     #[inline]
     pub fn pin(&self, iova: Iova, len: u32, perm: Perm) -> Result<Pin, ResolveError> {
         match Pinned::hit(&self.inside, iova, len, perm) {
@@ -248,7 +249,7 @@ impl<'l> Burst<'l> {
                     pinned.is_some()
                 }
             };
-            if counted { Ok(()) } else { Err(ResolveError::Overflow.into()) }
+            if counted { Ok(()) } else { Err(self.inside.uncounted().into()) }
         })?;
         pinned.map(Pin::new).ok_or(ResolveError::Empty.into())
     }

@@ -9,13 +9,15 @@ use crate::{
     replace::{cut, part},
     slot::Slot,
     table::Mapped,
+    tally::{self, Share, Shares},
 };
 
 impl Ioas {
     /// Maps here what `source`, which may be the same space, has mapped at `length` bytes from `from` on, and says
     /// where. The bytes may begin and end anywhere in areas, and lie in several of them without a gap; each of these
-    /// becomes an area of its own here. File and windows are shared, so nothing is mapped anew, and a window that
-    /// has lost a page is lost to the copy too. The copy lives on when the source is unmapped.
+    /// becomes an area of its own here. File and windows are shared, so nothing is mapped anew, and pages are charged once
+    /// for the source and its copies, to the account of the source; a window that has lost a page is lost to
+    /// the copy too. The copy lives on when the source is unmapped.
     ///
     /// # Errors
     ///
@@ -80,7 +82,8 @@ impl State {
                 break;
             }
             let segments = cut(&mapped.0.segments, common);
-            try_push(&mut parts, Part { area: part(&mapped.0.area, common)?, segments })?;
+            let shares = mapped.shares_in(common);
+            try_push(&mut parts, Part { area: part(&mapped.0.area, common)?, segments, shares })?;
             // `None` behind the last byte of all.
             next = common.last().checked_add(1);
         }
@@ -95,6 +98,7 @@ impl State {
 struct Part {
     area: Area,
     segments: Vec<Segment>,
+    shares: Vec<Share>,
 }
 
 impl Part {
@@ -111,9 +115,10 @@ impl Part {
         for segment in self.segments {
             try_push(&mut segments, Segment { range: moved(segment.range)?, ..segment })?;
         }
+        let shares = self.shares.iter().filter_map(|share| tally::moved(share, from, to)).collect();
         let area = Area { range: moved(self.area.range)?, perm, ..self.area };
         // `None` if the source was unmapped just now, and its pages revoked.
         let occupancy = Occupancy::of(&segments).ok_or(IoasError::Hole(from))?;
-        Ok(Mapped::new(area, segments, occupancy, slot))
+        Ok(Mapped::new(area, segments, occupancy, Shares::new(shares), slot))
     }
 }

@@ -2,6 +2,8 @@
 
 use mdev_dma::{Iova, IovaRange, OutOfMemory, RangeError, WindowError};
 
+use crate::account::OverLimit;
+
 /// `errno` values used by this crate (`asm-generic/errno-base.h`, `errno.h`).
 mod errno {
     pub const EPERM: i32 = 1;
@@ -45,6 +47,9 @@ pub enum ResolveError {
     /// The range is mapped, but not by one piece of host memory; resolve it as a scatter-gather list.
     #[error("the range crosses pieces of host memory; resolve it as a list")]
     Split,
+    /// The access was not made for pins in bursts.
+    #[error("this access pins nothing in bursts; create it with Access::new")]
+    NotPinning,
 }
 
 impl ResolveError {
@@ -53,7 +58,9 @@ impl ResolveError {
         match self {
             ResolveError::Hole | ResolveError::Detached => errno::ENOENT,
             ResolveError::Permission => errno::EPERM,
-            ResolveError::Gated | ResolveError::Empty | ResolveError::Split => errno::EINVAL,
+            ResolveError::Gated | ResolveError::Empty | ResolveError::Split | ResolveError::NotPinning => {
+                errno::EINVAL
+            }
             ResolveError::Overflow => errno::EOVERFLOW,
             ResolveError::Poisoned => errno::EFAULT,
         }
@@ -169,6 +176,12 @@ pub enum IoasError {
     /// The space was destroyed.
     #[error("the address space was destroyed; make a new one")]
     Destroyed,
+    /// An area that is backed by no file, in a space whose owner is to change.
+    #[error("{0:?} is backed by the owner's address space or by messages; unmap it before the owner changes")]
+    NotAFile(IovaRange),
+    /// The owner may not hold as much memory.
+    #[error(transparent)]
+    Charge(#[from] OverLimit),
     /// The file could not be mapped for this area.
     #[error(transparent)]
     Window(#[from] WindowError),
@@ -188,7 +201,9 @@ impl IoasError {
             IoasError::NoPermission
             | IoasError::Misaligned { .. }
             | IoasError::Reserved { .. }
-            | IoasError::Allowed(_) => errno::EINVAL,
+            | IoasError::Allowed(_)
+            | IoasError::NotAFile(_) => errno::EINVAL,
+            IoasError::Charge(_) => errno::ENOMEM,
             IoasError::Full | IoasError::NoSpace { .. } => errno::ENOSPC,
             IoasError::Overflow | IoasError::TooLong { .. } => errno::EOVERFLOW,
             IoasError::InUse { .. } | IoasError::Unaligned { .. } => errno::EADDRINUSE,
@@ -231,7 +246,7 @@ pub enum AccessError {
     #[error(transparent)]
     Space(#[from] IoasError),
     /// Pages are pinned through an access that was not made for it.
-    #[error("the access does not pin pages; create it with Access::pinning, or pin inside a burst")]
+    #[error("the access does not pin pages; create it with Access::pinning")]
     NotPinning,
     /// Neither reading nor writing was asked for.
     #[error("nothing is to be done with the pages; ask for reading or writing")]
@@ -247,6 +262,9 @@ pub enum AccessError {
     /// An unpin of what is not pinned.
     #[error("{0} is not pinned; unpin exactly what was pinned, once for each time")]
     NotPinned(IovaRange),
+    /// The owner of the memory may not hold as much.
+    #[error(transparent)]
+    Charge(#[from] OverLimit),
     /// The range cannot be resolved.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -266,6 +284,7 @@ impl AccessError {
             | AccessError::Truncated(_)
             | AccessError::NotPinned(_) => errno::EINVAL,
             AccessError::Resolve(error) => error.errno(),
+            AccessError::Charge(_) => errno::ENOMEM,
             AccessError::Detached | AccessError::Closed => errno::ENOENT,
             AccessError::Busy | AccessError::CallbackStuck => errno::EBUSY,
             AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,

@@ -1,11 +1,17 @@
 //! An address space: areas that map IOVAs to file extents, and the accesses attached to it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use mdev_dma::{Area, IovaMap, IovaRange, MapError, Occupancy, Ranged, Segment, Windows};
 
 use crate::{
+    account::Account,
     change::{Change, Work},
+    change_process::Arrival,
     error::IoasError,
     lane,
     limits::{Limits, PAGE},
@@ -15,6 +21,7 @@ use crate::{
     sync::{Arc, Deadline, Mutex, lock},
     sys::{piece::Piece, published::Retired},
     table::{Mapped, Table},
+    tally::{Share, Shares},
 };
 
 /// The address space of a guest, as a software device sees it (`struct iommufd_ioas`). Cloning shares it; the areas
@@ -27,8 +34,13 @@ pub struct Ioas {
 struct Inner {
     windows: std::sync::Arc<Windows>,
     slots: Slots,
+    /// Counts spaces: the order in which the states of several are locked.
+    number: u64,
     state: Mutex<State>,
 }
+
+/// Only makes numbers; it protects nothing.
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 pub(crate) struct State {
     pub areas: IovaMap<Mapped>,
@@ -40,6 +52,12 @@ pub(crate) struct State {
     retired: Vec<Retired>,
     /// A replacement of the table is under way: nothing else may change.
     pub replacing: bool,
+    /// The areas that it will install.
+    pub coming: Vec<Mapped>,
+    /// What is mapped is charged to it.
+    pub account: Account,
+    /// Cloned by whoever is about to add areas, so that it can be told that somebody is.
+    pub arrivals: std::sync::Arc<()>,
     /// Where areas may lie.
     pub limits: Limits,
     /// Nothing is mapped or attached any more.
@@ -47,8 +65,15 @@ pub(crate) struct State {
 }
 
 impl Ioas {
-    /// An empty space whose areas will be mapped through `windows`.
+    /// An empty space whose areas will be mapped through `windows`, and charged to an account without a limit.
     pub fn new(windows: std::sync::Arc<Windows>) -> Ioas {
+        Ioas::charged_to(windows, &Account::unlimited())
+    }
+
+    /// As [`Ioas::new`]; what devices hold of its areas is charged to `account`, each page once: the pages that
+    /// [`Access::pin_pages`](crate::Access::pin_pages) pins while they are pinned, and all areas while an access that
+    /// pins in bursts is attached. [`change_process`](crate::change_process) changes the account.
+    pub fn charged_to(windows: std::sync::Arc<Windows>, account: &Account) -> Ioas {
         let state = State {
             areas: IovaMap::new(),
             pieces: IovaMap::new(),
@@ -56,10 +81,14 @@ impl Ioas {
             members: Vec::new(),
             retired: Vec::new(),
             replacing: false,
+            coming: Vec::new(),
+            account: account.clone(),
+            arrivals: std::sync::Arc::default(),
             limits: Limits::default(),
             destroyed: false,
         };
-        Ioas { inner: Arc::new(Inner { windows, slots: Slots::default(), state: Mutex::new(state) }) }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ioas { inner: Arc::new(Inner { windows, slots: Slots::default(), number, state: Mutex::new(state) }) }
     }
 
     /// Maps a file extent at a fixed IOVA (`IOMMU_IOAS_MAP_FILE` with `FIXED_IOVA`). The area holds the file until it
@@ -68,12 +97,16 @@ impl Ioas {
     /// # Errors
     ///
     /// `Overflow` \[EOVERFLOW\]; `NoPermission`, `Misaligned` and `Reserved` \[EINVAL\]; `Exists` \[EEXIST\];
-    /// `Window` if the file cannot be mapped; `Busy`, `Full`, `Destroyed`, `InsideBurst`.
+    /// `Window` if the file cannot be mapped; `Charge` \[ENOMEM\]; `Busy`, `Full`, `Destroyed`, `InsideBurst`.
     pub fn map(&self, area: Area) -> Result<(), IoasError> {
         refuse_inside_burst()?;
         // First without mapping the file, then when it is mapped: the lock is free meanwhile.
-        self.state().admit(&area)?;
-        let mapped = self.mapped(area)?;
+        let arrival = {
+            let state = self.state();
+            state.admit(&area)?;
+            state.arrives()
+        };
+        let mapped = self.mapped(area, &arrival)?;
         let mut state = self.state();
         state.admit(&mapped.0.area)?;
         let retired = state.add(vec![mapped])?;
@@ -137,18 +170,19 @@ impl Ioas {
         }
         let wanted = IovaMap::from_items(areas).map_err(exists)?;
         loop {
-            let (areas, seen) = {
+            let (areas, seen, arrival) = {
                 let state = lock(&self.inner.state);
                 if state.replacing || state.areas.iter().any(|mapped| mapped.0.leaving) {
                     return Err(IoasError::Busy);
                 }
-                (state.areas.clone(), state.table.id)
+                (state.areas.clone(), state.table.id, state.arrives())
             };
-            let plan = Plan::new(self, &areas, &wanted)?;
+            let plan = Plan::new(self, &areas, &wanted, &arrival)?;
             let mut state = lock(&self.inner.state);
             state.alive()?;
             wanted.iter().try_for_each(|area| state.permits(area))?;
             if state.table.id == seen && !state.replacing {
+                state.expect(plan.coming())?;
                 state.replacing = true;
                 drop(state);
                 return Ok(Change::begin(
@@ -177,12 +211,13 @@ impl Ioas {
     }
 
     /// An area with its host memory and a slot, not published yet.
-    pub(crate) fn mapped(&self, area: Area) -> Result<Mapped, IoasError> {
+    pub(crate) fn mapped(&self, area: Area, arrival: &Arrival) -> Result<Mapped, IoasError> {
         if area.perm.is_empty() {
             return Err(IoasError::NoPermission);
         }
         let (segments, occupancy) = self.host_memory(&area)?;
-        Ok(Mapped::new(area, segments, occupancy, self.slot()?))
+        let shares = Shares::new(vec![Share::new(&area, &arrival.account)]);
+        Ok(Mapped::new(area, segments, occupancy, shares, self.slot()?))
     }
 
     /// The host memory of an area, and the word that nobody takes it away.
@@ -209,6 +244,11 @@ impl Ioas {
     /// Whether both are the same space.
     pub(crate) fn is(&self, other: &Ioas) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Different for every space.
+    pub(crate) fn number(&self) -> u64 {
+        self.inner.number
     }
 
     pub(crate) fn state(&self) -> crate::sync::MutexGuard<'_, State> {
@@ -238,6 +278,7 @@ impl State {
 
     /// Adds areas that were admitted, all or none, and publishes.
     pub fn add(&mut self, new: Vec<Mapped>) -> Result<Vec<Retired>, IoasError> {
+        self.charge_new(&new)?;
         let (mut areas, mut pieces) = (self.areas.clone(), self.pieces.clone());
         for mapped in new {
             for piece in mapped.pieces() {
@@ -325,6 +366,7 @@ impl Work for Unmap {
         }
         let retired = state.publish();
         drop(state);
+        gone.0.shares.release_whole();
         self.bytes = self.bytes.saturating_add(u64::try_from(gone.range().size()).unwrap_or(u64::MAX));
         retired
     }

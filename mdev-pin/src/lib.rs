@@ -21,6 +21,10 @@
 //! * [`Pages`]: what [`Access::pin_pages`] shows of memory that the access itself holds, until
 //!   [`Access::unpin_pages`]. The face for control paths, with [`Access::rw`]: the checks and codes of Linux, over
 //!   the same bursts and counts.
+//! * [`Account`]: whose limit counts what devices hold. A page is charged once, however many pins and copies there are:
+//!   page by page where [`Access::pin_pages`] pins, area by area while an access that pins in bursts
+//!   ([`Access::new`]) is attached, and never for one that holds nothing ([`Access::without_pins`]).
+//!   [`change_process`] moves what is charged from one account to another, and nothing else.
 //! * [`Change`]: an unmap, a replacement of the table or a detach under way. It is polled, never waited for by a
 //!   session; [`Change::wait`] is for callers that have nothing else to do.
 //!
@@ -34,8 +38,11 @@
 //!
 //! # Locks and their order
 //!
-//! `AccessCore::attachment`, then `Ioas::state`, then `Published::shards`. `AccessCore::callbacks`, the waiters of an
-//! access and the allocator of slots are leaves; wakers are called under the mutex of a space, and must not come back. None is held across grace, notification or drain. Lanes take none of them. The lane that an
+//! `AccessCore::attachment`, then `Ioas::state` (of several spaces in the order of their creation), then
+//! `Published::shards`. The tallies of what is charged come after the states, several in the order of their addresses,
+//! and an account after its tallies; nothing is taken under an account. `AccessCore::callbacks`, the waiters of an
+//! access and the allocator of slots are leaves; wakers are called under the mutex of a space, and must not come back.
+//! None is held across grace, notification or drain. Lanes take none of them. The lane that an
 //! access owns for its control paths has a mutex, held by a call of `pin_pages` or `rw` only while it pins or copies,
 //! and inside it the record of pinned ranges, a leaf; `unpin_pages` takes only the record.
 //!
@@ -55,15 +62,17 @@
 //!
 //! # What it does not implement
 //!
-//! Accounting of pinned pages, change of process, and revocation of pins past the deadline.
+//! Revocation of pins past the deadline.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod access;
+mod account;
 mod allocate;
 mod attachment;
 mod burst;
 mod change;
+mod change_process;
 mod copy;
 mod error;
 mod ioas;
@@ -81,6 +90,7 @@ mod sync;
 #[allow(unsafe_code)]
 pub(crate) mod sys;
 mod table;
+mod tally;
 
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -89,9 +99,11 @@ mod tests;
 mod models;
 
 pub use access::{Access, AccessOps, IgnoreUnmap};
+pub use account::{Account, OverLimit};
 pub use allocate::Place;
 pub use burst::Burst;
 pub use change::Change;
+pub use change_process::change_process;
 pub use error::{AccessError, IoasError, ResolveError};
 pub use ioas::Ioas;
 pub use lane::Lane;

@@ -18,6 +18,8 @@ pub struct Member {
     stage: Stage,
     /// What it needs areas to be aligned to, until it has left.
     pub alignment: u64,
+    /// Its device may pin any byte in a burst, so areas are charged.
+    pub charges: bool,
 }
 
 #[derive(Copy, Clone, PartialEq, Eq)]
@@ -37,7 +39,8 @@ impl Ioas {
     ///
     /// # Errors
     ///
-    /// `Unaligned` if an area is not so aligned, `Busy` if that cannot be told now, `Destroyed`.
+    /// `Unaligned` if an area is not so aligned, `Busy` if that cannot be told now, `Charge` if the device pins in
+    /// bursts and the areas are beyond the limit of their owner, `Destroyed`.
     pub(crate) fn join(&self, core: &Arc<AccessCore>, alignment: u64) -> Result<(), IoasError> {
         let mut state = self.state();
         state.enlist(core, alignment)?;
@@ -73,7 +76,9 @@ impl Ioas {
 
     /// Removes an access whose pins are gone.
     pub(crate) fn left(&self, core: &Arc<AccessCore>) {
-        self.state().members.retain(|member| !Arc::ptr_eq(&member.core, core));
+        let mut state = self.state();
+        state.members.retain(|member| !Arc::ptr_eq(&member.core, core));
+        state.release_areas();
     }
 
     /// Pins on `slots`, over all accesses.
@@ -96,7 +101,11 @@ impl State {
     fn enlist(&mut self, core: &Arc<AccessCore>, alignment: u64) -> Result<(), IoasError> {
         self.alive()?;
         self.can_align(alignment)?;
-        self.members.push(Member { core: core.clone(), stage: Stage::Joining, alignment });
+        let charges = core.control.pins_in_bursts();
+        if charges {
+            self.charge_areas()?;
+        }
+        self.members.push(Member { core: core.clone(), stage: Stage::Joining, alignment, charges });
         Ok(())
     }
 

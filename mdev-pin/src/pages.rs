@@ -16,7 +16,7 @@ use std::{
 use mdev_dma::{HostWindow, Iova, IovaRange, Perm, RangeError, try_push};
 
 use crate::{
-    access::Access,
+    access::{Access, AccessCore},
     burst::Burst,
     error::{AccessError, ResolveError},
     limits::PAGE,
@@ -26,6 +26,7 @@ use crate::{
         piece::Found,
         published::{Published, Reader},
     },
+    tally::Charged,
 };
 
 /// What an access keeps for its control paths.
@@ -34,7 +35,18 @@ pub struct Control {
     held: Arc<Held>,
     /// Made by the first call.
     lane: Mutex<Option<Reader>>,
-    pinning: bool,
+    holds: Holds,
+}
+
+/// What the device of an access may hold.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Pins that it takes in bursts.
+    Pins,
+    /// Pages.
+    Pages,
+    /// Nothing beyond a burst.
+    Nothing,
 }
 
 /// Pins by exact range, first and last address.
@@ -47,9 +59,11 @@ struct Entry {
     hold: std::sync::Arc<Hold>,
 }
 
-/// One pin with the windows it lies in. They go first: an unmap that sees the pin gone may count windows.
+/// One pin with the windows it lies in and what it is charged. They go first: an unmap that sees the pin gone may count
+/// them.
 struct Hold {
     windows: Vec<std::sync::Arc<HostWindow>>,
+    _charged: Vec<Charged>,
     pin: Pin,
 }
 
@@ -82,10 +96,10 @@ impl Access {
     ///
     /// `NotPinning`, `Misaligned`, `Truncated`, `NoDirection` \[EINVAL\]; those of [`ResolveError`]: `Empty` and
     /// `Gated` \[EINVAL\], `Overflow` \[EOVERFLOW\], `Detached` and `Hole` \[ENOENT\], `Permission` \[EPERM\],
-    /// `Poisoned` \[EFAULT\].
+    /// `Poisoned` \[EFAULT\]; `Charge` \[ENOMEM\] if pages that nobody has pinned yet are beyond the owner's limit.
     pub fn pin_pages(&self, iova: Iova, length: u64, perm: Perm) -> Result<Pages, AccessError> {
         let core = self.core();
-        core.control.pin(&core.published, iova, length, perm)
+        core.control.pin(core, iova, length, perm)
     }
 
     /// Undoes one [`Access::pin_pages`] of exactly this range (`iommufd_access_unpin_pages`). Works from a callback,
@@ -113,13 +127,18 @@ impl Access {
 }
 
 impl Control {
-    pub fn new(pinning: bool) -> Self {
-        Control { held: Arc::default(), lane: Mutex::new(None), pinning }
+    pub fn new(holds: Holds) -> Self {
+        Control { held: Arc::default(), lane: Mutex::new(None), holds }
+    }
+
+    /// Whether its lanes may pin.
+    pub fn pins_in_bursts(&self) -> bool {
+        self.holds == Holds::Pins
     }
 
     /// What areas must be aligned to (`iommufd_access::iova_alignment`).
     pub fn alignment(&self) -> u64 {
-        if self.pinning { PAGE } else { 1 }
+        if self.holds == Holds::Pages { PAGE } else { 1 }
     }
 
     /// Unpins everything, when nobody is left who could.
@@ -128,14 +147,8 @@ impl Control {
         drop(held);
     }
 
-    fn pin(
-        &self,
-        published: &Arc<Published>,
-        iova: Iova,
-        length: u64,
-        perm: Perm,
-    ) -> Result<Pages, AccessError> {
-        if !self.pinning {
+    fn pin(&self, core: &AccessCore, iova: Iova, length: u64, perm: Perm) -> Result<Pages, AccessError> {
+        if self.holds != Holds::Pages {
             return Err(AccessError::NotPinning);
         }
         if perm.is_empty() {
@@ -143,7 +156,7 @@ impl Control {
         }
         let range = checked(iova, length)?;
         let mut lane = lock(&self.lane);
-        let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(published)));
+        let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(&core.published, true)));
         let mut windows = Vec::new();
         // Alignment is looked at before permission (`iommufd_access_pin_pages`), hence no direction for the walk.
         let pin = burst.pin_range::<AccessError>(range, Perm::empty(), |found, offset, len| {
@@ -154,8 +167,9 @@ impl Control {
             not_truncated(found, offset, len)?;
             Ok(try_push(&mut windows, found.piece().window().clone())?)
         })?;
+        let charged = core.charge(range)?;
         // Recorded before the burst ends.
-        let hold = self.held.record(range, Hold { windows, pin });
+        let hold = self.held.record(range, Hold { windows, _charged: charged, pin });
         drop(burst);
         Ok(Pages { range, hold, held: self.held.clone() })
     }
@@ -168,7 +182,7 @@ impl Control {
         let range = checked(iova, length as u64)?;
         let mut rest = data;
         let mut lane = lock(&self.lane);
-        let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(published)));
+        let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(published, true)));
         burst.walk(range, perm, |found, offset, len| {
             not_truncated(found, offset, len)?;
             let memory = found.memory(offset, len);

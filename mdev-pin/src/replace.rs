@@ -1,14 +1,18 @@
 //! The replacement of a whole table: which bytes stay, which go, and the two tables that lead there.
 
+use std::{collections::HashSet, sync::Arc};
+
 use mdev_dma::{Area, IovaMap, IovaRange, Occupancy, Ranged, Segment, try_push};
 
 use crate::{
     change::Work,
+    change_process::Arrival,
     error::IoasError,
     ioas::{Ioas, exists},
     slot::Slot,
     sys::{piece::Piece, published::Retired},
     table::{Mapped, MappedArea},
+    tally::{Share, Shares},
 };
 
 /// A replacement worked out against the areas of one moment.
@@ -24,17 +28,27 @@ pub struct Plan {
 
 impl Plan {
     /// Plans the way from `old` to `wanted`. Maps what is new, outside any lock.
-    pub fn new(ioas: &Ioas, old: &IovaMap<Mapped>, wanted: &IovaMap<Area>) -> Result<Plan, IoasError> {
+    pub fn new(
+        ioas: &Ioas,
+        old: &IovaMap<Mapped>,
+        wanted: &IovaMap<Area>,
+        arrival: &Arrival,
+    ) -> Result<Plan, IoasError> {
         let mut plan = Plan { between: Vec::new(), after: Vec::new(), going: Vec::new(), slots: Vec::new() };
         // Pins on an inherited slot can no longer grow once every earlier table is out of use.
         let settled = ioas.quiet();
         for area in wanted.iter() {
-            plan.arrive(ioas, old, area, settled)?;
+            plan.arrive(ioas, old, area, arrival, settled)?;
         }
         for mapped in old.iter() {
             plan.depart(mapped, wanted)?;
         }
         Ok(plan)
+    }
+
+    /// The areas that will be installed, for a while or for good.
+    pub fn coming(&self) -> Vec<Mapped> {
+        self.between.iter().chain(&self.after).cloned().collect()
     }
 
     /// Plans one wanted area.
@@ -43,6 +57,7 @@ impl Plan {
         ioas: &Ioas,
         old: &IovaMap<Mapped>,
         area: &Area,
+        arrival: &Arrival,
         settled: bool,
     ) -> Result<(), IoasError> {
         let staying: Vec<(&Mapped, IovaRange)> =
@@ -55,7 +70,7 @@ impl Plan {
             return Ok(try_push(&mut self.after, (*mapped).clone())?);
         }
         let slot = ioas.slot()?;
-        let mut segments = Vec::new();
+        let (mut segments, mut shares) = (Vec::new(), Vec::new());
         let mut inherited = Vec::new();
         // Keeps what is new until the area itself does.
         let mut occupancies = Vec::new();
@@ -65,11 +80,13 @@ impl Plan {
                 && first < range.first()
                 && let Some(before) = range.first().0.checked_sub(1)
             {
-                let (new, occupancy) = fresh(ioas, area, first, mdev_dma::Iova(before))?;
-                segments.extend(new);
-                occupancies.push(occupancy);
+                let new = fresh(ioas, area, first, mdev_dma::Iova(before), arrival)?;
+                segments.extend(new.0);
+                occupancies.push(new.1);
+                shares.push(new.2);
             }
             let cut = cut(&mapped.0.segments, *range);
+            let cut_shares = mapped.shares_in(*range);
             let slots: Vec<Slot> = std::iter::once(mapped.0.slot.clone())
                 .chain(
                     mapped
@@ -81,20 +98,29 @@ impl Plan {
                 )
                 .collect();
             let kept = part(&mapped.0.area, *range)?;
-            let kept = Mapped::cut(kept, cut.clone(), slot.clone(), slots.clone(), false);
+            let kept = Mapped::cut(
+                kept,
+                cut.clone(),
+                Shares::new(cut_shares.clone()),
+                slot.clone(),
+                slots.clone(),
+                false,
+            );
             try_push(&mut self.between, kept)?;
             segments.extend(cut);
+            shares.extend(cut_shares);
             inherited.extend(slots);
             next = range.last().checked_add(1);
         }
         if let Some(first) = next
             && first <= area.range.last()
         {
-            let (new, occupancy) = fresh(ioas, area, first, area.range.last())?;
-            segments.extend(new);
-            occupancies.push(occupancy);
+            let new = fresh(ioas, area, first, area.range.last(), arrival)?;
+            segments.extend(new.0);
+            occupancies.push(new.1);
+            shares.push(new.2);
         }
-        let arriving = Mapped::cut(area.clone(), segments, slot, inherited, false);
+        let arriving = Mapped::cut(area.clone(), segments, Shares::new(shares), slot, inherited, false);
         try_push(&mut self.after, arriving)?;
         Ok(())
     }
@@ -122,7 +148,14 @@ impl Plan {
         for range in gone {
             let MappedArea { area, segments, slot, inherited, .. } = &*mapped.0;
             let (area, segments) = (part(area, range)?, cut(segments, range));
-            let gated = Mapped::cut(area, segments, slot.clone(), inherited.clone(), true);
+            let gated = Mapped::cut(
+                area,
+                segments,
+                Shares::new(mapped.shares_in(range)),
+                slot.clone(),
+                inherited.clone(),
+                true,
+            );
             try_push(&mut self.between, gated)?;
             try_push(&mut self.going, range)?;
         }
@@ -144,15 +177,18 @@ pub fn part(area: &Area, range: IovaRange) -> Result<Area, IoasError> {
     Ok(Area { range, extent, perm: area.perm, log })
 }
 
-/// New host memory for `first..=last` of a wanted area.
+/// New host memory for `first..=last` of a wanted area, and what its pages are charged by.
 fn fresh(
     ioas: &Ioas,
     area: &Area,
     first: mdev_dma::Iova,
     last: mdev_dma::Iova,
-) -> Result<(Vec<Segment>, Occupancy), IoasError> {
+    arrival: &Arrival,
+) -> Result<(Vec<Segment>, Occupancy, Share), IoasError> {
     let range = IovaRange::new(first, last).map_err(|_| IoasError::NotFound(area.range))?;
-    ioas.host_memory(&part(area, range)?)
+    let part = part(area, range)?;
+    let (segments, occupancy) = ioas.host_memory(&part)?;
+    Ok((segments, occupancy, Share::new(&part, &arrival.account)))
 }
 
 /// The segments within a range, cut at its ends. Keeps their windows, poisoned ones too.
@@ -185,7 +221,14 @@ impl Replace {
             areas.iter().flat_map(|mapped| mapped.pieces().collect::<Vec<_>>()).collect();
         let pieces = IovaMap::from_items(pieces).map_err(exists)?;
         let areas = IovaMap::from_items(areas.to_vec()).map_err(exists)?;
-        Ok(ioas.state().install(areas, pieces))
+        let mut state = ioas.state();
+        let before = std::mem::replace(&mut state.areas, areas.clone());
+        let retired = state.install(areas, pieces);
+        // What stays is charged by areas of its own already, or by the very same ones.
+        let kept: HashSet<_> = state.areas.iter().map(|mapped| Arc::as_ptr(&mapped.0.shares)).collect();
+        let gone = before.iter().filter(|mapped| !kept.contains(&Arc::as_ptr(&mapped.0.shares)));
+        gone.for_each(|mapped| mapped.0.shares.release_whole());
+        Ok(retired)
     }
 }
 
@@ -224,7 +267,9 @@ impl Work for Replace {
     }
 
     fn ended(&mut self, ioas: &Ioas) {
-        ioas.state().replacing = false;
+        let mut state = ioas.state();
+        state.replacing = false;
+        state.coming = Vec::new();
     }
 
     fn bytes(&self) -> u64 {

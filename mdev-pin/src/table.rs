@@ -12,6 +12,7 @@ use crate::{
     slot::Slot,
     sync,
     sys::piece::Piece,
+    tally::{Share, Shares},
 };
 
 /// An area as the space keeps it.
@@ -26,6 +27,8 @@ pub struct MappedArea {
     pub segments: Vec<Segment>,
     /// Keeps that memory from being revoked when somebody else's area goes.
     pub occupancy: Arc<Occupancy>,
+    /// What its pages are charged by.
+    pub shares: Arc<Shares>,
     /// Where new pins are counted.
     pub slot: Slot,
     /// Where pins taken before a re-cut are counted; they may lie in this area.
@@ -38,13 +41,20 @@ pub struct MappedArea {
 
 impl Mapped {
     /// An area that is mapped by itself, open to lookups.
-    pub fn new(area: Area, segments: Vec<Segment>, occupancy: Occupancy, slot: Slot) -> Self {
+    pub fn new(
+        area: Area,
+        segments: Vec<Segment>,
+        occupancy: Occupancy,
+        shares: Arc<Shares>,
+        slot: Slot,
+    ) -> Self {
         let occupancy = Arc::new(occupancy);
         let inherited = Vec::new();
         Mapped(Arc::new(MappedArea {
             area,
             segments,
             occupancy,
+            shares,
             slot,
             inherited,
             gated: false,
@@ -54,15 +64,31 @@ impl Mapped {
 
     /// An area of which the caller holds at least every byte that is not new, in areas that it was cut out of: pins
     /// into it may be counted on the slots in `inherited` too.
-    pub fn cut(area: Area, segments: Vec<Segment>, slot: Slot, inherited: Vec<Slot>, gated: bool) -> Self {
+    pub fn cut(
+        area: Area,
+        segments: Vec<Segment>,
+        shares: Arc<Shares>,
+        slot: Slot,
+        inherited: Vec<Slot>,
+        gated: bool,
+    ) -> Self {
         let occupancy = Arc::new(Occupancy::within(&segments));
-        Mapped(Arc::new(MappedArea { area, segments, occupancy, slot, inherited, gated, leaving: false }))
+        Mapped(Arc::new(MappedArea {
+            area,
+            segments,
+            occupancy,
+            shares,
+            slot,
+            inherited,
+            gated,
+            leaving: false,
+        }))
     }
 
     /// The same area with other flags.
     pub fn with_flags(&self, gated: bool, leaving: bool) -> Self {
-        let MappedArea { area, segments, occupancy, slot, inherited, .. } = (*self.0).clone();
-        Mapped(Arc::new(MappedArea { area, segments, occupancy, slot, inherited, gated, leaving }))
+        let MappedArea { area, segments, occupancy, shares, slot, inherited, .. } = (*self.0).clone();
+        Mapped(Arc::new(MappedArea { area, segments, occupancy, shares, slot, inherited, gated, leaving }))
     }
 
     /// What lanes are to see of it.
@@ -70,6 +96,11 @@ impl Mapped {
         let area = &self.0;
         let piece = |segment| Piece::new(segment, area.area.perm, area.slot.number(), area.gated);
         area.segments.iter().filter_map(piece)
+    }
+
+    /// What the pages in `range` are charged by.
+    pub fn shares_in(&self, range: IovaRange) -> Vec<Share> {
+        self.0.shares.parts.iter().filter_map(|share| share.cut(range)).collect()
     }
 
     /// Every slot on which a pin into this area may be counted.

@@ -1,5 +1,6 @@
 //! The contract's rules on real memory files.
 
+mod account;
 mod copy;
 mod detach;
 mod faults;

@@ -80,6 +80,11 @@ pub trait Device: Send + Sync {
         self.queue_count().into()
     }
 
+    /// Whether its engines hold guest memory beyond a burst ([`mdev_pin::Burst::pin`]). If not, nothing is charged for it.
+    fn holds_pins(&self) -> bool {
+        true
+    }
+
     /// The largest ring it accepts, in entries.
     fn max_ring_size(&self) -> u16;
 

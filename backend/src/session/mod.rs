@@ -198,7 +198,8 @@ impl Session {
     ) -> io::Result<Session> {
         let ioas = Ioas::new(windows);
         // A pin that outlives a burst goes when its request ends: an unmap waits for that, up to its deadline.
-        let access = Access::new(Arc::new(IgnoreUnmap));
+        let create = if device.holds_pins() { Access::new } else { Access::without_pins };
+        let access = create(Arc::new(IgnoreUnmap));
         access.attach(&ioas).map_err(io::Error::other)?;
         let vrings = (0..device.queue_count()).map(|_| Vring::default()).collect();
         Ok(Session {

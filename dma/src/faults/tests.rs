@@ -83,7 +83,7 @@ fn an_area_of_three_windows_is_mapped_whole_or_not_at_all() {
             Step::Map | Step::Advise => matches!(error, WindowError::Map(_)) && error.errno() == libc::ENOMEM,
             Step::WindowSlot => matches!(error, WindowError::TableFull { .. }),
             Step::Memory => matches!(error, WindowError::Memory(_)) && error.errno() == libc::ENOMEM,
-            Step::Inspect | Step::AreaSlot | Step::TakeAway => false,
+            Step::Inspect | Step::AreaSlot | Step::TakeAway | Step::Charge => false,
         };
         assert!(expected, "{step:?}: {error:?}");
         assert_eq!(

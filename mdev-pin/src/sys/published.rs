@@ -7,6 +7,7 @@ use std::{cell::Cell, mem::ManuallyDrop, ptr::NonNull};
 use mdev_dma::poison_epoch;
 
 use crate::{
+    error::ResolveError,
     parked::{Miss, Place, Waiters},
     shard::{Count, Grace, Shard},
     sync::{Arc, AtomicPtr, Mutex, Ordering, lock},
@@ -29,8 +30,8 @@ impl Published {
         Arc::new(Published { current, waiters: Waiters::default(), shards: Mutex::new(Vec::new()) })
     }
 
-    /// A new lane's end of this pointer.
-    pub fn reader(this: &Arc<Self>) -> Reader {
+    /// A new lane's end of this pointer, which counts pins or refuses them.
+    pub fn reader(this: &Arc<Self>, may_pin: bool) -> Reader {
         let shard = Arc::new(Shard::new());
         let mut shards = lock(&this.shards);
         shards.retain(in_use);
@@ -39,6 +40,7 @@ impl Published {
         Reader {
             published: this.clone(),
             shard,
+            may_pin,
             sequence: 0,
             remembered: Cell::new(Remembered::NOTHING),
             counted: Cell::new(None),
@@ -125,6 +127,8 @@ impl Drop for Retired {
 pub struct Reader {
     published: Arc<Published>,
     shard: Arc<Shard>,
+    /// Whether pins may be counted on it.
+    may_pin: bool,
     /// The value last stored in the shard.
     sequence: u64,
     remembered: Cell<Remembered>,
@@ -248,9 +252,19 @@ impl Inside<'_> {
 
     #[inline(never)]
     fn other_counter(&self, slot: u32) -> Option<&Count> {
+        if !self.reader.may_pin {
+            return None;
+        }
         let count = self.reader.shard.counter(slot)?;
         self.reader.counted.set(Some(Counted { slot, count: NonNull::from(count) }));
         Some(count)
+    }
+}
+
+impl Inside<'_> {
+    /// Why [`Inside::counter`] has none.
+    pub fn uncounted(&self) -> ResolveError {
+        if self.reader.may_pin { ResolveError::Overflow } else { ResolveError::NotPinning }
     }
 }
 

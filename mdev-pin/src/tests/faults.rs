@@ -10,7 +10,7 @@ use mdev_dma::{
 };
 
 use super::*;
-use crate::{Pages, Place, Rw};
+use crate::{Account, Pages, Place, Rw, change_process};
 
 const NAME: &str = "mdev-pin-fault";
 
@@ -50,6 +50,7 @@ struct World {
     pinning: Access,
     other: Access,
     file: Option<Arc<BackingFile>>,
+    owner: Account,
 }
 
 /// An operation: what it is called, and itself; the error is the number.
@@ -70,6 +71,7 @@ impl World {
             windows,
             device,
             file: None,
+            owner: Account::unlimited(),
         }
     }
 
@@ -91,7 +93,8 @@ impl World {
                     .collect::<Vec<_>>()
             })
             .collect();
-        format!("{spaces:?} {found:?} {:?}", self.device.0.lock().unwrap())
+        let charged = self.spaces.each_ref().map(|ioas| ioas.account().pinned());
+        format!("{spaces:?} {found:?} {charged:?} {:?}", self.device.0.lock().unwrap())
     }
 }
 
@@ -136,6 +139,10 @@ const SEQUENCE: &[Operation] = &[
         let done = ioas.copy_from(ioas, Iova(0), 6 * PAGE, Place::Anywhere, Perm::READ);
         done.map(drop).map_err(|error| error.errno())
     }),
+    ("change the process", |w| {
+        let [one, other] = &w.spaces;
+        change_process(&[one.clone(), other.clone()], &w.owner).map_err(|error| error.errno())
+    }),
     ("replace the table", |w| {
         let (file, perm) = (w.file(), Perm::READ | Perm::WRITE);
         // Cuts the first area, keeps a part of it, and adds a third window.
@@ -161,7 +168,7 @@ fn documented(operation: &str, step: Step) -> i32 {
         // The file is asked for its size to tell whether it was truncated; if it cannot tell, it was.
         Step::Size if operation.starts_with("pin") || operation.starts_with("write") => 22,
         Step::Size => 5,
-        Step::Map | Step::TakeAway | Step::Advise | Step::Memory => 12,
+        Step::Map | Step::TakeAway | Step::Advise | Step::Memory | Step::Charge => 12,
         Step::WindowSlot | Step::AreaSlot => 28,
     }
 }
@@ -200,11 +207,20 @@ fn every_step_that_fails_once_changes_nothing_and_leaves_nothing() {
     }
     let operations =
         |prefix: &str| failed.iter().filter(|(operation, _)| operation.starts_with(prefix)).count();
-    for prefix in
-        ["a file", "map over", "map any", "pin", "write", "copy to", "copy any", "replace the table"]
-    {
+    for prefix in [
+        "a file",
+        "map over",
+        "map any",
+        "attach the",
+        "pin",
+        "write",
+        "copy to",
+        "copy any",
+        "change",
+        "replace the table",
+    ] {
         assert!(operations(prefix) > 0, "nothing failed in {prefix}: {failed:?}");
     }
     // What undoes things cannot be refused.
-    assert_eq!(["unmap", "close", "detach", "destroy", "attach"].map(operations), [0; 5], "{failed:?}");
+    assert_eq!(["unmap", "close", "detach", "destroy"].map(operations), [0; 4], "{failed:?}");
 }

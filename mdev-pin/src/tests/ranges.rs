@@ -125,11 +125,10 @@ fn alignment_rises_with_an_access_that_pins_and_falls_when_it_has_left() {
     pinning[0].detach(LONG).unwrap();
     assert_eq!(s.ioas.iova_alignment(), PAGE, "the other is still there");
     s.ioas.map(area(&file, 0x1000, PAGE, 0)).unwrap();
-    let mut lane = pinning[1].lane();
-    let pin = lane.enter().pin(Iova(0x1000), 1, Perm::READ).unwrap();
+    let page = pinning[1].pin_pages(Iova(0x1000), PAGE, Perm::READ).unwrap();
     let leaving = pinning[1].begin_detach(LONG).unwrap();
     assert_eq!(s.ioas.iova_alignment(), PAGE, "it holds a page");
-    drop(pin);
+    page.unpin().unwrap();
     leaving.wait().unwrap();
     assert_eq!(s.ioas.iova_alignment(), 1);
     s.ioas.map(area(&file, 0x2000, 0x800, 0)).unwrap();

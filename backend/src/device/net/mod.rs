@@ -122,6 +122,10 @@ impl Device for NetDevice {
         self.config.queue_pairs.into()
     }
 
+    fn holds_pins(&self) -> bool {
+        false
+    }
+
     fn max_ring_size(&self) -> u16 {
         MAX_RING_SIZE
     }
