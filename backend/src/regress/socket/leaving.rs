@@ -32,8 +32,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "front-end-vanishes",
         origin: "Q/T",
         bound: SECOND,
-        shows: "front-ends vanish at random points of their conversation: the device lets go of all memory and \
-                serves the next one",
+        shows: "front-ends vanish at random points of their conversation, also while a queue waits for memory: the \
+                device lets go of all memory and serves the next one",
         body: Body::Play(front_end_vanishes),
     },
 ];
@@ -133,7 +133,7 @@ fn front_end_vanishes(run: &Run) -> Outcome {
     for mut random in run.rounds(4) {
         let memory = Memory::new()?;
         let mut connection = Connection::new(&server, 0)?;
-        let last = random.below(6);
+        let last = random.below(7);
         if last > 0 {
             connection.share(&memory)?;
         }
@@ -152,6 +152,16 @@ fn front_end_vanishes(run: &Run) -> Outcome {
                 }
             }
             5 => exchange(&memory, &connection.fds, random.below(20))?,
+            // While a queue waits for memory that was taken away, and may come back.
+            6 => {
+                let parks = || server.counters(1).parks;
+                let before = parks();
+                let buffers = connection.named(&memory, 1)?;
+                connection.front.client().remove_mem_region(buffers)?;
+                lock(&memory.port).churn()?;
+                kick(&connection.fds);
+                await_that("the queue waits", || parks() > before)?;
+            }
             _ => {}
         }
         run.time("end", || {
