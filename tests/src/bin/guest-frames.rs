@@ -1,5 +1,6 @@
-//! guest-frames INTERFACE COUNT: run inside the lab's guest. Sends COUNT numbered frames of many sizes to the interface's own address and
-//! expects each of them back, byte for byte, from a device whose link is `loopback`.
+//! `guest-frames INTERFACE COUNT [LOSSES]`: run inside the lab's guest. Sends COUNT numbered frames of many sizes to the interface's own
+//! address and expects each of them back, byte for byte, from a device whose link is `loopback`. Up to LOSSES times what is missing is sent
+//! again, for tests that interrupt the device; without it nothing may be missing.
 //!
 //! UNSAFETY: no safe library knows the address of a packet socket, so its C layout is given to `bind` here.
 #![allow(unsafe_code)]
@@ -20,16 +21,20 @@ const HEADER: usize = 14;
 const LARGEST: usize = 1514;
 /// How many frames are on their way at once.
 const WINDOW: u32 = 16;
+/// How long to wait for a frame: where losses are expected, and where each is a failure.
+const SOON: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let (Some(interface), Some(Ok(count))) =
         (arguments.next(), arguments.next().map(|text| text.parse::<u32>()))
     else {
-        eprintln!("usage: guest-frames INTERFACE COUNT");
+        eprintln!("usage: guest-frames INTERFACE COUNT [LOSSES]");
         return ExitCode::FAILURE;
     };
-    match exchange(&interface, count) {
+    let losses = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    match exchange(&interface, count, losses) {
         Ok(bytes) => {
             println!("frames: {count} sent and back, {bytes} bytes");
             ExitCode::SUCCESS
@@ -43,8 +48,9 @@ fn main() -> ExitCode {
 
 /// Send all frames, a window at a time, and expect exactly those of the window back, in any order: with several queues the guest itself
 /// sends them on different ones. Returns the bytes that came back.
-fn exchange(interface: &str, count: u32) -> io::Result<u64> {
-    let (mut socket, address) = open(interface)?;
+fn exchange(interface: &str, count: u32, losses: u32) -> io::Result<u64> {
+    let (mut socket, address) = open(interface, if losses > 0 { SOON } else { LATE })?;
+    let mut losses_left = losses;
     let mut bytes = 0;
     let mut next = 0;
     while next < count {
@@ -58,8 +64,20 @@ fn exchange(interface: &str, count: u32) -> io::Result<u64> {
             let lost = |error| {
                 io::Error::other(format!("{} of frames {next} to {last} are missing: {error}", missing.len()))
             };
-            let length = socket.read(&mut back).map_err(lost)?;
+            let length = match socket.read(&mut back) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && losses_left > 0 => {
+                    losses_left -= 1;
+                    for frame in &missing {
+                        socket.write_all(frame)?;
+                    }
+                    continue;
+                }
+                length => length.map_err(lost)?,
+            };
             let Some(which) = missing.iter().position(|frame| *frame == back[..length]) else {
+                if losses > 0 {
+                    continue; // it was late, not lost
+                }
                 let number = back[HEADER..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
                 return Err(io::Error::other(format!(
                     "frame {number} of {length} bytes came back changed, twice or late"
@@ -86,8 +104,8 @@ fn frame(address: [u8; 6], number: u32) -> Vec<u8> {
     frame
 }
 
-/// A packet socket bound to the interface, and the interface's address. Reads give up after ten seconds.
-fn open(interface: &str) -> io::Result<(fs::File, [u8; 6])> {
+/// A packet socket bound to the interface, and the interface's address. Reads give up after this time.
+fn open(interface: &str, patience: Duration) -> io::Result<(fs::File, [u8; 6])> {
     let read = |what: &str| fs::read_to_string(format!("/sys/class/net/{interface}/{what}"));
     let index: i32 = read("ifindex")?.trim().parse().map_err(io::Error::other)?;
     let mut address = [0; 6];
@@ -97,7 +115,7 @@ fn open(interface: &str) -> io::Result<(fs::File, [u8; 6])> {
     let protocol = NonZeroU32::new(ETHER_TYPE.to_be().into()).map(Protocol::from_raw);
     let socket = net::socket(AddressFamily::PACKET, SocketType::RAW, protocol)?;
     net::bind(&socket, &LinkAddress::of(index))?;
-    net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(10)))?;
+    net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(patience))?;
     Ok((socket.into(), address))
 }
 

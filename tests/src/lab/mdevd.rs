@@ -89,6 +89,25 @@ impl Mdevd {
         Duration::from_millis(ticks.saturating_mul(1000) / per_second)
     }
 
+    /// The memory files that it has mapped, by inode: how often.
+    pub fn mapped_files(&self) -> BTreeMap<u64, usize> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.run.id())).expect("it is there");
+        let mut files = BTreeMap::new();
+        for line in maps.lines().filter(|line| line.contains("/memfd:")) {
+            // proc(5): address, permissions, offset, device, inode, path
+            let inode = line.split_whitespace().nth(4).and_then(|inode| inode.parse().ok());
+            *files.entry(inode.expect("an inode")).or_default() += 1;
+        }
+        files
+    }
+
+    /// How many memory files it has open.
+    pub fn open_files(&self) -> usize {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.run.id())).expect("it is there");
+        let targets = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("/memfd:")).count()
+    }
+
     /// Whether it still runs.
     pub fn alive(&mut self) -> bool {
         self.run.wait(Duration::ZERO).is_none()

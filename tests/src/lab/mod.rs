@@ -27,7 +27,7 @@ pub use hugepages::HugePages;
 pub use initramfs::{FileKind, Initramfs, shared_libraries};
 pub use mdevd::{Counters, Mdevd};
 pub use process::{Ended, Running, dying_with_us};
-pub use qemu::{Guest, QemuGuest};
+pub use qemu::{Guest, QemuGuest, Successor};
 pub use qmp::Qmp;
 pub use runner::{Skip, Trial};
 pub use testpmd::{Forward, Pages, Rate, RunningTestpmd, Testpmd, Totals};

@@ -1,15 +1,19 @@
 //! A Linux guest in QEMU, emulated in software: correct and slow.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Ended, Initramfs, Lab, Qmp, Running};
+use super::{Ended, Initramfs, Lab, Qmp, Running, Skip};
 
 /// How long a guest may take from power-on to its script: 4 to 5 seconds when the machine has nothing else to do.
 pub const BOOT: Duration = Duration::from_secs(90);
+
+/// Where one QEMU hands its guest to another: its state, and the descriptors of its memory.
+const MAIN: &str = "main.sock";
+const CPR: &str = "cpr.sock";
 
 /// A guest in the making.
 #[derive(Debug)]
@@ -65,11 +69,38 @@ impl<'a> Guest<'a> {
         ])
     }
 
+    /// Memory that another QEMU can take over while the guest lives: see [`Guest::successor`].
+    pub fn movable(self) -> Guest<'a> {
+        self.arguments(&["-machine", "aux-ram-share=on"])
+    }
+
     /// Power on. Returns at once; wait for `guest: running` with [`QemuGuest::booted`].
     ///
     /// # Panics
     /// When QEMU cannot be started.
     pub fn start(self) -> QemuGuest {
+        let (run, monitor) = self.spawn();
+        QemuGuest { run, qmp: Qmp::connect(&monitor, BOOT) }
+    }
+
+    /// Start a QEMU that waits to take over the guest of another one, of the same arguments, with its memory and its state
+    /// (`cpr-transfer`). It has no monitor before.
+    ///
+    /// # Panics
+    /// When QEMU cannot be started, or does not listen in time.
+    pub fn successor(self) -> Successor {
+        let cpr = json!({ "channel-type": "cpr", "addr": socket(CPR) }).to_string();
+        let main = format!("unix:{MAIN}");
+        let (run, monitor) = self.arguments(&["-incoming", &main, "-incoming", &cpr]).spawn();
+        let give_up = Instant::now() + BOOT;
+        while !listens(CPR) {
+            assert!(Instant::now() < give_up, "the successor does not listen on {CPR}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Successor { run, monitor }
+    }
+
+    fn spawn(self) -> (Running, PathBuf) {
         let mut files = Initramfs::for_guest(self.lab, &self.script).expect("the guest's files");
         for (name, path) in &self.programs {
             files.add_program(name, path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -108,10 +139,49 @@ impl<'a> Guest<'a> {
             "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable",
         ]);
         command.args(&self.arguments);
-        let run = Running::spawn_with_input(&self.name, command);
-        let qmp = Qmp::connect(&self.lab.work().join(monitor), BOOT);
+        (Running::spawn_with_input(&self.name, command), self.lab.work().join(monitor))
+    }
+}
+
+/// A QEMU that waits for another one's guest.
+#[derive(Debug)]
+pub struct Successor {
+    run: Running,
+    monitor: PathBuf,
+}
+
+impl Successor {
+    /// Wait until it runs the guest.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn runs(self) -> QemuGuest {
+        let Successor { run, monitor } = self;
+        let mut qmp = Qmp::connect(&monitor, BOOT);
+        let give_up = Instant::now() + BOOT;
+        while qmp.execute("query-status", json!({}))["status"] != "running" {
+            assert!(Instant::now() < give_up, "the successor does not run the guest");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         QemuGuest { run, qmp }
     }
+}
+
+/// Whether somebody listens on a socket that was bound by this name: its file is there a little earlier.
+fn listens(name: &str) -> bool {
+    const ACCEPTS: &str = "00010000"; // net/unix/af_unix.c, unix_seq_show: __SO_ACCEPTCON
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("a list of sockets");
+    let is_meant = |line: &str| {
+        // Num, RefCount, Protocol, Flags, Type, St, Inode, Path
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&ACCEPTS) && fields.get(7) == Some(&name)
+    };
+    sockets.lines().any(is_meant)
+}
+
+/// How QEMU calls a socket in the working folder.
+fn socket(path: &str) -> Value {
+    json!({ "transport": "socket", "type": "unix", "path": path })
 }
 
 impl QemuGuest {
@@ -151,6 +221,20 @@ impl QemuGuest {
     /// Press the reset button.
     pub fn system_reset(&mut self) {
         self.qmp.execute("system_reset", json!({}));
+    }
+
+    /// Hand the guest to the QEMU that waits for it. This one keeps its connections until it is told to quit.
+    ///
+    /// # Errors
+    /// What QEMU says if it does not do that.
+    pub fn hand_over(&mut self) -> Result<(), Skip> {
+        let refused = |error: Value| Skip(format!("QEMU does not hand its guest over: {error}"));
+        let mode = json!({ "mode": "cpr-transfer" });
+        self.qmp.try_execute("migrate-set-parameters", mode).map_err(refused)?;
+        let channel = |kind, path| json!({ "channel-type": kind, "addr": socket(path) });
+        let channels = json!({ "channels": [channel("main", MAIN), channel("cpr", CPR)] });
+        self.qmp.try_execute("migrate", channels).map_err(refused)?;
+        Ok(())
     }
 
     /// Make QEMU end in order, as `quit` does.

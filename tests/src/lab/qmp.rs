@@ -47,17 +47,28 @@ impl Qmp {
     /// # Panics
     /// When QEMU answers with an error or not at all.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        self.try_execute(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// The same for a command that may be refused.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    ///
+    /// # Panics
+    /// When QEMU does not answer.
+    pub fn try_execute(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
         let mut request = json!({ "execute": command, "arguments": arguments }).to_string();
         request.push('\n');
         self.passed.clear();
         self.lines.get_mut().write_all(request.as_bytes()).expect("the monitor listens");
         loop {
             let mut answer = self.line();
-            if let Some(error) = answer.get("error") {
-                panic!("{command}: {error}");
+            if let Some(error) = answer.get_mut("error") {
+                return Err(error.take());
             }
             if let Some(returned) = answer.get_mut("return") {
-                return returned.take();
+                return Ok(returned.take());
             }
             self.passed.push_back(answer);
         }

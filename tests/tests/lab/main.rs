@@ -5,6 +5,7 @@ mod net_guest;
 mod net_restart;
 mod net_testpmd;
 mod peers;
+mod scenarios;
 
 use mdev_tests::lab::{Trial, runner};
 
@@ -15,5 +16,6 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_connections::trials());
     trials.extend(net_guest::trials());
     trials.extend(net_restart::trials());
+    trials.extend(scenarios::trials());
     runner::main(&trials)
 }
