@@ -93,6 +93,13 @@ impl Occupancy {
         Occupancy { number, parts }
     }
 
+    /// Gives the bytes back before it is dropped: they are not reached through any slice any more.
+    pub fn vacate(&self) {
+        for (window, bytes) in &self.parts {
+            window.occupants().lock().used.remove(&(bytes.0, self.number));
+        }
+    }
+
     /// Takes the pages of all of these away: slices into them stay valid, but reach private zeros instead of the file, and
     /// so does whatever is accessed through them from here on, on every processor. Pages are those of the file, and what
     /// the occupancies share is theirs. What lies elsewhere in the windows is not touched, nor is it poisoned; but the
@@ -156,9 +163,7 @@ fn joined(mut ranges: Vec<Bytes>) -> Vec<Bytes> {
 
 impl Drop for Occupancy {
     fn drop(&mut self) {
-        for (window, bytes) in &self.parts {
-            window.occupants().lock().used.remove(&(bytes.0, self.number));
-        }
+        self.vacate();
     }
 }
 

@@ -23,13 +23,26 @@ pub trait AccessOps: Send + Sync {
     /// not block: in particular not for the owner, for the caller, or for a close of this access. It may unpin, and
     /// take a lock that its device holds while it pins and records: nothing waits under that one.
     fn on_unmap(&self, range: IovaRange);
+
+    /// Bytes of `range` that the device still holds, although the deadline of the change has passed, are to be revoked
+    /// ([`crate::Past::Revoke`]). Answers whether no I/O that the kernel does is left on them: what there was has been
+    /// cancelled, and is over. Accesses by the processor need no mention; they are diverted. Called under the same rules
+    /// as `on_unmap`, after it; in particular it does not wait for I/O that takes its time, but answers `false`, as a
+    /// device does that says nothing else. Then nothing is revoked.
+    fn cancel(&self, _range: IovaRange) -> bool {
+        false
+    }
 }
 
-/// For devices that hold no pin beyond a burst: nothing is to be done.
+/// For devices that hold no pin beyond a burst, and give no guest memory to the kernel: nothing is to be done.
 pub struct IgnoreUnmap;
 
 impl AccessOps for IgnoreUnmap {
     fn on_unmap(&self, _range: IovaRange) {}
+
+    fn cancel(&self, _range: IovaRange) -> bool {
+        true
+    }
 }
 
 /// How long a close waits for a callback into the device (`iommufd_object_remove` waits as long).
@@ -104,8 +117,8 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// `Attached` \[EINVAL\], `Busy` during a detach, `Closed`; `Space` if the space does not take it, \[ENOMEM\] if
-    /// its areas cannot be charged.
+    /// `Attached` \[EINVAL\], `Busy` during a detach, `Void` \[EBUSY\] with void pins out, `Closed`; `Space` if the
+    /// space does not take it, \[ENOMEM\] if its areas cannot be charged.
     pub fn attach(&self, ioas: &Ioas) -> Result<(), AccessError> {
         let core = &self.owner.core;
         let mut attachment = lock(&core.attachment);
@@ -115,6 +128,7 @@ impl Access {
             Attachment::Changing { .. } => return Err(AccessError::Busy),
             Attachment::Closed => return Err(AccessError::Closed),
         }
+        core.has_no_void()?;
         // Under the lock, so that no detach comes between the two.
         ioas.join(core, core.control.alignment())?;
         *attachment = Attachment::Attached(ioas.clone());
@@ -153,7 +167,7 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// `Detached` and `Closed` \[ENOENT\], `Busy` \[EBUSY\] if another change of it is under way,
+    /// `Detached` and `Closed` \[ENOENT\], `Busy` \[EBUSY\] if another change of it is under way, `Void` \[EBUSY\],
     /// `WouldWaitForItself`; `Space` if the new space does not take it, \[EADDRINUSE\] if its areas are not aligned
     /// as the access needs them. After an error nothing has changed.
     pub fn begin_replace(&self, ioas: &Ioas, within: Duration) -> Result<Option<Change>, AccessError> {
@@ -205,9 +219,17 @@ impl Access {
         Lane::new(core, reader)
     }
 
-    /// Pins of this access that are out.
+    /// Pins of this access that are out, void ones not counted.
     pub fn pins(&self) -> u64 {
         self.owner.core.published.pins()
+    }
+
+    /// Void pins of this access that are out: the guest's memory was taken away from them ([`crate::Past::Revoke`]).
+    /// Until they are dropped the access can be detached and closed, but not attached again. What they needed is
+    /// released by the next change of the space, or here.
+    pub fn voided(&self) -> u64 {
+        self.owner.core.published.sweep();
+        self.owner.core.published.voided()
     }
 }
 
@@ -239,17 +261,27 @@ impl AccessCore {
 
     /// Tells the device, unless it is closed; a close waits for it.
     pub(crate) fn notify(&self, range: IovaRange) {
+        self.call(|ops| ops.on_unmap(range));
+    }
+
+    /// Asks the device to take what it holds back from the kernel.
+    pub(crate) fn cancel(&self, range: IovaRange) -> bool {
+        self.call(|ops| ops.cancel(range)).unwrap_or(false)
+    }
+
+    fn call<R>(&self, callback: impl FnOnce(&dyn AccessOps) -> R) -> Option<R> {
         {
             let mut callbacks = lock(&self.callbacks);
             if callbacks.closed {
-                return;
+                return None;
             }
             callbacks.running = callbacks.running.saturating_add(1);
         }
         let outer = IN_CALLBACK.with(|inside| inside.replace(true));
-        self.ops.on_unmap(range);
+        let done = callback(&*self.ops);
         IN_CALLBACK.with(|inside| inside.set(outer));
         let mut callbacks = lock(&self.callbacks);
         callbacks.running = callbacks.running.saturating_sub(1);
+        Some(done)
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     error::{AccessError, IoasError},
     ioas::Ioas,
     lane,
-    sync::{Arc, Deadline, lock},
+    sync::{Arc, lock},
     sys::published::Retired,
 };
 
@@ -38,6 +38,12 @@ impl Attachment {
 }
 
 impl AccessCore {
+    /// Void pins are counted on slots of the space they were taken in; those of another one have the same numbers.
+    pub(crate) fn has_no_void(&self) -> Result<(), AccessError> {
+        self.published.sweep();
+        if self.published.has_void() { Err(AccessError::Void) } else { Ok(()) }
+    }
+
     pub(crate) fn begin_detach(this: &Arc<Self>, within: Duration) -> Result<Change, AccessError> {
         if lane::inside_burst() {
             return Err(AccessError::WouldWaitForItself);
@@ -47,7 +53,7 @@ impl AccessCore {
         *attachment = Attachment::Changing { orphaned: false };
         drop(attachment);
         let work = Leave { core: this.clone(), to: None };
-        Ok(Change::begin(from, Deadline::within(within), Box::new(work)))
+        Ok(Change::begin(from, within.into(), Box::new(work)))
     }
 
     /// `None` if it is attached to `to` already.
@@ -67,12 +73,13 @@ impl AccessCore {
             from.adopt(retired.into_iter().collect());
             return Ok(None);
         }
+        this.has_no_void()?;
         // Before anything else: if the other space refuses, nothing has happened.
         to.enlist(this, this.control.alignment())?;
         *attachment = Attachment::Changing { orphaned: false };
         drop(attachment);
         let work = Leave { core: this.clone(), to: Some(to.clone()) };
-        Ok(Some(Change::begin(from, Deadline::within(within), Box::new(work))))
+        Ok(Some(Change::begin(from, within.into(), Box::new(work))))
     }
 }
 

@@ -5,6 +5,7 @@ use mdev_dma::IovaRange;
 use crate::{
     error::IoasError,
     ioas::Ioas,
+    revoke::{Past, Within},
     sync::{Backoff, Deadline},
     sys::published::Retired,
 };
@@ -19,6 +20,11 @@ pub trait Work: Send {
     fn drained(&self, ioas: &Ioas) -> bool;
     /// Publishes tables without the gated bytes, and returns the ones replaced.
     fn finish(&mut self, ioas: &Ioas) -> Vec<Retired>;
+    /// Past the deadline, voids all holds on the gated bytes; `late` are tables that showed them open and that a lane may
+    /// still be reading. After `true` follows `finish`, after `false` `fail`.
+    fn revoke(&mut self, _ioas: &Ioas, _late: &[Retired]) -> bool {
+        false
+    }
     /// Gives up past the deadline: what is gated stays gated and mapped. Says where.
     fn fail(&mut self, ioas: &Ioas) -> IovaRange;
     /// All stages are over, whatever the outcome.
@@ -46,14 +52,16 @@ enum Stage {
 pub struct Change {
     ioas: Ioas,
     deadline: Deadline,
+    past: Past,
     stage: Stage,
     work: Box<dyn Work>,
     outcome: Option<Result<u64, IoasError>>,
 }
 
 impl Change {
-    pub(crate) fn begin(ioas: Ioas, deadline: Deadline, work: Box<dyn Work>) -> Change {
-        let mut change = Change { ioas, deadline, stage: Stage::Begin, work, outcome: None };
+    pub(crate) fn begin(ioas: Ioas, within: Within, work: Box<dyn Work>) -> Change {
+        let (deadline, past) = (Deadline::within(within.time), within.past);
+        let mut change = Change { ioas, deadline, past, stage: Stage::Begin, work, outcome: None };
         change.advance();
         change
     }
@@ -123,10 +131,31 @@ impl Change {
     }
 
     fn wait_or_give_up(&mut self) -> bool {
-        if self.deadline.passed() {
-            self.give_up();
+        if !self.deadline.passed() {
+            return false;
         }
+        if self.past == Past::Revoke && self.revoke() {
+            return true;
+        }
+        self.give_up();
         false
+    }
+
+    fn revoke(&mut self) -> bool {
+        let late = match std::mem::replace(&mut self.stage, Stage::Drain) {
+            Stage::Grace(late) => {
+                // Nobody was told yet.
+                self.work.notify(&self.ioas);
+                late
+            }
+            _ => Vec::new(),
+        };
+        let revoked = self.work.revoke(&self.ioas, &late);
+        self.ioas.adopt(late);
+        if revoked {
+            self.stage = Stage::Free(self.work.finish(&self.ioas));
+        }
+        revoked
     }
 
     fn give_up(&mut self) {
@@ -135,10 +164,11 @@ impl Change {
     }
 
     fn end(&mut self, outcome: Result<u64, IoasError>) {
-        if let Stage::Grace(retired) | Stage::Free(retired) = std::mem::replace(&mut self.stage, Stage::Ended)
-        {
-            self.ioas.adopt(retired);
-        }
+        let left = match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Grace(retired) | Stage::Free(retired) => retired,
+            Stage::Begin | Stage::Drain | Stage::Ended => Vec::new(),
+        };
+        self.ioas.adopt(left);
         self.work.ended(&self.ioas);
         self.outcome = Some(outcome);
     }

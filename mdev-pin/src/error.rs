@@ -230,6 +230,9 @@ pub enum AccessError {
     /// A detach of it is under way.
     #[error("a detach or a replacement of this access is under way; try again when it has ended")]
     Busy,
+    /// Its device has not dropped pins whose memory was revoked.
+    #[error("pins of this access that were revoked are still out; drop them, or use another access")]
+    Void,
     /// Its device kept a pin, or a lane its burst, past the deadline.
     #[error("the device still holds guest memory after the deadline; release its pins and try again")]
     Deadlock,
@@ -259,6 +262,9 @@ pub enum AccessError {
     /// The file is shorter than it was when it was mapped.
     #[error("the file behind {0} has become too short; map the range anew when it has its length again")]
     Truncated(Iova),
+    /// The device kept pages for longer than it may, and they were taken away.
+    #[error("the memory at {0} was revoked, as it was still pinned at the deadline of an unmap; unpin it")]
+    Revoked(IovaRange),
     /// An unpin of what is not pinned.
     #[error("{0} is not pinned; unpin exactly what was pinned, once for each time")]
     NotPinned(IovaRange),
@@ -285,8 +291,9 @@ impl AccessError {
             | AccessError::NotPinned(_) => errno::EINVAL,
             AccessError::Resolve(error) => error.errno(),
             AccessError::Charge(_) => errno::ENOMEM,
+            AccessError::Revoked(_) => errno::EFAULT,
             AccessError::Detached | AccessError::Closed => errno::ENOENT,
-            AccessError::Busy | AccessError::CallbackStuck => errno::EBUSY,
+            AccessError::Busy | AccessError::Void | AccessError::CallbackStuck => errno::EBUSY,
             AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,
             AccessError::Space(error) => error.errno(),
             AccessError::Memory(_) => errno::ENOMEM,

@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
 };
 
 use mdev_dma::{Area, IovaMap, IovaRange, MapError, Occupancy, Ranged, Segment, Windows};
@@ -17,8 +16,9 @@ use crate::{
     limits::{Limits, PAGE},
     members::Member,
     replace::{Plan, Replace},
+    revoke::Within,
     slot::{Slot, Slots},
-    sync::{Arc, Deadline, Mutex, lock},
+    sync::{Arc, Mutex, lock},
     sys::{piece::Piece, published::Retired},
     table::{Mapped, Table},
     tally::{Share, Shares},
@@ -116,12 +116,12 @@ impl Ioas {
     }
 
     /// Unmaps all areas that lie in `range`, waiting for lanes and pins up to `within`; see [`Ioas::begin_unmap`].
-    pub fn unmap(&self, range: IovaRange, within: Duration) -> Result<u64, IoasError> {
+    pub fn unmap(&self, range: IovaRange, within: impl Into<Within>) -> Result<u64, IoasError> {
         self.begin_unmap(range, within)?.wait()
     }
 
     /// Unmaps everything, waiting as [`Ioas::unmap`] does, and says how many bytes that was; an empty space has 0.
-    pub fn unmap_all(&self, within: Duration) -> Result<u64, IoasError> {
+    pub fn unmap_all(&self, within: impl Into<Within>) -> Result<u64, IoasError> {
         self.unmap(IovaRange::FULL, within)
     }
 
@@ -132,7 +132,7 @@ impl Ioas {
     /// # Errors
     ///
     /// `NotFound` \[ENOENT\], `Busy` \[EBUSY\] if an area is already leaving, `InsideBurst` \[EDEADLK\].
-    pub fn begin_unmap(&self, range: IovaRange, within: Duration) -> Result<Change, IoasError> {
+    pub fn begin_unmap(&self, range: IovaRange, within: impl Into<Within>) -> Result<Change, IoasError> {
         refuse_inside_burst()?;
         let state = lock(&self.inner.state);
         state.changeable()?;
@@ -147,11 +147,11 @@ impl Ioas {
         let rest = found.iter().map(|mapped| mapped.range()).collect();
         drop(state);
         let work = Unmap { rest, current: None, bytes: 0 };
-        Ok(Change::begin(self.clone(), Deadline::within(within), Box::new(work)))
+        Ok(Change::begin(self.clone(), within.into(), Box::new(work)))
     }
 
     /// Replaces all areas, waiting for lanes and pins up to `within`; see [`Ioas::begin_replace`].
-    pub fn replace_table(&self, areas: Vec<Area>, within: Duration) -> Result<(), IoasError> {
+    pub fn replace_table(&self, areas: Vec<Area>, within: impl Into<Within>) -> Result<(), IoasError> {
         self.begin_replace(areas, within)?.wait().map(drop)
     }
 
@@ -163,7 +163,7 @@ impl Ioas {
     /// # Errors
     ///
     /// As [`Ioas::map`], for any of `areas`; `Exists` if two of them overlap.
-    pub fn begin_replace(&self, areas: Vec<Area>, within: Duration) -> Result<Change, IoasError> {
+    pub fn begin_replace(&self, areas: Vec<Area>, within: impl Into<Within>) -> Result<Change, IoasError> {
         refuse_inside_burst()?;
         if areas.iter().any(|area| area.perm.is_empty()) {
             return Err(IoasError::NoPermission);
@@ -185,11 +185,7 @@ impl Ioas {
                 state.expect(plan.coming())?;
                 state.replacing = true;
                 drop(state);
-                return Ok(Change::begin(
-                    self.clone(),
-                    Deadline::within(within),
-                    Box::new(Replace::new(plan)),
-                ));
+                return Ok(Change::begin(self.clone(), within.into(), Box::new(Replace::new(plan))));
             }
             // Another change came between; plan again on what it left.
         }
@@ -200,7 +196,7 @@ impl Ioas {
         lock(&self.inner.state).areas.iter().map(|mapped| mapped.0.area.clone()).collect()
     }
 
-    /// Pins out on this space.
+    /// Pins out on this space, void ones not counted.
     pub fn pins(&self) -> u64 {
         lock(&self.inner.state).counted().map(|core| core.published.pins()).sum()
     }
@@ -260,7 +256,12 @@ impl Ioas {
         retired.append(&mut lock(&self.inner.state).retired);
         // Outside the lock: freeing the last table of a window unmaps it.
         retired.retain_mut(|table| !table.poll());
-        lock(&self.inner.state).retired.append(&mut retired);
+        let void: Vec<_> = {
+            let mut state = lock(&self.inner.state);
+            state.retired.append(&mut retired);
+            state.counted().filter(|core| core.published.has_void()).cloned().collect()
+        };
+        void.iter().for_each(|core| core.published.sweep());
     }
 }
 
@@ -353,6 +354,10 @@ impl Work for Unmap {
         !ioas.pinned(&slots)
     }
 
+    fn revoke(&mut self, ioas: &Ioas, late: &[Retired]) -> bool {
+        self.current.as_ref().is_some_and(|current| ioas.revoke(std::slice::from_ref(current), late))
+    }
+
     fn finish(&mut self, ioas: &Ioas) -> Vec<Retired> {
         let Some(gone) = self.current.take() else { return Vec::new() };
         let mut state = ioas.state();
@@ -367,6 +372,7 @@ impl Work for Unmap {
         let retired = state.publish();
         drop(state);
         gone.0.shares.release_whole();
+        gone.0.occupancy.vacate();
         self.bytes = self.bytes.saturating_add(u64::try_from(gone.range().size()).unwrap_or(u64::MAX));
         retired
     }

@@ -36,15 +36,28 @@
 //! the area's references to its file. Grace and drain share one deadline. Past it the change fails with `EDEADLOCK`:
 //! the area stays mapped and stays gated, no memory is released, and a later unmap may succeed.
 //!
+//! # Past the deadline
+//!
+//! A caller that cannot wait for a device begins its change with [`Within::or_revoke`]. Past the deadline the devices that
+//! hold something are asked whether the kernel is done with it ([`AccessOps::cancel`]); then the pages that no other area
+//! uses, of any space that shares the window, are replaced by private zeros under the slices of whoever did not let go.
+//! The change succeeds: no lane and no pin reaches the guest's memory. Where a page is shared, or the kernel is not done,
+//! it fails as above.
+//!
+//! Pins on a revoked area are *void*, not gone. Their slot is not used again and what they point to stays mapped until the
+//! last of them is dropped. Nobody waits for them but an attachment of their access to another space. A pin on a slot that
+//! other areas share, because they were cut out of one, counts as live: nobody can tell where it lies.
+//!
 //! # Locks and their order
 //!
 //! `AccessCore::attachment`, then `Ioas::state` (of several spaces in the order of their creation), then
-//! `Published::shards`. The tallies of what is charged come after the states, several in the order of their addresses,
-//! and an account after its tallies; nothing is taken under an account. `AccessCore::callbacks`, the waiters of an
+//! `Published::void`, then `Published::shards`. The tallies of what is charged come after the states, several in the order of their addresses,
+//! and an account after its tallies; nothing is taken under an account. The records of who occupies which window, of
+//! several windows in the order of their addresses, are leaves. `AccessCore::callbacks`, the waiters of an
 //! access and the allocator of slots are leaves; wakers are called under the mutex of a space, and must not come back.
 //! None is held across grace, notification or drain. Lanes take none of them. The lane that an
 //! access owns for its control paths has a mutex, held by a call of `pin_pages` or `rw` only while it pins or copies,
-//! and inside it the record of pinned ranges, a leaf; `unpin_pages` takes only the record.
+//! and inside it the record of pinned ranges, which takes only records of windows; `unpin_pages` takes only the record.
 //!
 //! # What may block
 //!
@@ -62,7 +75,8 @@
 //!
 //! # What it does not implement
 //!
-//! Revocation of pins past the deadline.
+//! Revocation of what an access holds when it is detached, closed or taken over to another space: the areas stay mapped
+//! for others, so there is nothing to take away.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
@@ -84,6 +98,7 @@ mod parked;
 mod pin;
 mod ranges;
 mod replace;
+mod revoke;
 mod shard;
 mod slot;
 mod sync;
@@ -112,4 +127,5 @@ pub use pages::{Pages, Rw};
 pub use parked::{ParkState, Parked};
 pub use pin::Pin;
 pub use ranges::IovaRanges;
+pub use revoke::{Past, Within};
 pub use sys::kept::KeptSlice;

@@ -49,9 +49,9 @@ pub enum Holds {
     Nothing,
 }
 
-/// Pins by exact range, first and last address.
+/// Pins by exact range, first and last address. Only the last pin of a range may be other than void.
 #[derive(Default)]
-struct Held(Mutex<BTreeMap<(Iova, Iova), Entry>>);
+struct Held(Mutex<BTreeMap<(Iova, Iova), Vec<Entry>>>);
 
 /// A range, and how often it was pinned.
 struct Entry {
@@ -59,12 +59,18 @@ struct Entry {
     hold: std::sync::Arc<Hold>,
 }
 
-/// One pin with the windows it lies in and what it is charged. They go first: an unmap that sees the pin gone may count
-/// them.
+/// One pin with the parts of windows it lies in and what it is charged. They go first: an unmap that sees the pin gone
+/// may count them.
 struct Hold {
-    windows: Vec<std::sync::Arc<HostWindow>>,
+    memory: Vec<Part>,
     _charged: Vec<Charged>,
     pin: Pin,
+}
+
+struct Part {
+    window: std::sync::Arc<HostWindow>,
+    offset: u64,
+    len: u64,
 }
 
 /// What [`Access::rw`] is to do, with the caller's end of it (the flags of `iommufd_access_rw`).
@@ -157,7 +163,7 @@ impl Control {
         let range = checked(iova, length)?;
         let mut lane = lock(&self.lane);
         let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(&core.published, true)));
-        let mut windows = Vec::new();
+        let mut memory = Vec::new();
         // Alignment is looked at before permission (`iommufd_access_pin_pages`), hence no direction for the walk.
         let pin = burst.pin_range::<AccessError>(range, Perm::empty(), |found, offset, len| {
             aligned(found, offset, len, range)?;
@@ -165,11 +171,12 @@ impl Control {
                 return Err(ResolveError::Permission.into());
             }
             not_truncated(found, offset, len)?;
-            Ok(try_push(&mut windows, found.piece().window().clone())?)
+            let offset = found.piece().window_offset().wrapping_add(offset);
+            Ok(try_push(&mut memory, Part { window: found.piece().window().clone(), offset, len })?)
         })?;
         let charged = core.charge(range)?;
         // Recorded before the burst ends.
-        let hold = self.held.record(range, Hold { windows, _charged: charged, pin });
+        let hold = self.held.record(range, Hold { memory, _charged: charged, pin });
         drop(burst);
         Ok(Pages { range, hold, held: self.held.clone() })
     }
@@ -203,17 +210,18 @@ impl Control {
 }
 
 impl Held {
-    /// Counts a range. Pinned before, the new pin is dropped: the old one stands for both.
+    /// Counts a range. Pinned before, the new pin is dropped: the old one stands for both, unless it is void.
     fn record(&self, range: IovaRange, hold: Hold) -> Weak<Hold> {
         let mut held = lock(&self.0);
-        let entry = match held.entry((range.first(), range.last())) {
-            btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            btree_map::Entry::Vacant(entry) => {
-                entry.insert(Entry { count: 0, hold: std::sync::Arc::new(hold) })
-            }
-        };
-        entry.count = entry.count.saturating_add(1);
-        std::sync::Arc::downgrade(&entry.hold)
+        let entries = held.entry((range.first(), range.last())).or_default();
+        if let Some(entry) = entries.last_mut().filter(|entry| !entry.hold.is_void()) {
+            entry.count = entry.count.saturating_add(1);
+            return std::sync::Arc::downgrade(&entry.hold);
+        }
+        let hold = std::sync::Arc::new(hold);
+        let shown = std::sync::Arc::downgrade(&hold);
+        entries.push(Entry { count: 1, hold });
+        shown
     }
 
     fn unpin(&self, range: IovaRange) -> Result<(), AccessError> {
@@ -221,11 +229,22 @@ impl Held {
         let btree_map::Entry::Occupied(mut entry) = held.entry((range.first(), range.last())) else {
             return Err(AccessError::NotPinned(range));
         };
-        entry.get_mut().count = entry.get().count.saturating_sub(1);
-        if entry.get().count == 0 {
+        // Void ones first: they are the older ones.
+        if let Some(oldest) = entry.get_mut().first_mut() {
+            oldest.count = oldest.count.saturating_sub(1);
+        }
+        entry.get_mut().retain(|entry| entry.count > 0);
+        if entry.get().is_empty() {
             entry.remove();
         }
         Ok(())
+    }
+}
+
+impl Hold {
+    /// Whether some of its memory was revoked.
+    fn is_void(&self) -> bool {
+        self.memory.iter().any(|part| part.window.revoked(part.offset, part.len))
     }
 }
 
@@ -241,11 +260,14 @@ impl Pages {
     /// # Errors
     ///
     /// `NotPinned` if the range was unpinned before; `Poisoned` \[EFAULT\] if the memory lost a page: what was read
-    /// is not the guest's, what was written is lost.
+    /// is not the guest's, what was written is lost; `Revoked` \[EFAULT\] if it was taken away: the same.
     pub fn with<R>(&self, touch: impl FnOnce(&Pin) -> R) -> Result<R, AccessError> {
         let hold = self.hold.upgrade().ok_or(AccessError::NotPinned(self.range))?;
         let done = touch(&hold.pin);
-        if hold.windows.iter().any(|window| window.poisoned()) {
+        if hold.is_void() {
+            return Err(AccessError::Revoked(self.range));
+        }
+        if hold.memory.iter().any(|part| part.window.poisoned()) {
             return Err(ResolveError::Poisoned.into());
         }
         Ok(done)

@@ -7,6 +7,9 @@ use crate::sys::pinned::Pinned;
 /// A live hold on a range of guest memory. While it exists the memory stays mapped here and no unmap of its area
 /// succeeds. Drop it soon after `AccessOps::on_unmap` named its range.
 ///
+/// An unmap that revokes ([`crate::Past::Revoke`]) does not wait for ever: past its deadline the pin is *void*. Its slices
+/// are still memory, but not the guest's: what is written is seen by nobody, what is read is zeros or what was written.
+///
 /// Taken by [`crate::Burst::pin`]. It must be recorded by the device before the burst ends: that is what makes
 /// "no unrecorded pin exists" true once an unmap's grace is over.
 pub struct Pin {

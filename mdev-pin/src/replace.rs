@@ -224,10 +224,14 @@ impl Replace {
         let mut state = ioas.state();
         let before = std::mem::replace(&mut state.areas, areas.clone());
         let retired = state.install(areas, pieces);
-        // What stays is charged by areas of its own already, or by the very same ones.
+        // What stays is charged by areas of its own already, or by the very same ones; and occupied by them. Tables that
+        // are still being read, and void pins, keep areas longer than the space does.
         let kept: HashSet<_> = state.areas.iter().map(|mapped| Arc::as_ptr(&mapped.0.shares)).collect();
         let gone = before.iter().filter(|mapped| !kept.contains(&Arc::as_ptr(&mapped.0.shares)));
         gone.for_each(|mapped| mapped.0.shares.release_whole());
+        let kept: HashSet<_> = state.areas.iter().map(|mapped| Arc::as_ptr(&mapped.0.occupancy)).collect();
+        let gone = before.iter().filter(|mapped| !kept.contains(&Arc::as_ptr(&mapped.0.occupancy)));
+        gone.for_each(|mapped| mapped.0.occupancy.vacate());
         Ok(retired)
     }
 }
@@ -250,6 +254,12 @@ impl Work for Replace {
 
     fn drained(&self, ioas: &Ioas) -> bool {
         self.plan.as_ref().is_none_or(|plan| !ioas.pinned(&plan.slots))
+    }
+
+    fn revoke(&mut self, ioas: &Ioas, late: &[Retired]) -> bool {
+        let Some(plan) = &self.plan else { return false };
+        let going: Vec<Mapped> = plan.between.iter().filter(|mapped| mapped.0.gated).cloned().collect();
+        ioas.revoke(&going, late)
     }
 
     fn finish(&mut self, ioas: &Ioas) -> Vec<Retired> {

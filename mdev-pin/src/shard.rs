@@ -5,7 +5,7 @@
 //! `acquired == released` says that no pin is out, and stays true. Explored by the models `burst_against_unmap` and
 //! `pin_against_unmap`.
 
-use std::sync::OnceLock;
+use std::{collections::BTreeSet, sync::OnceLock};
 
 use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
@@ -84,9 +84,18 @@ impl Shard {
 
     /// Pins out on all slots.
     pub fn pins(&self) -> u64 {
-        let leaves =
-            self.counts.iter().filter_map(OnceLock::get).flat_map(|m| m.iter().filter_map(OnceLock::get));
-        leaves.flat_map(|leaf| leaf.iter()).map(Count::out).sum()
+        self.pins_beside(&BTreeSet::new())
+    }
+
+    /// Pins out on all slots but these.
+    pub fn pins_beside(&self, void: &BTreeSet<u32>) -> u64 {
+        let middles = self.counts.iter().enumerate().filter_map(|(at, middle)| Some((at, middle.get()?)));
+        let leaves = middles.flat_map(|(root, middle)| {
+            let leaves = middle.iter().enumerate();
+            leaves.filter_map(move |(at, leaf)| Some(((root * MIDDLE + at) * LEAF, leaf.get()?)))
+        });
+        let counts = leaves.flat_map(|(first, leaf)| leaf.iter().zip(first as u32..));
+        counts.filter(|(_, slot)| !void.contains(slot)).map(|(count, _)| count.out()).sum()
     }
 }
 
@@ -127,6 +136,17 @@ impl Grace {
             (shard, seen)
         });
         Grace { inside: inside.filter(|(_, seen)| seen % 2 == 1).collect() }
+    }
+
+    /// Whether all had left when it was asked last.
+    pub fn is_over(&self) -> bool {
+        self.inside.is_empty()
+    }
+
+    /// Waits also for those of `shards` that `other` waits for.
+    pub fn join(&mut self, other: &Grace, shards: &[Arc<Shard>]) {
+        let among = |waited: &&(Arc<Shard>, u64)| shards.iter().any(|shard| Arc::ptr_eq(shard, &waited.0));
+        self.inside.extend(other.inside.iter().filter(among).cloned());
     }
 
     /// Whether all have left.

@@ -12,6 +12,7 @@ mod parked;
 mod ranges;
 mod reattach;
 mod replace;
+mod revoke;
 mod scenarios;
 mod space_model;
 mod unmap;

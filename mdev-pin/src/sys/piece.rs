@@ -50,10 +50,15 @@ impl Piece {
         self.range.first().0
     }
 
+    /// Where in the window its first byte is.
+    pub fn window_offset(&self) -> u64 {
+        let base = self.window.slice(0, 0).map_or(self.address, |slice| slice.as_io_vec_parts().0);
+        self.address.saturating_sub(base) as u64
+    }
+
     /// Where its bytes are in the file, first and last.
     pub fn file_bytes(&self) -> (u64, u64) {
-        let base = self.window.slice(0, 0).map_or(self.address, |slice| slice.as_io_vec_parts().0);
-        let first = self.window.file_offset().saturating_add(self.address.saturating_sub(base) as u64);
+        let first = self.window.file_offset().saturating_add(self.window_offset());
         (first, first.saturating_add(self.last_offset()))
     }
 

@@ -1,7 +1,8 @@
 //! UNSAFETY: why this file exists: a pin refers to host memory and to the counters of the lane that took it without
 //! reference counts of its own; one relaxed store when it is taken and one atomic addition when it is dropped are
 //! its whole cost. What keeps both alive is the very count it stands for: an unmap, a detach and the release of a
-//! lane's counters all wait until it is back.
+//! lane's counters all wait until it is back. One that revoked it does not wait, but leaves the memory to the access,
+//! which keeps it as long (`Published::keep`).
 
 use std::ptr::NonNull;
 
@@ -75,7 +76,8 @@ impl Pinned {
     /// The pinned memory, in order.
     pub fn slices(&self) -> impl Iterator<Item = GuestSlice<'_>> {
         // SAFETY: the area behind the slot is not removed, and its window not unmapped, while the count that this
-        // pin took is out; it is returned in `drop`, after the borrow of the slices has ended.
+        // pin took is out, or `Published` keeps the window for it; it is returned in `drop`, after the borrow of the
+        // slices has ended.
         self.parts().map(|part| unsafe { GuestSlice::from_raw_parts(part.address, part.len) })
     }
 

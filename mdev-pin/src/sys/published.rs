@@ -9,7 +9,9 @@ use mdev_dma::poison_epoch;
 use crate::{
     error::ResolveError,
     parked::{Miss, Place, Waiters},
+    revoke::Void,
     shard::{Count, Grace, Shard},
+    slot::Slot,
     sync::{Arc, AtomicPtr, Mutex, Ordering, lock},
     sys::piece::{Found, Hint},
     table::Table,
@@ -22,12 +24,19 @@ pub struct Published {
     /// Queues that wait for another table.
     pub waiters: Waiters,
     shards: Mutex<Vec<Arc<Shard>>>,
+    /// What void pins need. Taken before `shards`.
+    void: Mutex<Vec<Void>>,
 }
 
 impl Published {
     pub fn new(table: Arc<Table>) -> Arc<Self> {
         let current = AtomicPtr::new(Arc::into_raw(table).cast_mut());
-        Arc::new(Published { current, waiters: Waiters::default(), shards: Mutex::new(Vec::new()) })
+        Arc::new(Published {
+            current,
+            waiters: Waiters::default(),
+            shards: Mutex::new(Vec::new()),
+            void: Mutex::new(Vec::new()),
+        })
     }
 
     /// A new lane's end of this pointer, which counts pins or refuses them.
@@ -70,9 +79,54 @@ impl Published {
         lock(&self.shards).iter().map(|shard| shard.pins_on(slot)).sum()
     }
 
-    /// Pins out on all slots, over all lanes.
+    /// Whether pins are out on one of `slots`.
+    pub fn pins_on_any(&self, slots: &[Slot]) -> bool {
+        slots.iter().any(|slot| self.pins_on(slot.number()) > 0)
+    }
+
+    /// Pins out on all slots, over all lanes, that are not void.
     pub fn pins(&self) -> u64 {
-        lock(&self.shards).iter().map(|shard| shard.pins()).sum()
+        let void = lock(&self.void);
+        let slots = void.iter().flat_map(Void::slots).collect();
+        lock(&self.shards).iter().map(|shard| shard.pins_beside(&slots)).sum()
+    }
+
+    /// Void pins out, over all lanes.
+    pub fn voided(&self) -> u64 {
+        let void = lock(&self.void);
+        void.iter().flat_map(Void::slots).map(|slot| self.pins_on(slot)).sum()
+    }
+
+    /// Whether something is kept for void pins, or for lanes that may still take some.
+    pub fn has_void(&self) -> bool {
+        !lock(&self.void).is_empty()
+    }
+
+    /// Keeps what void pins need until [`Published::sweep`] finds the last one gone.
+    pub fn keep(&self, void: Void) {
+        lock(&self.void).push(void);
+        self.sweep();
+    }
+
+    /// Releases what no void pin needs any more.
+    pub fn sweep(&self) {
+        let mut void = lock(&self.void);
+        let mut gone = Vec::new();
+        for mut each in std::mem::take(&mut *void) {
+            let over = each.over(|slot| self.pins_on(slot));
+            if over { gone.push(each) } else { void.push(each) }
+        }
+        drop(void);
+        // Outside the lock: this may unmap windows.
+        drop(gone);
+    }
+
+    /// The lanes of this access that still read one of these tables.
+    pub fn late(&self, tables: &[Retired]) -> Grace {
+        let shards = lock(&self.shards);
+        let mut late = Grace::default();
+        tables.iter().for_each(|table| late.join(&table.grace, &shards));
+        late
     }
 }
 
@@ -84,12 +138,12 @@ fn in_use(shard: &Arc<Shard>) -> bool {
 impl Drop for Published {
     fn drop(&mut self) {
         let current = self.current.load(Ordering::Acquire);
-        // A pin refers to its shard, and to memory that a table holds. An access that is dropped has been detached
+        // A pin refers to its shard, and to memory that a table holds, or `void` if it was revoked. An access that is dropped has been detached
         // and drained; should that ever be wrong, the memory is leaked rather than freed under the pin.
         let shards = std::mem::take(&mut *lock(&self.shards));
         if shards.iter().any(|shard| shard.pins() > 0) {
             log::error!("an access was dropped with pins out; its memory is never released");
-            std::mem::forget(shards);
+            std::mem::forget((shards, std::mem::take(&mut *lock(&self.void))));
             return;
         }
         // SAFETY: the count that `new` or `replace` put into `current`. No reader is left: each holds an `Arc` of
