@@ -89,6 +89,8 @@ mod change;
 mod change_process;
 mod copy;
 mod error;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+pub mod fuzzing;
 mod ioas;
 mod lane;
 mod limits;
