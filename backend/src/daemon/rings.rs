@@ -122,6 +122,13 @@ impl Queues for Rings {
         true
     }
 
+    fn cancel(&mut self, conn: u64, index: u16) {
+        let meant = |stopping: &&Stopping| stopping.conn == conn && stopping.index == index;
+        if let Some(stopping) = self.stopping.values().find(meant) {
+            self.send(stopping.worker, Command::Cancel { device_key: DEVICE_KEY, index });
+        }
+    }
+
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
         self.tell(conn, index, Command::SetCall { device_key: DEVICE_KEY, index, call });
     }

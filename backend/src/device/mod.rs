@@ -36,6 +36,10 @@ pub trait Engine: Send {
         true
     }
 
+    /// Nobody waits any more for the requests in flight of a queue that is being stopped: its front-end is gone. Those
+    /// that can end now do, as failures; the others are waited for.
+    fn cancel(&mut self, _index: u16) {}
+
     /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped. Requests that are in flight
     /// nevertheless, because it was not quiesced, end unheard.
     fn stop_queue(&mut self, index: u16) -> Option<Queue>;

@@ -311,8 +311,8 @@ impl Session {
         }
     }
 
-    /// Ends the session. Its rings stop, then the device lets go of its memory; see [`Session::is_closed`]. The socket
-    /// is shut down at once.
+    /// Ends the session. Its rings stop and cancel their requests in flight, then the device lets go of its memory; see
+    /// [`Session::is_closed`]. The socket is shut down at once.
     pub fn close(&mut self, queues: &mut dyn Queues) {
         if !self.is_open() {
             return;
@@ -322,7 +322,7 @@ impl Session {
         self.barrier = None;
         self.channel = None;
         let _ = shutdown(&self.link, Shutdown::Both);
-        self.stop_rings(queues);
+        self.cancel_rings(queues);
         self.advance_close();
     }
 

@@ -22,6 +22,9 @@ pub trait Queues {
     /// other stop of any session has.
     fn stop(&mut self, conn: u64, index: u16, token: u64) -> bool;
 
+    /// A ring that is being stopped need not finish its requests in flight: its front-end is gone.
+    fn cancel(&mut self, conn: u64, index: u16);
+
     /// Gives a running ring another eventfd for its notifications, or none.
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>);
 

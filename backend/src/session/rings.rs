@@ -144,6 +144,16 @@ impl Session {
         }
     }
 
+    /// Takes every ring from its worker at once, with what it has in flight as far as that can be cancelled.
+    pub(super) fn cancel_rings(&mut self, queues: &mut dyn Queues) {
+        self.stop_rings(queues);
+        for (vring, index) in self.vrings.iter().zip(0..) {
+            if matches!(vring.run, Run::Stopping { .. }) {
+                queues.cancel(self.conn, index);
+            }
+        }
+    }
+
     /// Starts every ring that is ready for it.
     pub(super) fn start_rings(&mut self, queues: &mut dyn Queues) {
         for index in self.indices() {

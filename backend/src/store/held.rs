@@ -197,6 +197,13 @@ impl Port {
         list.kept.insert(id, Kept { request, outbox: self.outbox.clone(), due: Due::Never });
     }
 
+    /// Ends what this port has submitted with `ECANCELED`.
+    pub fn cancel(&mut self) {
+        for kept in self.withdraw(|_| true) {
+            self.shared.end(kept, Some(Errno::CANCELED));
+        }
+    }
+
     /// Appends the completions that have come to `out`, in the order of their ends. Ends before what was to wait until
     /// now.
     pub fn take(&mut self, out: &mut Vec<Completion>) {
@@ -227,21 +234,23 @@ impl Port {
     }
 
     fn end_due(&self, now: Instant) {
-        let due = |kept: &Kept| self.owns(kept) && matches!(kept.due, Due::At(at) if at <= now);
-        let ended: Vec<Kept> =
-            lock(&self.shared.list).kept.extract_if(.., |_, kept| due(kept)).map(|(_, kept)| kept).collect();
-        for kept in ended {
+        for kept in self.withdraw(|due| matches!(due, Due::At(at) if at <= now)) {
             self.shared.end(kept, None);
         }
+    }
+
+    /// Takes those requests of this port from the list whose end `fits`.
+    fn withdraw(&self, fits: impl Fn(Due) -> bool) -> Vec<Kept> {
+        let mut list = lock(&self.shared.list);
+        let taken = list.kept.extract_if(.., |_, kept| self.owns(kept) && fits(kept.due));
+        taken.map(|(_, kept)| kept).collect()
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
-        let dropped: Vec<_> =
-            lock(&self.shared.list).kept.extract_if(.., |_, kept| self.owns(kept)).collect();
         // Their pins go without the lock.
-        drop(dropped);
+        drop(self.withdraw(|_| true));
     }
 }
 

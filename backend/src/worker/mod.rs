@@ -23,7 +23,8 @@
 //! translation is there, which wakes the worker as a command does, or until its time is over.
 //!
 //! **Stops.** A queue that is told to stop takes nothing more, and the command is answered when its requests in flight
-//! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody.
+//! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody. Where
+//! nobody waits for the requests either, they are cancelled as far as the engine can.
 //!
 //! **What fails alone.** A queue on which its engine latches an error is told of once, by
 //! [`WorkerEvent::Failed`] (the engine has signalled the err eventfd); the engine's other queues and all other
@@ -93,6 +94,13 @@ pub enum Command {
     Stop {
         /// Comes back in the event.
         token: u64,
+        /// The device.
+        device_key: u64,
+        /// The queue's index in its device.
+        index: u16,
+    },
+    /// Do not finish what a queue that is being stopped has in flight: cancel it. Has no answer of its own.
+    Cancel {
         /// The device.
         device_key: u64,
         /// The queue's index in its device.

@@ -96,6 +96,9 @@ impl Runner {
                 }
                 self.sweep();
             }
+            Command::Cancel { device_key, index } => {
+                self.with(device_key, index, |slot| slot.cancel(index));
+            }
             Command::SetCall { device_key, index, call } => {
                 self.with(device_key, index, |slot| slot.set_call(index, call));
             }

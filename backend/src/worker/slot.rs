@@ -140,6 +140,13 @@ impl Slot {
         }
     }
 
+    /// Cancels what a queue that is being stopped has in flight. Its stop is answered after the next round.
+    pub(super) fn cancel(&mut self, index: u16) {
+        if self.member(index).is_some_and(|member| !member.stops.is_empty()) {
+            self.engine.cancel(index);
+        }
+    }
+
     /// Ends a queue whatever is in flight. Stops that waited are answered.
     pub(super) fn end(&mut self, index: u16, poll: &Poll, sink: &EventSink) {
         if let Some(at) = self.queues.iter().position(|member| member.index == index) {

@@ -77,6 +77,10 @@ impl Queues for Rings {
         true
     }
 
+    fn cancel(&mut self, _conn: u64, index: u16) {
+        self.worker.send(Command::Cancel { device_key: self.key, index });
+    }
+
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
         if self.runs(conn, index) {
             self.worker.send(Command::SetCall { device_key: self.key, index, call });

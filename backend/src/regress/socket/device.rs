@@ -134,6 +134,12 @@ impl Engine for HeldEngine {
         self.flying == 0 && told
     }
 
+    fn cancel(&mut self, _index: u16) {
+        if let Some(port) = &mut self.port {
+            port.cancel();
+        }
+    }
+
     fn stop_queue(&mut self, index: u16) -> Option<Queue> {
         self.queue.take_if(|queue| queue.index == index)
     }

@@ -2,7 +2,7 @@
 use super::leaving::expect_untouched;
 use super::memory::Way;
 use super::requests::{Asked, BLOCK, BLOCKS, Memory, Ring, SLOTS, connect};
-use super::server::Server;
+use super::server::{Server, mappings};
 use crate::driver::FrontEnd;
 use crate::regress::random::Random;
 use crate::regress::run::Run;
@@ -10,7 +10,7 @@ use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect, expect_
 use crate::regress::space::{LONG, SECOND, SHORT, await_that, beside};
 use crate::store::Direction;
 use crate::store::held::{Delay, Held};
-use mdev_protocol::vhost_user::ClientError;
+use mdev_protocol::vhost_user::{ClientError, FrontendMessage, VringState};
 use mdev_protocol::virtio::status::DEVICE_NEEDS_RESET;
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -123,6 +123,40 @@ fn end_all(held: &Held, replied: &AtomicBool, mut random: Random) -> Outcome {
         };
         random.spin();
     }
+}
+
+/// Front-ends vanish while the store holds their requests, some of them in the middle of a stop.
+pub fn vanishing(run: &Run) -> Outcome {
+    let held = store();
+    let server = Server::held(&held, 1, LONG)?;
+    let before = mappings();
+    for mut random in run.rounds(8) {
+        let (memory, mut rings) = Memory::new(1, 1)?;
+        let ring = rings.first_mut().ok_or_else(|| Failure::new("there is no ring"))?;
+        let mut front = connect(&server, &memory)?;
+        ring.start(&mut front, &memory, 0)?;
+        let count = 1 + random.below(SLOTS.into()) as u16;
+        for slot in 0..count {
+            ring.ask(Asked { slot, direction: Direction::Write, region: 1 })?;
+        }
+        await_pending(&held, count.into())?;
+        if random.below(2) == 0 {
+            let state = VringState { index: 0, num: 0 };
+            front.client().send(&FrontendMessage::GetVringBase(state), &[], false)?;
+        }
+        run.time("end", || {
+            drop((front, rings, memory));
+            await_pending(&held, 0)?;
+            await_that("the device lets go of the memory", || mappings() <= before)
+        })?;
+    }
+    let (memory, mut rings) = Memory::new(1, 1)?;
+    let ring = rings.first_mut().ok_or_else(|| Failure::new("there is no ring"))?;
+    let mut front = connect(&server, &memory)?;
+    ring.start(&mut front, &memory, 0)?;
+    run.time("the next one", || round_trip(ring, &held, 1, 0))?;
+    drop((front, rings, memory));
+    server.end()
 }
 
 fn stubborn_device(run: &Run) -> Outcome {

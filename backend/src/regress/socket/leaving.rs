@@ -1,5 +1,6 @@
 //! Front-ends that go away, in an orderly way or not.
 use super::guest::{Connection, Memory, churn, exchange, kick};
+use super::held;
 use super::server::{Server, mappings};
 use crate::regress::random::Random;
 use crate::regress::run::{Run, lock};
@@ -32,8 +33,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "front-end-vanishes",
         origin: "Q/T",
         bound: SECOND,
-        shows: "front-ends vanish at random points of their conversation, also while a queue waits for memory: the \
-                device lets go of all memory and serves the next one",
+        shows: "front-ends vanish at random points of their conversation, also while a queue waits for memory or \
+                a store holds their requests: the device lets go of all memory and serves the next one",
         body: Body::Play(front_end_vanishes),
     },
 ];
@@ -179,5 +180,6 @@ fn front_end_vanishes(run: &Run) -> Outcome {
     let connection = Connection::start(&server, &memory)?;
     run.time("the next one", || exchange(&memory, &connection.fds, 50))?;
     drop((connection, memory));
-    server.end()
+    server.end()?;
+    held::vanishing(run)
 }

@@ -253,9 +253,12 @@ fn the_end_of_the_connection_is_noticed_while_a_ring_stops() {
     front.start(&mut house, 0, 0);
     house.queues.hold_stops = true;
     assert_eq!(front.ask_with(&mut house, &M::GetVringBase(state(0, 0)), &[]), None);
+    let cancelled = Note::Cancel { conn: 1, index: 0 };
+    assert!(!house.queues.notes.contains(&cancelled), "its requests are to be finished");
     drop(front);
     house.pump();
     assert!(house.ended.contains_key(&1));
+    assert!(house.queues.notes.contains(&cancelled), "nobody waits for them any more");
     assert_eq!(house.sessions.len(), 1);
     house.release_stops();
     assert!(house.sessions.is_empty());

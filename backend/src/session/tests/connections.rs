@@ -91,6 +91,7 @@ fn a_second_connection_that_starts_early_waits_for_the_first() {
         house.queues.take_notes(),
         [
             Note::Stop { conn: 1, index: 1 },
+            Note::Cancel { conn: 1, index: 1 },
             Note::Start { conn: 2, index: 0, base: 7, enabled: true },
             Note::Start { conn: 2, index: 1, base: 7, enabled: true },
         ]

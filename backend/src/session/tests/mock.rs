@@ -100,6 +100,7 @@ impl Device for MockDevice {
 pub enum Note {
     Start { conn: u64, index: u16, base: u16, enabled: bool },
     Stop { conn: u64, index: u16 },
+    Cancel { conn: u64, index: u16 },
     Call { index: u16, some: bool },
     Err { index: u16, some: bool },
     Enabled { index: u16, enabled: bool },
@@ -199,6 +200,12 @@ impl Queues for MockQueues {
         assert!(self.stopping.iter().all(|(_, other, _)| *other != token), "token {token} was given twice");
         self.stopping.push((conn, token, setup));
         true
+    }
+
+    fn cancel(&mut self, conn: u64, index: u16) {
+        let stopping = self.stopping.iter().any(|(of, _, setup)| (*of, setup.index) == (conn, index));
+        assert!(stopping, "ring {index} is not being stopped");
+        self.note(Note::Cancel { conn, index });
     }
 
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {

@@ -183,6 +183,18 @@ fn a_port_that_is_dropped_lets_go_of_its_own_requests_only() {
 }
 
 #[test]
+fn a_port_cancels_its_own_requests_only() {
+    let (guest, (held, mut port)) = (Guest::new(), store());
+    let mut other = held.open(Arc::new(EventFd::new().unwrap()));
+    port.submit(guest.request(1, Direction::Read, 0, 0, 8));
+    other.submit(guest.request(2, Direction::Read, 0, 0, 8));
+    port.cancel();
+    assert_eq!((only(&held).tag, guest.ioas.pins()), (2, 1));
+    assert_eq!(taken(&mut port), [Completion { tag: 1, result: Err(Errno::CANCELED) }]);
+    assert_eq!(taken(&mut other), []);
+}
+
+#[test]
 fn requests_submitted_and_ended_by_two_threads_end_once_each() {
     const COUNT: u64 = 2000;
     let (guest, (held, mut port)) = (Guest::new(), store());

@@ -447,6 +447,24 @@ fn a_stop_is_answered_when_the_requests_in_flight_have_ended_and_others_go_on_me
 }
 
 #[test]
+fn a_cancel_ends_what_is_in_flight_of_a_queue_that_stops_and_of_no_other() {
+    for mode in MODES {
+        let toy = Toy::new();
+        let mut bench = Bench::new(mode);
+        for index in [0, 1] {
+            bench.start(&toy, KEY, index);
+            toy.rings[usize::from(index)].flying.store(1, Ordering::Release);
+        }
+        bench.worker.send(Command::Stop { token: 9, device_key: KEY, index: 0 });
+        for index in [0, 1] {
+            bench.worker.send(Command::Cancel { device_key: KEY, index });
+        }
+        bench.expect(|event| matches!(event, WorkerEvent::Stopped { token: 9, .. }));
+        assert_eq!(toy.rings[1].flying.load(Ordering::Acquire), 1, "{mode:?}");
+    }
+}
+
+#[test]
 fn a_queue_that_is_started_anew_while_it_stops_answers_the_stop() {
     let toy = Toy::new();
     let mut bench = Bench::new(Mode::Event);

@@ -171,6 +171,10 @@ impl Engine for ToyEngine {
         self.rings[usize::from(index)].flying.load(Ordering::Acquire) == 0
     }
 
+    fn cancel(&mut self, index: u16) {
+        self.rings[usize::from(index)].flying.store(0, Ordering::Release);
+    }
+
     fn bell(&self) -> Option<Arc<EventFd>> {
         Some(self.bell.clone())
     }
