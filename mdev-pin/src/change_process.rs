@@ -114,7 +114,7 @@ impl State {
     }
 
     /// A replacement is going to install `coming`.
-    pub fn expect(&mut self, coming: Vec<Mapped>) -> Result<(), IoasError> {
+    pub fn prepare_for(&mut self, coming: Vec<Mapped>) -> Result<(), IoasError> {
         self.charge_new(&coming)?;
         self.coming = coming;
         Ok(())

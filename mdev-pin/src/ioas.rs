@@ -182,7 +182,7 @@ impl Ioas {
             state.alive()?;
             wanted.iter().try_for_each(|area| state.permits(area))?;
             if state.table.id == seen && !state.replacing {
-                state.expect(plan.coming())?;
+                state.prepare_for(plan.coming())?;
                 state.replacing = true;
                 drop(state);
                 return Ok(Change::begin(self.clone(), within.into(), Box::new(Replace::new(plan))));
