@@ -11,6 +11,9 @@
 //! - [`Iova`], [`IovaRange`]: device addresses; ranges are inclusive at both ends, and every sum is checked.
 //! - [`BackingFile`], [`FileExtent`]: a memory file that was looked at before it was accepted, and a place in it.
 //! - [`Area`]: a range of addresses, the place of its first byte ([`Extent`]), what the device may do there. It starts at any byte.
+//! - [`Process`], [`ProcessExtent`]: memory by an address in another process, copied there and back by the kernel. It is
+//!   gone when that process ends or executes another program.
+//! - [`RemoteMemory`], [`RemoteExtent`], [`Reply`]: memory with a peer, reached by messages that somebody else sends.
 //! - [`Windows`], [`HostWindow`], [`Segment`]: files mapped in chunks of 1 GiB and shared where it is proven that they
 //!   are the same; only windows are aligned. A segment is the part of an area that lies in one window.
 //! - [`Occupancy`]: the bytes of windows that one area uses, so that they can be revoked from it and from nobody else.
@@ -35,7 +38,8 @@
 //! Mutexes, taken in this order: the table of a [`Windows`], then the free list of the process-wide table that the
 //! signal handler reads; and the record of occupants of each window, of several in order of address, with none of the
 //! others inside. All are taken only to map, unmap and revoke. [`Windows::segments`] blocks for `fstat` and `mmap`,
-//! [`Occupancy::revoke`] for `mmap`, the last drop of a [`HostWindow`] for `munmap`, [`BackingFile::new`] for the system
+//! [`Process::read`] and [`Process::write`] for a copy by the kernel, which may wait for whoever serves the page faults
+//! of that process, [`Occupancy::revoke`] for `mmap`, the last drop of a [`HostWindow`] for `munmap`, [`BackingFile::new`] for the system
 //! calls that look at the file.
 //! Nothing else makes a system call or blocks; a page fault in a slice does what the kernel needs to find the page,
 //! which for accepted files is no stranger's business.
@@ -55,7 +59,7 @@
 //! # What it does not implement
 //!
 //! Counting of pins, waiting, permissions at the time of access (an area's permission is there to be checked), a dirty
-//! log, memory that is reached by messages or in another process.
+//! log, and the messages by which a peer's memory is reached.
 
 mod addr;
 mod area;
@@ -67,8 +71,10 @@ mod fixture;
 mod map;
 mod memory;
 mod occupancy;
+mod process;
 #[allow(unsafe_code)]
 pub(crate) mod raw;
+mod remote;
 mod sg;
 mod window;
 
@@ -77,8 +83,10 @@ pub use area::Area;
 pub use extent::Extent;
 pub use file::{BackingFile, FileError, FileExtent, FileId, FileKind, FilePolicy};
 pub use map::{Hint, IovaMap, MapError, Ranged};
-pub use memory::{OutOfMemory, try_push};
+pub use memory::{OutOfMemory, try_push, try_with_capacity};
 pub use occupancy::{Occupancy, RevokeError};
+pub use process::{Process, ProcessExtent, Unreachable};
 pub use raw::{GuestSlice, poison_epoch};
+pub use remote::{Answer, RemoteExtent, RemoteMemory, Reply};
 pub use sg::SgList;
 pub use window::{CHUNK, HostWindow, Segment, WindowError, Windows};

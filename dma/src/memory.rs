@@ -15,6 +15,15 @@ impl OutOfMemory {
     }
 }
 
+/// An empty list with room for so many items, if there is memory for it.
+pub fn try_with_capacity<T>(items: usize) -> Result<Vec<T>, OutOfMemory> {
+    let mut list = Vec::new();
+    if faults::fail(Step::Memory) || list.try_reserve_exact(items).is_err() {
+        return Err(OutOfMemory);
+    }
+    Ok(list)
+}
+
 /// Appends to a list, if there is memory for it.
 pub fn try_push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
     if faults::fail(Step::Memory) || list.try_reserve(1).is_err() {

@@ -1,6 +1,6 @@
 //! One poll of one queue: IOVAs resolve to guest slices, without a count, a lock or a wait.
 
-use std::{cell::Cell, marker::PhantomData};
+use std::{cell::Cell, marker::PhantomData, sync::Arc};
 
 use mdev_dma::{FileExtent, GuestSlice, Iova, IovaRange, Perm, Ranged, SgList, poison_epoch};
 
@@ -14,7 +14,9 @@ use crate::{
         piece::Found,
         pinned::Pinned,
         published::{Inside, Reader},
+        snapshot::Snapshot,
     },
+    view::Elsewhere,
 };
 
 /// Inside a read-side section of an access. Slices borrow it; it ends with the poll.
@@ -77,8 +79,30 @@ impl<'l> Burst<'l> {
                 Ok(()) => Ok(found),
                 Err(error) => Err(self.refused(error, Place::At(iova))),
             },
-            None => Err(self.refused(ResolveError::Hole, Place::At(iova))),
+            None => Err(self.absent(iova, perm)),
         }
+    }
+
+    /// The piece at `iova`, whatever it permits; for control paths.
+    pub(crate) fn found_at(&self, iova: Iova) -> Result<Found<'_>, ResolveError> {
+        self.piece_at(iova, Perm::empty())
+    }
+
+    /// The area at `iova` that is not host memory.
+    pub(crate) fn elsewhere_at(&self, iova: Iova) -> Option<&Elsewhere> {
+        self.inside.table().elsewhere.lookup(iova)
+    }
+
+    /// Why there is no piece at `iova`.
+    #[cold]
+    fn absent(&self, iova: Iova, perm: Perm) -> ResolveError {
+        let error = match self.elsewhere_at(iova) {
+            None => ResolveError::Hole,
+            Some(elsewhere) if elsewhere.gated => ResolveError::Gated,
+            Some(elsewhere) if !elsewhere.perm.contains(perm) => ResolveError::Permission,
+            Some(_) => ResolveError::Elsewhere,
+        };
+        self.refused(error, Place::At(iova))
     }
 
     /// Leaves a note of what is not there, for a queue that wants to wait for it.
@@ -228,30 +252,34 @@ impl<'l> Burst<'l> {
 
     #[inline(never)]
     fn search_and_pin(&self, iova: Iova, len: u32, perm: Perm) -> Result<Pin, ResolveError> {
-        self.pin_range(checked_range(iova, len)?, perm, |_, _, _| Ok(()))
+        let mut pinned: Option<Pinned> = None;
+        self.walk(checked_range(iova, len)?, perm, |found, offset, len| {
+            self.hold(&mut pinned, found, offset, len)
+        })?;
+        pinned.map(Pin::new).ok_or(ResolveError::Empty)
     }
 
-    /// As [`Burst::pin`], if `check` agrees with every piece.
-    pub(crate) fn pin_range<'s, E: From<ResolveError>>(
-        &'s self,
-        range: IovaRange,
-        perm: Perm,
-        mut check: impl FnMut(Found<'s>, u64, u64) -> Result<(), E>,
-    ) -> Result<Pin, E> {
-        let mut pinned: Option<Pinned> = None;
-        self.walk::<E>(range, perm, |found, offset, len| {
-            check(found, offset, len)?;
-            self.inside.remember(found);
-            let counted = match &mut pinned {
-                Some(pinned) => pinned.add(found, offset, len),
-                None => {
-                    pinned = Pinned::found(found, offset, len);
-                    pinned.is_some()
-                }
-            };
-            if counted { Ok(()) } else { Err(self.inside.uncounted().into()) }
-        })?;
-        pinned.map(Pin::new).ok_or(ResolveError::Empty.into())
+    /// Adds a part of a piece to a pin.
+    pub(crate) fn hold(
+        &self,
+        pinned: &mut Option<Pinned>,
+        found: Found<'_>,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), ResolveError> {
+        self.inside.remember(found);
+        Pinned::add(pinned, found, offset, len).ok_or_else(|| self.inside.uncounted())
+    }
+
+    /// Adds a snapshot of bytes of an area to a pin.
+    pub(crate) fn hold_snapshot(
+        &self,
+        pinned: &mut Option<Pinned>,
+        area: &Elsewhere,
+        snapshot: &Arc<Snapshot>,
+    ) -> Result<(), ResolveError> {
+        Pinned::add_snapshot(pinned, &self.inside, area.slot.number(), snapshot)
+            .ok_or_else(|| self.inside.uncounted())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong, with the code that Linux's iommufd returns for it.
 
-use mdev_dma::{Iova, IovaRange, OutOfMemory, RangeError, WindowError};
+use mdev_dma::{Iova, IovaRange, OutOfMemory, RangeError, Unreachable, WindowError};
 
 use crate::account::OverLimit;
 
@@ -47,6 +47,9 @@ pub enum ResolveError {
     /// The range is mapped, but not by one piece of host memory; resolve it as a scatter-gather list.
     #[error("the range crosses pieces of host memory; resolve it as a list")]
     Split,
+    /// The range is mapped, but its bytes are with another process or a peer: there is no slice of them.
+    #[error("the range is not host memory; use rw or pin_pages for a process, a transfer for a peer")]
+    Elsewhere,
     /// The access was not made for pins in bursts.
     #[error("this access pins nothing in bursts; create it with Access::new")]
     NotPinning,
@@ -58,9 +61,11 @@ impl ResolveError {
         match self {
             ResolveError::Hole | ResolveError::Detached => errno::ENOENT,
             ResolveError::Permission => errno::EPERM,
-            ResolveError::Gated | ResolveError::Empty | ResolveError::Split | ResolveError::NotPinning => {
-                errno::EINVAL
-            }
+            ResolveError::Gated
+            | ResolveError::Empty
+            | ResolveError::Split
+            | ResolveError::NotPinning
+            | ResolveError::Elsewhere => errno::EINVAL,
             ResolveError::Overflow => errno::EOVERFLOW,
             ResolveError::Poisoned => errno::EFAULT,
         }
@@ -268,6 +273,9 @@ pub enum AccessError {
     /// An unpin of what is not pinned.
     #[error("{0} is not pinned; unpin exactly what was pinned, once for each time")]
     NotPinned(IovaRange),
+    /// Bytes in another process could not be reached.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// The owner of the memory may not hold as much.
     #[error(transparent)]
     Charge(#[from] OverLimit),
@@ -291,7 +299,7 @@ impl AccessError {
             | AccessError::NotPinned(_) => errno::EINVAL,
             AccessError::Resolve(error) => error.errno(),
             AccessError::Charge(_) => errno::ENOMEM,
-            AccessError::Revoked(_) => errno::EFAULT,
+            AccessError::Revoked(_) | AccessError::Unreachable(_) => errno::EFAULT,
             AccessError::Detached | AccessError::Closed => errno::ENOENT,
             AccessError::Busy | AccessError::Void | AccessError::CallbackStuck => errno::EBUSY,
             AccessError::Deadlock | AccessError::WouldWaitForItself => errno::EDEADLK,

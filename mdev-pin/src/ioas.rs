@@ -19,9 +19,10 @@ use crate::{
     revoke::Within,
     slot::{Slot, Slots},
     sync::{Arc, Mutex, lock},
-    sys::{piece::Piece, published::Retired},
+    sys::published::Retired,
     table::{Mapped, Table},
     tally::{Share, Shares},
+    view::View,
 };
 
 /// The address space of a guest, as a software device sees it (`struct iommufd_ioas`). Cloning shares it; the areas
@@ -45,7 +46,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct State {
     pub areas: IovaMap<Mapped>,
     /// What the areas look like to lanes; always in step with `areas`.
-    pieces: IovaMap<Piece>,
+    view: View,
     pub table: Arc<Table>,
     pub members: Vec<Member>,
     /// Replaced tables whose grace was not over when their change ended.
@@ -76,8 +77,8 @@ impl Ioas {
     pub fn charged_to(windows: std::sync::Arc<Windows>, account: &Account) -> Ioas {
         let state = State {
             areas: IovaMap::new(),
-            pieces: IovaMap::new(),
-            table: Table::new(IovaMap::new()),
+            view: View::default(),
+            table: Table::new(View::default()),
             members: Vec::new(),
             retired: Vec::new(),
             replacing: false,
@@ -91,8 +92,9 @@ impl Ioas {
         Ioas { inner: Arc::new(Inner { windows, slots: Slots::default(), number, state: Mutex::new(state) }) }
     }
 
-    /// Maps a file extent at a fixed IOVA (`IOMMU_IOAS_MAP_FILE` with `FIXED_IOVA`). The area holds the file until it
-    /// is unmapped. The list of allowed ranges does not bind it.
+    /// Maps an extent at a fixed IOVA (`IOMMU_IOAS_MAP_FILE`, or `IOMMU_IOAS_MAP` of a process, with `FIXED_IOVA`). The
+    /// area holds the file until it is unmapped. The list of allowed ranges does not bind it. Whether a process has
+    /// anything there is found out when the bytes are used.
     ///
     /// # Errors
     ///
@@ -280,26 +282,24 @@ impl State {
     /// Adds areas that were admitted, all or none, and publishes.
     pub fn add(&mut self, new: Vec<Mapped>) -> Result<Vec<Retired>, IoasError> {
         self.charge_new(&new)?;
-        let (mut areas, mut pieces) = (self.areas.clone(), self.pieces.clone());
+        let (mut areas, mut view) = (self.areas.clone(), self.view.clone());
         for mapped in new {
-            for piece in mapped.pieces() {
-                pieces = pieces.insert(piece).map_err(exists)?;
-            }
+            view.insert(&mapped)?;
             areas = areas.insert(mapped).map_err(exists)?;
         }
-        Ok(self.install(areas, pieces))
+        Ok(self.install(areas, view))
     }
 
-    /// Publishes `pieces` as a new table to every open access.
+    /// Publishes the view as a new table to every open access.
     fn publish(&mut self) -> Vec<Retired> {
-        self.table = Table::new(self.pieces.clone());
+        self.table = Table::new(self.view.clone());
         self.publish_table()
     }
 
-    /// Replaces areas and pieces together, and publishes.
-    pub fn install(&mut self, areas: IovaMap<Mapped>, pieces: IovaMap<Piece>) -> Vec<Retired> {
+    /// Replaces areas and view together, and publishes.
+    pub fn install(&mut self, areas: IovaMap<Mapped>, view: View) -> Vec<Retired> {
         self.areas = areas;
-        self.pieces = pieces;
+        self.view = view;
         self.publish()
     }
 
@@ -332,11 +332,7 @@ impl Work for Unmap {
                 return Some(Err(IoasError::Busy));
             }
             let gated = mapped.with_flags(true, true);
-            for piece in gated.pieces() {
-                if let Some(pieces) = state.pieces.replace(piece) {
-                    state.pieces = pieces;
-                }
-            }
+            state.view.replace(&gated);
             state.replace_area(gated.clone());
             self.current = Some(gated);
             return Some(Ok(state.publish()));
@@ -364,11 +360,7 @@ impl Work for Unmap {
         if let Some((areas, _)) = state.areas.remove(gone.range().first()) {
             state.areas = areas;
         }
-        for segment in &gone.0.segments {
-            if let Some((pieces, _)) = state.pieces.remove(segment.range.first()) {
-                state.pieces = pieces;
-            }
-        }
+        state.view.remove(&gone);
         let retired = state.publish();
         drop(state);
         gone.0.shares.release_whole();

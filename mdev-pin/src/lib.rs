@@ -7,6 +7,10 @@
 //! resolved to an offset in a file that the area itself references, never through the address space of whoever
 //! mapped it; so nothing here ever waits for the owner of the memory to make something valid.
 //!
+//! That is the way of memory that devices work on. Two others are there for what has no file: bytes at an address in
+//! the owner's process, for [`Access::rw`] and [`Access::pin_pages`] only and for as long as that process keeps them; and
+//! bytes that a peer keeps, by messages. Lanes resolve neither (`EINVAL`).
+//!
 //! # Objects
 //!
 //! * [`Ioas`]: the areas of one guest, and the table published from them. Control operations only.
@@ -97,6 +101,7 @@ mod limits;
 mod members;
 mod pages;
 mod parked;
+mod parts;
 mod pin;
 mod ranges;
 mod replace;
@@ -108,6 +113,7 @@ mod sync;
 pub(crate) mod sys;
 mod table;
 mod tally;
+mod view;
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -5,12 +5,19 @@
 //! so an unmap, whose callbacks come after the grace of that burst, finds every pin on record. Letting go takes only
 //! the lock of the record, never the one of the lane, so that a callback does not wait for somebody's copy.
 //!
+//! Memory in another process, which lanes have no slices of, is reached here too: by copies. What is pinned of it is a
+//! snapshot, taken when it is pinned; if it was pinned to write, it goes back when the last pin of its range goes. Pins of
+//! different ranges do not see each other's writes before that.
+//!
 //! Unlike the data path this one asks the file for its size first: memory that was cut off fails with `EINVAL`, as
 //! `memfd_pin_folios` does. What is cut off between that check and the end of the copy fails with `EFAULT`.
 
 use std::{
     collections::{BTreeMap, btree_map},
-    sync::Weak,
+    sync::{
+        Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use mdev_dma::{HostWindow, Iova, IovaRange, Perm, RangeError, try_push};
@@ -20,6 +27,7 @@ use crate::{
     burst::Burst,
     error::{AccessError, ResolveError},
     limits::PAGE,
+    parts::{Copied, Part},
     pin::Pin,
     sync::{Arc, Mutex, lock},
     sys::{
@@ -62,12 +70,25 @@ struct Entry {
 /// One pin with the parts of windows it lies in and what it is charged. They go first: an unmap that sees the pin gone
 /// may count them.
 struct Hold {
-    memory: Vec<Part>,
+    memory: Vec<Window>,
+    /// What of it is another process's.
+    copied: Vec<Copied>,
+    /// Somebody pinned it to write: what is copied goes back.
+    written: AtomicBool,
     _charged: Vec<Charged>,
     pin: Pin,
 }
 
-struct Part {
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.written.load(Ordering::Acquire) {
+            self.copied.iter().for_each(Copied::write_back);
+        }
+    }
+}
+
+/// A part of a window.
+struct Window {
     window: std::sync::Arc<HostWindow>,
     offset: u64,
     len: u64,
@@ -102,14 +123,15 @@ impl Access {
     ///
     /// `NotPinning`, `Misaligned`, `Truncated`, `NoDirection` \[EINVAL\]; those of [`ResolveError`]: `Empty` and
     /// `Gated` \[EINVAL\], `Overflow` \[EOVERFLOW\], `Detached` and `Hole` \[ENOENT\], `Permission` \[EPERM\],
-    /// `Poisoned` \[EFAULT\]; `Charge` \[ENOMEM\] if pages that nobody has pinned yet are beyond the owner's limit.
+    /// `Poisoned` and `Unreachable` \[EFAULT\]; `Elsewhere` \[EINVAL\] for memory with a peer; `Charge` \[ENOMEM\] if pages that nobody has pinned yet are beyond the owner's limit.
     pub fn pin_pages(&self, iova: Iova, length: u64, perm: Perm) -> Result<Pages, AccessError> {
         let core = self.core();
         core.control.pin(core, iova, length, perm)
     }
 
     /// Undoes one [`Access::pin_pages`] of exactly this range (`iommufd_access_unpin_pages`). Works from a callback,
-    /// while a detach or a replacement is under way and inside a burst; waits for nobody.
+    /// while a detach or a replacement is under way and inside a burst. Waits for nobody, but that the last one of bytes in
+    /// another process, pinned to write, lets the kernel copy them back.
     ///
     /// # Errors
     ///
@@ -163,20 +185,35 @@ impl Control {
         let range = checked(iova, length)?;
         let mut lane = lock(&self.lane);
         let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(&core.published, true)));
-        let mut memory = Vec::new();
-        // Alignment is looked at before permission (`iommufd_access_pin_pages`), hence no direction for the walk.
-        let pin = burst.pin_range::<AccessError>(range, Perm::empty(), |found, offset, len| {
-            aligned(found, offset, len, range)?;
-            if !found.piece().perm().contains(perm) {
+        // Alignment is looked at before permission (`iommufd_access_pin_pages`).
+        burst.parts(range, |part, offset, len| {
+            aligned(part, offset, len, range)?;
+            if !part.perm().contains(perm) {
                 return Err(ResolveError::Permission.into());
             }
-            not_truncated(found, offset, len)?;
-            let offset = found.piece().window_offset().wrapping_add(offset);
-            Ok(try_push(&mut memory, Part { window: found.piece().window().clone(), offset, len })?)
+            match part {
+                Part::Here(found) => not_truncated(found, offset, len),
+                Part::There(area) => Ok(area.in_process(offset).map(drop)?),
+            }
         })?;
         let charged = core.charge(range)?;
+        let (mut pinned, mut memory, mut copied) = (None, Vec::new(), Vec::new());
+        burst.parts(range, |part, offset, len| match part {
+            Part::Here(found) => {
+                let at = found.piece().window_offset().wrapping_add(offset);
+                try_push(&mut memory, Window { window: found.piece().window().clone(), offset: at, len })?;
+                Ok(burst.hold(&mut pinned, found, offset, len)?)
+            }
+            Part::There(area) => {
+                let copy = area.snapshot(offset, len)?;
+                burst.hold_snapshot(&mut pinned, area, &copy.snapshot)?;
+                Ok(try_push(&mut copied, copy)?)
+            }
+        })?;
+        let pin = pinned.map(Pin::new).ok_or(ResolveError::Empty)?;
+        let hold = Hold { memory, copied, written: AtomicBool::new(false), _charged: charged, pin };
         // Recorded before the burst ends.
-        let hold = self.held.record(range, Hold { memory, _charged: charged, pin });
+        let hold = self.held.record(range, hold, perm);
         drop(burst);
         Ok(Pages { range, hold, held: self.held.clone() })
     }
@@ -190,7 +227,14 @@ impl Control {
         let mut rest = data;
         let mut lane = lock(&self.lane);
         let burst = Burst::of(lane.get_or_insert_with(|| Published::reader(published, true)));
-        burst.walk(range, perm, |found, offset, len| {
+        burst.parts(range, |part, offset, len| {
+            if !part.perm().contains(perm) {
+                return Err(ResolveError::Permission.into());
+            }
+            let found = match part {
+                Part::Here(found) => found,
+                Part::There(area) => return area.copy(offset, len, &mut rest),
+            };
             not_truncated(found, offset, len)?;
             let memory = found.memory(offset, len);
             match &mut rest {
@@ -203,7 +247,7 @@ impl Control {
                     *from = from.get(copied..).unwrap_or_default();
                 }
             }
-            Ok::<(), AccessError>(())
+            Ok(())
         })?;
         if burst.poisoned() { Err(ResolveError::Poisoned.into()) } else { Ok(()) }
     }
@@ -211,17 +255,18 @@ impl Control {
 
 impl Held {
     /// Counts a range. Pinned before, the new pin is dropped: the old one stands for both, unless it is void.
-    fn record(&self, range: IovaRange, hold: Hold) -> Weak<Hold> {
+    fn record(&self, range: IovaRange, hold: Hold, perm: Perm) -> Weak<Hold> {
         let mut held = lock(&self.0);
         let entries = held.entry((range.first(), range.last())).or_default();
-        if let Some(entry) = entries.last_mut().filter(|entry| !entry.hold.is_void()) {
-            entry.count = entry.count.saturating_add(1);
-            return std::sync::Arc::downgrade(&entry.hold);
+        if entries.last().is_none_or(|entry| entry.hold.is_void()) {
+            entries.push(Entry { count: 0, hold: std::sync::Arc::new(hold) });
         }
-        let hold = std::sync::Arc::new(hold);
-        let shown = std::sync::Arc::downgrade(&hold);
-        entries.push(Entry { count: 1, hold });
-        shown
+        let Some(entry) = entries.last_mut() else { return Weak::new() };
+        entry.count = entry.count.saturating_add(1);
+        if perm.contains(Perm::WRITE) {
+            entry.hold.written.store(true, Ordering::Release);
+        }
+        std::sync::Arc::downgrade(&entry.hold)
     }
 
     fn unpin(&self, range: IovaRange) -> Result<(), AccessError> {
@@ -230,13 +275,18 @@ impl Held {
             return Err(AccessError::NotPinned(range));
         };
         // Void ones first: they are the older ones.
-        if let Some(oldest) = entry.get_mut().first_mut() {
+        let oldest = entry.get_mut().first_mut();
+        let unused = oldest.is_some_and(|oldest| {
             oldest.count = oldest.count.saturating_sub(1);
-        }
-        entry.get_mut().retain(|entry| entry.count > 0);
+            oldest.count == 0
+        });
+        let last = unused.then(|| entry.get_mut().remove(0));
         if entry.get().is_empty() {
             entry.remove();
         }
+        // Without the lock: bytes of a process may have to go back, and that may take its time.
+        drop(held);
+        drop(last);
         Ok(())
     }
 }
@@ -245,6 +295,7 @@ impl Hold {
     /// Whether some of its memory was revoked.
     fn is_void(&self) -> bool {
         self.memory.iter().any(|part| part.window.revoked(part.offset, part.len))
+            || self.copied.iter().any(Copied::is_void)
     }
 }
 
@@ -295,10 +346,9 @@ fn checked(iova: Iova, length: u64) -> Result<IovaRange, AccessError> {
 
 /// Pages are pinned whole, so a part must start on a page of its file, and end on one unless it is the last part
 /// (`iopt_area_contig_is_aligned`).
-fn aligned(found: Found<'_>, offset: u64, len: u64, range: IovaRange) -> Result<(), AccessError> {
-    let piece = found.piece();
-    let first = piece.file_bytes().0.wrapping_add(offset);
-    let at = piece.first().wrapping_add(offset);
+fn aligned(part: Part<'_>, offset: u64, len: u64, range: IovaRange) -> Result<(), AccessError> {
+    let first = part.start().wrapping_add(offset);
+    let at = part.first().wrapping_add(offset);
     let is_last = at.wrapping_add(len.wrapping_sub(1)) == range.last().0;
     if first.is_multiple_of(PAGE) && (is_last || first.wrapping_add(len).is_multiple_of(PAGE)) {
         Ok(())

@@ -154,6 +154,10 @@ impl State {
         if area.perm.is_empty() {
             return Err(IoasError::NoPermission);
         }
+        let behind = area.range.last().0.wrapping_sub(area.range.first().0);
+        if area.extent.checked_add(behind).is_none() {
+            return Err(IoasError::Overflow);
+        }
         if let Some(error) = misaligned(area, self.alignment()) {
             return Err(error);
         }

@@ -10,9 +10,10 @@ use crate::{
     error::IoasError,
     ioas::{Ioas, exists},
     slot::Slot,
-    sys::{piece::Piece, published::Retired},
+    sys::published::Retired,
     table::{Mapped, MappedArea},
     tally::{Share, Shares},
+    view::View,
 };
 
 /// A replacement worked out against the areas of one moment.
@@ -217,13 +218,11 @@ impl Replace {
     }
 
     fn install(ioas: &Ioas, areas: &[Mapped]) -> Result<Vec<Retired>, IoasError> {
-        let pieces: Vec<Piece> =
-            areas.iter().flat_map(|mapped| mapped.pieces().collect::<Vec<_>>()).collect();
-        let pieces = IovaMap::from_items(pieces).map_err(exists)?;
+        let view = View::of(areas)?;
         let areas = IovaMap::from_items(areas.to_vec()).map_err(exists)?;
         let mut state = ioas.state();
         let before = std::mem::replace(&mut state.areas, areas.clone());
-        let retired = state.install(areas, pieces);
+        let retired = state.install(areas, view);
         // What stays is charged by areas of its own already, or by the very same ones; and occupied by them. Tables that
         // are still being read, and void pins, keep areas longer than the space does.
         let kept: HashSet<_> = state.areas.iter().map(|mapped| Arc::as_ptr(&mapped.0.shares)).collect();

@@ -109,11 +109,20 @@ impl Ioas {
             if is_held {
                 held.push(mapped);
             }
+            // A copy that is under way goes to the owner's process itself: nothing can be put under it.
+            let away = mapped.0.area.extent.file().is_none();
+            if is_held && away && accesses.iter().any(|(late, _)| !late.is_over()) {
+                return false;
+            }
         }
         if let Err(error) = Occupancy::revoke(held.iter().map(|mapped| &*mapped.0.occupancy)) {
             log::warn!(
                 "a device holds on to guest memory past the deadline, and it cannot be revoked: {error}"
             );
+            return false;
+        }
+        let mut away = held.iter().filter(|mapped| mapped.0.area.extent.file().is_none());
+        if !away.all(|mapped| mapped.slots().all(|slot| slot.try_revoke(mapped.range()))) {
             return false;
         }
         let live = self.slots_beside(going);

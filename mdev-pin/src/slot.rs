@@ -3,7 +3,9 @@
 //! A slot is shared by all areas that were cut out of one, and returns to the allocator when the last of them is
 //! gone, which is after its pins have drained.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use mdev_dma::IovaRange;
 
 use mdev_dma::faults::{self, Step};
 
@@ -28,6 +30,8 @@ pub struct Slot(Arc<Owned>);
 struct Owned {
     number: u32,
     from: Slots,
+    /// Ranges whose bytes, in another process, were taken away from pins that are counted here.
+    revoked: Mutex<Vec<IovaRange>>,
 }
 
 impl Slots {
@@ -46,7 +50,7 @@ impl Slots {
             }
             None => return None,
         };
-        Some(Slot(Arc::new(Owned { number, from: self.clone() })))
+        Some(Slot(Arc::new(Owned { number, from: self.clone(), revoked: Mutex::default() })))
     }
 }
 
@@ -54,6 +58,34 @@ impl Slot {
     /// Index into the counters of every lane.
     pub fn number(&self) -> u32 {
         self.0.number
+    }
+
+    /// Takes bytes of another process away from the pins on `range`; `false` if some are being written back just now.
+    pub fn try_revoke(&self, range: IovaRange) -> bool {
+        let mut revoked = match self.0.revoked.try_lock() {
+            Ok(revoked) => revoked,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        revoked.push(range);
+        true
+    }
+
+    /// Whether a byte of `range` was taken away.
+    pub fn is_revoked(&self, range: IovaRange) -> bool {
+        self.revoked().iter().any(|revoked| revoked.intersection(range).is_some())
+    }
+
+    /// Does something with the bytes of `range`, which nobody takes away meanwhile, if they were not taken away.
+    pub fn unless_revoked(&self, range: IovaRange, write: impl FnOnce()) {
+        let revoked = self.revoked();
+        if !revoked.iter().any(|revoked| revoked.intersection(range).is_some()) {
+            write();
+        }
+    }
+
+    fn revoked(&self) -> MutexGuard<'_, Vec<IovaRange>> {
+        self.0.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     sync,
     sys::piece::Piece,
     tally::{Share, Shares},
+    view::{Elsewhere, View},
 };
 
 /// An area as the space keeps it.
@@ -124,21 +125,24 @@ pub struct Table {
     pub pieces: IovaMap<Piece>,
     /// A poison epoch at which none of its windows was poisoned, if there was one when it was made.
     pub clean_at: Option<u64>,
+    /// Areas that are not host memory.
+    pub elsewhere: IovaMap<Elsewhere>,
 }
 
 /// Only makes numbers; it protects nothing.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Table {
-    pub fn new(pieces: IovaMap<Piece>) -> sync::Arc<Self> {
+    pub fn new(view: View) -> sync::Arc<Self> {
+        let View { pieces, elsewhere } = view;
         let epoch = poison_epoch();
         // Until a page is lost somewhere in the process, nothing has to be looked at.
         let clean = epoch == 0 || !pieces.iter().any(|piece| piece.window().poisoned());
-        Self::with(true, pieces, clean.then_some(epoch))
+        Self::with(true, pieces, elsewhere, clean.then_some(epoch))
     }
 
     pub fn detached() -> sync::Arc<Self> {
-        Self::with(false, IovaMap::new(), None)
+        Self::with(false, IovaMap::new(), IovaMap::new(), None)
     }
 
     /// What it says of a place. Linear in the number of pieces for a place in a file.
@@ -147,7 +151,10 @@ impl Table {
             return Answer::Detached;
         }
         let there = match place {
-            Place::At(iova) => self.pieces.lookup(iova).is_some_and(|piece| !piece.gated()),
+            Place::At(iova) => match self.pieces.lookup(iova) {
+                Some(piece) => !piece.gated(),
+                None => self.elsewhere.lookup(iova).is_some_and(|elsewhere| !elsewhere.gated),
+            },
             Place::In(file, offset) => {
                 self.pieces.iter().any(|piece| !piece.gated() && piece.maps(file, offset))
             }
@@ -155,8 +162,13 @@ impl Table {
         if there { Answer::There } else { Answer::Missing }
     }
 
-    fn with(attached: bool, pieces: IovaMap<Piece>, clean_at: Option<u64>) -> sync::Arc<Self> {
+    fn with(
+        attached: bool,
+        pieces: IovaMap<Piece>,
+        elsewhere: IovaMap<Elsewhere>,
+        clean_at: Option<u64>,
+    ) -> sync::Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        sync::Arc::new(Table { id, attached, pieces, clean_at })
+        sync::Arc::new(Table { id, attached, pieces, clean_at, elsewhere })
     }
 }

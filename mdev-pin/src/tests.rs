@@ -9,6 +9,7 @@ mod model;
 mod pages;
 mod pages_model;
 mod parked;
+mod process;
 mod ranges;
 mod reattach;
 mod replace;

@@ -6,5 +6,6 @@ pub(crate) mod pinned;
 pub(crate) mod published;
 #[cfg(feature = "vm-memory")]
 mod rust_vmm;
+pub(crate) mod snapshot;
 #[cfg(all(test, loom))]
 pub(crate) mod watched;

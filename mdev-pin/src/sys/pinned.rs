@@ -4,13 +4,13 @@
 //! lane's counters all wait until it is back. One that revoked it does not wait, but leaves the memory to the access,
 //! which keeps it as long (`Published::keep`).
 
-use std::ptr::NonNull;
+use std::{ptr::NonNull, sync::Arc};
 
 use mdev_dma::{GuestSlice, Iova, Perm};
 
 use crate::{
     shard::Count,
-    sys::{piece::Found, published::Inside},
+    sys::{piece::Found, published::Inside, snapshot::Snapshot},
 };
 
 /// A piece of pinned memory, and where it is counted.
@@ -41,7 +41,15 @@ impl Part {
 pub struct Pinned {
     /// Nearly always the only one.
     first: Part,
-    rest: Vec<Part>,
+    more: Option<Box<More>>,
+}
+
+/// What a pin of one piece of host memory does without.
+#[derive(Default)]
+struct More {
+    parts: Vec<Part>,
+    /// What parts that are no guest memory lie in.
+    snapshots: Vec<Arc<Snapshot>>,
 }
 
 // SAFETY: `Count::release` is an atomic addition that any thread may do, and the memory is volatile guest memory
@@ -58,32 +66,55 @@ impl Pinned {
         Self::of(Part::count(inside, hint.slot, hint.slice(iova, len, perm)?)?)
     }
 
-    /// At most `len` bytes at `offset` of a piece; `None` if they cannot be counted.
-    pub fn found(found: Found<'_>, offset: u64, len: u64) -> Option<Self> {
-        Self::of(Part::found(found, offset, len)?)
+    /// Adds at most `len` bytes at `offset` of a piece; `None` if they cannot be counted.
+    pub fn add(to: &mut Option<Self>, found: Found<'_>, offset: u64, len: u64) -> Option<()> {
+        let part = Part::found(found, offset, len)?;
+        Self::push(to, part, None);
+        Some(())
     }
 
-    /// Adds at most `len` bytes at `offset` of a piece; `false` if they cannot be counted.
-    pub fn add(&mut self, found: Found<'_>, offset: u64, len: u64) -> bool {
-        Part::found(found, offset, len).map(|part| self.rest.push(part)).is_some()
+    /// Adds a snapshot of bytes in the area that has this slot in the section's table; `None` if they cannot be counted.
+    pub fn add_snapshot(
+        to: &mut Option<Self>,
+        inside: &Inside<'_>,
+        slot: u32,
+        snapshot: &Arc<Snapshot>,
+    ) -> Option<()> {
+        let part = Part::count(inside, slot, snapshot.slice())?;
+        Self::push(to, part, Some(snapshot.clone()));
+        Some(())
+    }
+
+    fn push(to: &mut Option<Self>, part: Part, snapshot: Option<Arc<Snapshot>>) {
+        match to {
+            Some(pinned) => {
+                let more = pinned.more.get_or_insert_default();
+                more.parts.push(part);
+                more.snapshots.extend(snapshot);
+            }
+            None => {
+                let more = |snapshot| Box::new(More { parts: Vec::new(), snapshots: vec![snapshot] });
+                *to = Some(Pinned { first: part, more: snapshot.map(more) });
+            }
+        }
     }
 
     #[inline(always)]
     fn of(first: Part) -> Option<Self> {
-        Some(Pinned { first, rest: Vec::new() })
+        Some(Pinned { first, more: None })
     }
 
     /// The pinned memory, in order.
     pub fn slices(&self) -> impl Iterator<Item = GuestSlice<'_>> {
         // SAFETY: the area behind the slot is not removed, and its window not unmapped, while the count that this
         // pin took is out, or `Published` keeps the window for it; it is returned in `drop`, after the borrow of the
-        // slices has ended.
+        // slices has ended. Snapshots are kept as long.
         self.parts().map(|part| unsafe { GuestSlice::from_raw_parts(part.address, part.len) })
     }
 
     #[inline(always)]
     fn parts(&self) -> impl Iterator<Item = &Part> {
-        std::iter::once(&self.first).chain(&self.rest)
+        std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| &more.parts))
     }
 }
 
