@@ -173,3 +173,6 @@ impl Ring {
         Ok(self.outstanding() - usize::from(taken))
     }
 }
+
+#[cfg(test)]
+mod tests;
