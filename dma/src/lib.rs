@@ -25,7 +25,7 @@
 //! The owner of a file can take its pages away at any time. The access that finds out does not fail: the SIGBUS it
 //! raises is contained, it reads zeros, and the window is *poisoned*. Whoever used slices compares
 //! [`poison_epoch`] afterwards and, if it moved, [`HostWindow::poison_count`] of the windows it touched. A poisoned
-//! window is not handed out again. A hole punched into a file raises nothing: it reads as zeros.
+//! window is not handed out again; [`Windows::losses`] counts them. A hole punched into a file raises nothing: it reads as zeros.
 //!
 //! # When memory is taken back
 //!
@@ -89,4 +89,4 @@ pub use process::{Process, ProcessExtent, Unreachable};
 pub use raw::{GuestSlice, poison_epoch};
 pub use remote::{Answer, RemoteExtent, RemoteMemory, Reply};
 pub use sg::SgList;
-pub use window::{CHUNK, HostWindow, Segment, WindowError, Windows};
+pub use window::{CHUNK, HostWindow, Losses, Segment, WindowError, Windows};

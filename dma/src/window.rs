@@ -98,6 +98,7 @@ impl HostWindow {
 impl Drop for HostWindow {
     fn drop(&mut self) {
         self.counts.live.fetch_sub(1, Ordering::Relaxed);
+        self.counts.faults.fetch_add(self.poison_count(), Ordering::Relaxed);
     }
 }
 
@@ -138,6 +139,19 @@ impl Ranged for Segment {
 struct Counts {
     live: AtomicUsize,
     mapped: AtomicU64,
+    /// Faults contained in windows that are gone.
+    faults: AtomicU64,
+}
+
+/// Windows that do not show their file everywhere, and what happened in all windows so far.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Windows mapped now that have lost a page. They go when the last area in them is unmapped.
+    pub poisoned: usize,
+    /// Windows mapped now of which pages were revoked. They go as well, when the last void pin is gone too.
+    pub revoked: usize,
+    /// Accesses to lost pages that were contained, ever.
+    pub faults: u64,
 }
 
 /// What windows are shared by: the same chunk of what may be the same file, with the same protection.
@@ -237,6 +251,18 @@ impl Windows {
     /// How many windows were ever mapped.
     pub fn mapped_total(&self) -> u64 {
         self.counts.mapped.load(Ordering::Relaxed)
+    }
+
+    /// What was lost in its windows. Looks at every window, so it is for statistics.
+    pub fn losses(&self) -> Losses {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut losses = Losses { faults: self.counts.faults.load(Ordering::Relaxed), ..Losses::default() };
+        for window in known.windows.values().flatten().filter_map(Weak::upgrade) {
+            losses.poisoned += usize::from(window.poisoned());
+            losses.revoked += usize::from(window.occupants.any_revoked());
+            losses.faults += window.poison_count();
+        }
+        losses
     }
 
     /// A window of `file` at `start` that has at least `need` bytes. `size` is the file's size.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mdev_dma::Windows;
 
 use crate::limit::LogLimit;
+use crate::report::MemoryLine;
 use crate::session::{Queues, Session, SessionError, SessionOptions};
 use crate::sys::{Interest, Poll, Readiness, Ready, Timer};
 use crate::worker::{EventSource, WorkerEvent};
@@ -161,7 +162,7 @@ impl Control {
             STOP => self.drain(),
             PRINT => {
                 self.signals.print.take();
-                print(&stats::table(self.rings.device().as_ref(), self.names));
+                print(&stats::table(self.rings.device().as_ref(), self.names, MemoryLine::of(&self.windows)));
             }
             COUNTERS => self.count(),
             connection => self.serve(connection - CONNECTION, readiness),
@@ -171,8 +172,8 @@ impl Control {
 
     /// Answers whoever measures this process; without them it has nobody to run for.
     fn count(&mut self) {
-        let device = self.rings.device().as_ref();
-        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(device)) {
+        let (device, windows) = (self.rings.device().as_ref(), &self.windows);
+        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(device, windows)) {
             self.poll.remove(&counters);
             self.drain();
         }

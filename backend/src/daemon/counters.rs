@@ -4,6 +4,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use mdev_dma::Windows;
+
 use crate::device::Device;
 use crate::report::CounterLine;
 
@@ -24,14 +26,14 @@ impl CounterSocket {
     }
 
     /// Answers what was asked. False: nobody asks any more, the socket's other end is gone or does not read.
-    pub(super) fn answer(&self, device: &dyn Device) -> bool {
+    pub(super) fn answer(&self, device: &dyn Device, windows: &Windows) -> bool {
         let mut questions = [0; 16];
         let asked = match (&self.0).read(&mut questions) {
             Ok(0) => return false,
             Ok(count) => count,
             Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         };
-        let Ok(line) = CounterLine::of(device).to_json() else { return false };
+        let Ok(line) = CounterLine::of(device, windows).to_json() else { return false };
         // An answer that does not fit into the socket's buffer is one to somebody who asks and does not read.
         (0..asked).all(|_| (&self.0).write_all(line.as_bytes()).is_ok())
     }
@@ -64,9 +66,9 @@ mod tests {
     fn each_byte_is_answered_by_a_line_with_all_queues() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let socket = CounterSocket::new(theirs.into()).unwrap();
-        assert!(socket.answer(&device()), "nothing asked, nothing answered");
+        assert!(socket.answer(&device(), &Windows::new().unwrap()), "nothing asked, nothing answered");
         (&ours).write_all(b"??").unwrap();
-        assert!(socket.answer(&device()));
+        assert!(socket.answer(&device(), &Windows::new().unwrap()));
         for line in BufReader::new(&ours).lines().take(2) {
             let line: CounterLine = serde_json::from_str(&line.unwrap()).unwrap();
             assert_eq!(line.queues.len(), 4);
@@ -78,14 +80,14 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let socket = CounterSocket::new(theirs.into()).unwrap();
         drop(ours);
-        assert!(!socket.answer(&device()));
+        assert!(!socket.answer(&device(), &Windows::new().unwrap()));
 
         let (ours, theirs) = UnixStream::pair().unwrap();
         let socket = CounterSocket::new(theirs.into()).unwrap();
         let mut answers = 0;
         while {
             (&ours).write_all(&[0; 16]).unwrap();
-            socket.answer(&device())
+            socket.answer(&device(), &Windows::new().unwrap())
         } {
             answers += 1;
             assert!(answers < 100_000, "the buffer ends somewhere");

@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::device::{Device, DropCause, QueueCounters};
+use crate::report::MemoryLine;
 
 /// What the queues of a kind of device are called: queue `i` is `names[i % names.len()]`.
 pub type QueueNames = &'static [&'static str];
 
-/// All queues' counters as an aligned table. Of the causes of drops only those that occurred have a column.
-pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
+/// All queues' counters as an aligned table, and a line on the memory. Of the causes of drops only those that occurred
+/// have a column.
+pub(super) fn table(device: &dyn Device, names: QueueNames, memory: MemoryLine) -> String {
     let queues: Vec<_> = queues(device).collect();
     let causes: Vec<_> = DropCause::ALL
         .into_iter()
@@ -29,7 +31,12 @@ pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
         row.extend(rest.map(|count| count.to_string()));
         rows.push(row);
     }
-    format!("{}:\n{}", device.name(), aligned(&rows))
+    let MemoryLine { windows, poisoned, revoked, faults } = memory;
+    format!(
+        "{}:\n{}  memory: {windows} windows, {poisoned} poisoned, {revoked} revoked, {faults} faults\n",
+        device.name(),
+        aligned(&rows)
+    )
 }
 
 /// The first column to the left, all others to the right.

@@ -11,7 +11,7 @@ fn slice(packets: u64, lost: u64) -> Slice {
 
 fn line(packets: u64, busy_ns: u64) -> CounterLine {
     let queue = QueueLine { packets, busy_ns, ..QueueLine::default() };
-    CounterLine { queues: vec![queue, queue] }
+    CounterLine { queues: vec![queue, queue], ..CounterLine::default() }
 }
 
 const SIZE: PacketSize = PacketSize::Bytes(64);

@@ -1,5 +1,6 @@
 //! Counters of a running device, as a line of JSON: what `perf` asks the device's process for.
 use crate::device::{Device, QueueCounters};
+use mdev_dma::Windows;
 use serde::{Deserialize, Serialize};
 use std::iter::Sum;
 use std::ops::{Add, Sub};
@@ -29,19 +30,49 @@ pub struct QueueLine {
     pub empty_polls: u64,
 }
 
-/// The counters of all queues of a device at one moment.
+/// How the process has guest memory mapped. A window is up to 1 GiB of a file, shared by all who use it.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryLine {
+    /// Windows that are mapped.
+    pub windows: u64,
+    /// Of these, those that have lost a page of their file: what lies in them fails until it is mapped anew.
+    pub poisoned: u64,
+    /// Of these, those of which pages were taken away from a device that did not let go of them.
+    pub revoked: u64,
+    /// Accesses to lost pages, ever.
+    pub faults: u64,
+}
+
+impl MemoryLine {
+    /// What there is now.
+    pub fn of(windows: &Windows) -> Self {
+        let losses = windows.losses();
+        MemoryLine {
+            windows: windows.live() as u64,
+            poisoned: losses.poisoned as u64,
+            revoked: losses.revoked as u64,
+            faults: losses.faults,
+        }
+    }
+}
+
+/// The counters of all queues of a device, and of its memory, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterLine {
     /// One for each queue, by its index.
     pub queues: Vec<QueueLine>,
+    /// The memory of all its front-ends.
+    #[serde(default)]
+    pub memory: MemoryLine,
 }
 
 impl CounterLine {
-    /// The counters of a device now.
-    pub fn of(device: &dyn Device) -> Self {
+    /// The counters of a device now, whose front-ends' memory is mapped through `windows`.
+    pub fn of(device: &dyn Device, windows: &Windows) -> Self {
         let counters = |index| device.queue_stats(index).map(|stats| stats.counters()).unwrap_or_default();
         CounterLine {
             queues: (0..device.queue_count()).map(|index| QueueLine::from(&counters(index))).collect(),
+            memory: MemoryLine::of(windows),
         }
     }
 
@@ -135,16 +166,22 @@ mod tests {
 
     #[test]
     fn line_is_one_line_and_is_read_back() {
-        let line = CounterLine { queues: vec![line(1), line(2)] };
+        let memory = MemoryLine { windows: 3, poisoned: 1, revoked: 0, faults: 7 };
+        let line = CounterLine { queues: vec![line(1), line(2)], memory };
         let text = line.to_json().unwrap();
         assert_eq!(text.matches('\n').count(), 1);
         assert!(text.ends_with('\n'));
         assert_eq!(serde_json::from_str::<CounterLine>(&text).unwrap(), line);
+        let short: CounterLine = serde_json::from_str(r#"{"queues":[]}"#).unwrap();
+        assert_eq!(short.memory, MemoryLine::default(), "a device that does not tell of its memory");
     }
 
     #[test]
     fn sums_keep_receive_and_transmit_apart() {
-        let line = CounterLine { queues: vec![line(1), line(20), line(300), line(4000)] };
+        let line = CounterLine {
+            queues: vec![line(1), line(20), line(300), line(4000)],
+            memory: MemoryLine::default(),
+        };
         assert_eq!((line.receive().packets, line.transmit().packets), (301, 4020));
         assert_eq!(line.total().busy_ns, 43_210);
         assert_eq!((line.total() - line.receive()).packets, 4020);

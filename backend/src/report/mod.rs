@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-pub use counters::{CounterLine, QueueLine};
+pub use counters::{CounterLine, MemoryLine, QueueLine};
 pub use machine::{Machine, online_cpus};
 
 /// One command's run.

@@ -8,7 +8,7 @@ use rustix::io::{pread, pwrite};
 
 use super::{CHUNK, WindowError};
 use crate::fixture::{area, memory, resize};
-use crate::{Area, BackingFile, FilePolicy, Iova, IovaRange, Perm, Segment, Windows};
+use crate::{Area, BackingFile, FilePolicy, Iova, IovaRange, Losses, Occupancy, Perm, Segment, Windows};
 
 fn reopen(file: &BackingFile, options: &OpenOptions) -> Arc<BackingFile> {
     let again = options.open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())).unwrap();
@@ -177,6 +177,26 @@ fn a_poisoned_window_is_not_handed_out_again() {
     assert!(!new[0].window.poisoned());
     drop(old);
     assert!(same_window(&new, &windows.segments(&area(&file, 0, 0, 1)).unwrap()));
+}
+
+#[test]
+fn losses_tell_of_windows_that_are_there_and_of_faults_that_ever_were() {
+    let windows = Windows::new().unwrap();
+    let (file, other) = (memory(1 << 20), memory(4096));
+    let bad = windows.segments(&area(&file, 0, 0, 1 << 20)).unwrap();
+    let fine = windows.segments(&area(&other, 0, 0, 4096)).unwrap();
+    assert_eq!(windows.losses(), Losses::default());
+    resize(&file, 0);
+    for page in 0..3 {
+        bad[0].slice(Iova(4096 * page), 1).unwrap().fill(0);
+    }
+    assert_eq!(windows.losses(), Losses { poisoned: 1, revoked: 0, faults: 3 });
+    let occupied = Occupancy::of(&fine).unwrap();
+    Occupancy::revoke([&occupied]).unwrap();
+    assert_eq!(windows.losses(), Losses { poisoned: 1, revoked: 1, faults: 3 });
+    drop((bad, fine, occupied));
+    assert_eq!(windows.losses(), Losses { poisoned: 0, revoked: 0, faults: 3 });
+    assert_eq!(Windows::new().unwrap().losses(), Losses::default(), "each has its own");
 }
 
 #[test]

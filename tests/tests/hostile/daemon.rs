@@ -1,5 +1,6 @@
 //! The daemon itself: one guest with traffic on, and everything else that connects to its socket.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,16 +9,19 @@ use std::thread::JoinHandle;
 use mdev_protocol::vhost_user::{Client, FrontendMessage as M};
 use mdev_tests::random::Random;
 use mdev_tests::stage::{Alone, Guest, GuestOptions, Traffic, WATCHDOG, await_that};
-use mdevd::daemon::{Daemon, DaemonError, Endpoint, MAX_CONNECTIONS, Options};
+use mdevd::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, MAX_CONNECTIONS, Options};
 use mdevd::device::net::{NetConfig, NetDevice};
 use mdevd::device::{Device, QueueCounters};
 use mdevd::link::LinkKind;
+use mdevd::report::{CounterLine, MemoryLine};
 use mdevd::worker::Mode;
+use rustix::fs::ftruncate;
 use rustix::process::{Signal, getpid, kill_process};
 use tempfile::TempDir;
 
 use super::latched::Door;
 use super::leaving::vanish;
+use super::lost::renew_memory;
 use super::messages::send_random;
 use super::replies::flood;
 use super::together::say_everything;
@@ -28,12 +32,16 @@ struct House {
     path: PathBuf,
     thread: Option<JoinHandle<Result<(), DaemonError>>>,
     _folder: TempDir,
+    /// Where it tells its counters.
+    counters: UnixStream,
     alone: Option<Alone>,
 }
 
 impl House {
     fn open() -> House {
         let alone = Alone::begin();
+        let (counters, theirs) = UnixStream::pair().expect("sockets");
+        counters.set_read_timeout(Some(WATCHDOG)).expect("a watchdog");
         let folder = TempDir::new().expect("a folder");
         let path = folder.path().join("net.sock");
         let config =
@@ -46,11 +54,26 @@ impl House {
             stats: None,
             queue_names: &["receive", "transmit"],
             sessions: Default::default(),
-            counters: None,
+            counters: Some(CounterSocket::new(theirs.into()).expect("a socket")),
         };
         let daemon = Daemon::new(device.clone(), endpoint, options).expect("a daemon");
         let thread = std::thread::Builder::new().name("daemon".into()).spawn(move || daemon.run());
-        House { device, path, thread: Some(thread.expect("a thread")), _folder: folder, alone: Some(alone) }
+        House {
+            device,
+            path,
+            thread: Some(thread.expect("a thread")),
+            _folder: folder,
+            counters,
+            alone: Some(alone),
+        }
+    }
+
+    /// What it tells of the memory of all its guests.
+    fn memory(&self) -> MemoryLine {
+        let mut line = String::new();
+        (&self.counters).write_all(b"?").expect("the daemon listens");
+        BufReader::new(&self.counters).read_line(&mut line).expect("it answers");
+        serde_json::from_str::<CounterLine>(&line).expect("a line of counters").memory
     }
 
     fn connect(&self) -> UnixStream {
@@ -164,6 +187,38 @@ fn random_messages_to_the_daemon_do_not_touch_the_rings_of_the_one_that_has_them
     send_random(&house, 20_000, || victim.must_go_on(10));
     victim.must_go_on(100);
     house.close(victim);
+}
+
+#[test]
+fn memory_that_is_lost_shows_in_the_counters_until_it_is_announced_anew() {
+    let mut house = House::open();
+    let mut guest = house.guest();
+    guest.exchange(50);
+    let before = house.memory();
+    assert_eq!((before.windows, before.poisoned, before.revoked, before.faults), (1, 0, 0, 0));
+    let lost = guest.churn(|busy| {
+        await_that("traffic", || busy.received() > 200);
+        ftruncate(busy.memory.regions()[0].extent.file.as_fd(), 0).expect("nothing forbids it");
+        await_that("the lost page is counted", || house.memory().poisoned == 1);
+        house.memory()
+    });
+    assert!(lost.faults > 0);
+    await_that("the device says so", || guest.needs_reset());
+    for index in 0..2 {
+        guest.front.stop(index).expect("it stops");
+    }
+    renew_memory(&mut guest);
+    let healed = house.memory();
+    assert_eq!((healed.windows, healed.poisoned), (1, 0), "the window went with the memory");
+    assert!(healed.faults >= lost.faults, "what happened stays counted");
+    guest.start_rings();
+    guest.exchange(50);
+    assert_eq!(house.memory(), healed);
+    drop(guest);
+    house.end();
+    let alone = house.alone.take().expect("it ends once");
+    drop(house);
+    alone.end();
 }
 
 #[test]

@@ -29,11 +29,14 @@ fn punch(busy: &Busy<'_>, region: usize, offset: u64, len: u64) {
 fn must_be_poisoned(attacks: &Attacks, what: &str, options: GuestOptions, shrink: impl FnOnce(&Busy<'_>)) {
     let mut guest = Guest::start(&attacks.stage, ATTACKED, options);
     let conn = guest.conn;
+    let before = attacks.stage.windows().losses();
     let index = guest.churn(|busy| {
         await_that("traffic", || busy.received() > 200);
         shrink(busy);
         let (index, error) = attacks.stage.failure(conn);
         assert_eq!(error, RingError::Poisoned, "{what}: ring {index}");
+        let losses = attacks.stage.windows().losses();
+        assert!(losses.poisoned > 0 && losses.faults > before.faults, "{what}: {losses:?}");
         attacks.victim.must_go_on(100);
         index
     });
@@ -44,6 +47,7 @@ fn must_be_poisoned(attacks: &Attacks, what: &str, options: GuestOptions, shrink
         guest.front.stop(index).expect("it stops");
     }
     renew_memory(&mut guest);
+    assert_eq!(attacks.stage.windows().losses().poisoned, 0, "{what}: what was lost is mapped still");
     guest.start_rings();
     assert!(!guest.needs_reset());
     guest.exchange(50);
@@ -51,7 +55,7 @@ fn must_be_poisoned(attacks: &Attacks, what: &str, options: GuestOptions, shrink
 }
 
 /// Other memory, and rings in it.
-fn renew_memory(guest: &mut Guest) {
+pub fn renew_memory(guest: &mut Guest) {
     let options = MemoryOptions { first: Iova(1 << 40), ..Default::default() };
     guest.memory.add_region(options).expect("memory");
     let ring = RingOptions { size: 128, event_idx: true, indirect: false };

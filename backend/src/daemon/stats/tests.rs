@@ -17,8 +17,10 @@ fn the_table_is_aligned_and_names_only_causes_that_occurred() {
     queue.add_burst(1_234_567, 89_000_000, 10);
     queue.add_drops(DropCause::Short, 12);
     queue.add_kicks(3);
-    let text = table(&device, NAMES);
-    let lines: Vec<&str> = text.lines().collect();
+    let memory = MemoryLine { windows: 4, poisoned: 1, revoked: 2, faults: 30 };
+    let text = table(&device, NAMES, memory);
+    let mut lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.pop(), Some("  memory: 4 windows, 1 poisoned, 2 revoked, 30 faults"));
     assert_eq!(lines.len(), 6, "{text}");
     assert_eq!(lines[0], "net0:");
     let head: Vec<&str> = lines[1].split_whitespace().collect();
