@@ -71,6 +71,8 @@ fn signal_never_waits_for_a_peer_whose_blocking_counter_is_full() {
 #[test]
 fn a_signal_to_a_peer_wakes_who_waits_for_it() {
     let (peer, ours) = shared();
+    // Ours made the file non-blocking, for both.
+    rustix::fs::fcntl_setfl(&peer, OFlags::empty()).unwrap();
     let waiter = std::thread::spawn(move || {
         let mut count = [0; 8];
         rustix::io::read(&peer, &mut count).unwrap();
