@@ -25,6 +25,7 @@
 //! a minute: a callback that never returns.
 mod absent;
 mod callback;
+mod charge;
 mod close;
 mod contents;
 mod isolation;

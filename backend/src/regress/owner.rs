@@ -9,6 +9,7 @@ use super::space::{
 use crate::sys::OwnerProcess;
 use mdev_dma::{BackingFile, FilePolicy, Iova, IovaRange};
 use mdev_pin::{Access, Rw};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -49,16 +50,20 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// An owner, and its memory on a space.
-fn owned(pages: u64, space: &Space) -> Result<(OwnerProcess, Arc<BackingFile>), Failure> {
-    let size = pages * PAGE;
-    let (owner, fd) = OwnerProcess::start(usize::try_from(size)?)?;
+fn owner_of(pages: u64, space: &Space) -> Result<(OwnerProcess, Arc<BackingFile>), Failure> {
+    let (owner, fd) = OwnerProcess::start(usize::try_from(pages * PAGE)?)?;
+    Ok((owner, owned(fd, pages, space)?))
+}
+
+/// An owner's file, on a space.
+pub fn owned(fd: OwnedFd, pages: u64, space: &Space) -> Result<Arc<BackingFile>, Failure> {
     let file = BackingFile::new(fd, &FilePolicy::default())?;
-    space.ioas.map(area(&file, 0, size, 0)?)?;
-    Ok((owner, file))
+    space.ioas.map(area(&file, 0, pages * PAGE, 0)?)?;
+    Ok(file)
 }
 
 /// Writes numbers to the first word and reads them back, and pins. Every access must succeed.
-fn work(access: &Access, stop: &AtomicBool, done: &AtomicU64) -> Outcome {
+pub fn work(access: &Access, stop: &AtomicBool, done: &AtomicU64) -> Outcome {
     let mut lane = access.lane();
     while !stopped(stop) {
         let next = done.load(Ordering::Relaxed) + 1;
@@ -76,7 +81,7 @@ fn work(access: &Access, stop: &AtomicBool, done: &AtomicU64) -> Outcome {
 }
 
 /// Waits until a worker has done `more`.
-fn goes_on(done: &AtomicU64, more: u64) -> Outcome {
+pub fn goes_on(done: &AtomicU64, more: u64) -> Outcome {
     let end = done.load(Ordering::SeqCst) + more;
     await_that("the device goes on", || done.load(Ordering::SeqCst) >= end)
 }
@@ -84,7 +89,7 @@ fn goes_on(done: &AtomicU64, more: u64) -> Outcome {
 fn close_vs_workqueue(run: &Run) -> Outcome {
     for mut random in run.rounds(10) {
         let space = Space::new()?;
-        let (owner, file) = owned(1, &space)?;
+        let (owner, file) = owner_of(1, &space)?;
         let (closed, pins) = (AtomicBool::new(false), AtomicU64::new(0));
         let worker = |_: &AtomicBool| pin_until_closed(run, &space.access, &closed, &pins);
         beside(&[&worker], || {
@@ -105,7 +110,7 @@ fn close_vs_workqueue(run: &Run) -> Outcome {
 fn trapped_mmio_no_close(run: &Run) -> Outcome {
     for mut random in run.rounds(10) {
         let space = Space::new()?;
-        let (mut owner, file) = owned(1, &space)?;
+        let (mut owner, file) = owner_of(1, &space)?;
         let whole = range(0, PAGE)?;
         let remapping = |stop: &AtomicBool| {
             while !stopped(stop) {
@@ -145,7 +150,7 @@ fn trapped_mmio_no_close(run: &Run) -> Outcome {
 fn vaddr_window(run: &Run) -> Outcome {
     for _ in run.rounds(10) {
         let space = Space::new()?;
-        let (owner, file) = owned(2, &space)?;
+        let (owner, file) = owner_of(2, &space)?;
         let done = AtomicU64::new(0);
         let (first, _) = owner.map()?;
         let worker = |stop: &AtomicBool| work(&space.access, stop, &done);
@@ -168,7 +173,7 @@ fn vaddr_window(run: &Run) -> Outcome {
 fn owner_sigkill_file(run: &Run) -> Outcome {
     for mut random in run.rounds(10) {
         let space = Space::new()?;
-        let (mut owner, file) = owned(2, &space)?;
+        let (mut owner, file) = owner_of(2, &space)?;
         let done = AtomicU64::new(0);
         space.device.pin(&mut space.access.lane(), PAGE, 64)?;
         let worker = |stop: &AtomicBool| work(&space.access, stop, &done);

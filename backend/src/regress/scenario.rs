@@ -1,7 +1,7 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
 use super::socket::{held, leaving, memory};
-use super::{absent, callback, close, contents, isolation, owner, parking, unmap};
+use super::{absent, callback, charge, close, contents, isolation, owner, parking, unmap};
 use std::fmt;
 use std::time::Duration;
 
@@ -98,6 +98,7 @@ pub fn scenarios(transport: Transport) -> Vec<Scenario> {
             close::SCENARIOS,
             unmap::SCENARIOS,
             callback::SCENARIOS,
+            charge::SCENARIOS,
             isolation::SCENARIOS,
             contents::SCENARIOS,
             parking::SCENARIOS,

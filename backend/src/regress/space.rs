@@ -2,7 +2,7 @@
 use super::run::lock;
 use super::scenario::{Failure, Outcome, expect, expect_equal};
 use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
-use mdev_pin::{Access, AccessOps, Ioas, Lane, Pin, ResolveError};
+use mdev_pin::{Access, AccessOps, Account, Ioas, Lane, Pin, ResolveError};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -126,8 +126,13 @@ pub struct Space {
 impl Space {
     /// An empty space with one device.
     pub fn new() -> Result<Space, Failure> {
+        Space::charged_to(&Account::unlimited())
+    }
+
+    /// As [`Space::new`], charged to an account.
+    pub fn charged_to(account: &Account) -> Result<Space, Failure> {
         let windows = Windows::new()?;
-        let ioas = Ioas::new(windows.clone());
+        let ioas = Ioas::charged_to(windows.clone(), account);
         let Attached { device, access } = Attached::to(&ioas)?;
         Ok(Space { windows, ioas, device, access })
     }
@@ -150,6 +155,8 @@ pub fn errno<T>(result: Result<T, ResolveError>) -> i32 {
 
 /// ENOENT, EINVAL, EDEADLK and EFAULT, as the kernel numbers them.
 pub const ENOENT: i32 = 2;
+/// See [`ENOENT`].
+pub const EFAULT: i32 = 14;
 /// See [`ENOENT`].
 pub const EINVAL: i32 = 22;
 /// See [`ENOENT`].

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::null_mut;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -22,6 +22,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process
 const ANSWER: Duration = Duration::from_secs(5);
 const MAP: u8 = b'm';
 const UNMAP: u8 = b'u';
+const FORK: u8 = b'f';
+const EXECUTE: u8 = b'x';
 
 /// Another process that made a memory file, mapped it, and handed us the descriptor: a virtual machine monitor, as
 /// far as its memory goes. It ends when this is dropped, and with the thread that started it.
@@ -86,6 +88,41 @@ impl OwnerProcess {
         self.ask(MAP)
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// It makes a child, which does nothing and ends when it ends: that child's number.
+    ///
+    /// # Errors
+    /// As [`OwnerProcess::unmap`].
+    pub fn fork(&self) -> io::Result<u32> {
+        let (child, _) = self.ask(FORK)?;
+        u32::try_from(child).map_err(io::Error::other)
+    }
+
+    /// It executes another program, which does nothing: its mappings are gone, and it answers nothing from here on.
+    ///
+    /// # Errors
+    /// As [`OwnerProcess::unmap`]; there is no such program.
+    pub fn execute(&self) -> io::Result<()> {
+        (&self.socket).write_all(&[EXECUTE])?;
+        // Its end of the socket closes on execution; so it does when it ends because it could not execute.
+        if (&self.socket).read(&mut [0])? != 0 {
+            return Err(io::Error::other("the owner's process said something else"));
+        }
+        let name = format!("/proc/{}/comm", self.pid());
+        let deadline = Instant::now() + ANSWER;
+        while std::fs::read_to_string(&name)? != "sleep\n" {
+            if Instant::now() >= deadline {
+                return Err(io::Error::other("the owner's process executes nothing"));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
     fn ask(&self, what: u8) -> io::Result<(u64, u64)> {
         (&self.socket).write_all(&[what])?;
         let (mut address, mut word) = ([0; 8], [0; 8]);
@@ -144,7 +181,12 @@ fn serve(parents: BorrowedFd<'_>, socket: BorrowedFd<'_>, size: usize) -> rustix
     let mut what = [0];
     while rustix::io::read(socket, &mut what)? == 1 {
         let mut word = 0;
-        if what == [UNMAP] {
+        let mut answer = mapping as u64;
+        if what == [FORK] {
+            answer = idle_child(socket)?;
+        } else if what == [EXECUTE] {
+            return Err(execute());
+        } else if what == [UNMAP] {
             // SAFETY: the child has one thread, which touches the mapping only below, after mapping it anew.
             unsafe {
                 munmap(mapping, size)?;
@@ -155,12 +197,43 @@ fn serve(parents: BorrowedFd<'_>, socket: BorrowedFd<'_>, size: usize) -> rustix
             mapping = map(file.as_fd(), size)?;
             // SAFETY: `mapping` has at least a page, is aligned to one, and was just mapped for reading.
             word = unsafe { mapping.cast::<u64>().read_volatile() };
+            answer = mapping as u64;
         }
-        let address = (mapping as u64).to_ne_bytes();
-        rustix::io::write(socket, &address)?;
+        rustix::io::write(socket, &answer.to_ne_bytes())?;
         rustix::io::write(socket, &word.to_ne_bytes())?;
     }
     Ok(())
+}
+
+/// A child of the child, which ends with it. System calls only.
+fn idle_child(socket: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    // SAFETY: as in `start`: neither of both does anything but system calls.
+    match unsafe { libc::fork() } {
+        -1 => Err(rustix::io::Errno::AGAIN),
+        0 => {
+            // Without it, nobody would see that the parent closes its own.
+            // SAFETY: the child owns its copy of the descriptor and uses it no more.
+            unsafe { rustix::io::close(std::os::fd::AsRawFd::as_raw_fd(&socket)) };
+            if set_parent_process_death_signal(Some(Signal::KILL)).is_err() {
+                // SAFETY: as in `start`.
+                unsafe { libc::_exit(1) }
+            }
+            loop {
+                // SAFETY: waits for a signal and takes no pointer.
+                unsafe { libc::pause() };
+            }
+        }
+        child => u64::try_from(child).map_err(|_| rustix::io::Errno::RANGE),
+    }
+}
+
+/// Becomes `sleep`; returns only if that fails. System calls only.
+fn execute() -> rustix::io::Errno {
+    let arguments = [c"sleep".as_ptr(), c"3600".as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null()];
+    // SAFETY: the path, the arguments and the environment are texts that end with zero, in lists that end with null.
+    unsafe { libc::execve(c"/bin/sleep".as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    rustix::io::Errno::NOEXEC
 }
 
 fn map(file: BorrowedFd<'_>, size: usize) -> rustix::io::Result<*mut c_void> {
@@ -181,6 +254,18 @@ mod tests {
         rustix::io::pwrite(&file, &7u64.to_ne_bytes(), 0).unwrap();
         let (second, word) = owner.map().unwrap();
         assert!(first != second && word == 7, "{first:x} {second:x} {word}");
+    }
+
+    #[test]
+    fn owner_forks_and_executes_another_program() {
+        let (mut owner, _file) = OwnerProcess::start(4096).unwrap();
+        let child = owner.fork().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+        assert!(status.contains(&format!("PPid:\t{}", owner.pid())), "{status}");
+        owner.map().unwrap();
+        owner.execute().unwrap();
+        assert!(owner.map().is_err());
+        owner.kill().unwrap();
     }
 
     #[test]
