@@ -283,16 +283,19 @@ impl State {
     pub fn add(&mut self, new: Vec<Mapped>) -> Result<Vec<Retired>, IoasError> {
         self.charge_new(&new)?;
         let (mut areas, mut view) = (self.areas.clone(), self.view.clone());
-        for mapped in new {
-            view.insert(&mapped)?;
-            areas = areas.insert(mapped).map_err(exists)?;
+        for mapped in &new {
+            view.insert(mapped)?;
+            areas = areas.insert(mapped.clone()).map_err(exists)?;
         }
-        Ok(self.install(areas, view))
+        self.areas = areas;
+        self.view = view;
+        Ok(self.publish(&new))
     }
 
-    /// Publishes the view as a new table to every open access.
-    fn publish(&mut self) -> Vec<Retired> {
-        self.table = Table::new(self.view.clone());
+    /// Publishes the view, which differs from that of the last table by `added` and by what is gone or gated, as a new
+    /// table to every open access.
+    fn publish(&mut self, added: &[Mapped]) -> Vec<Retired> {
+        self.table = self.table.next(self.view.clone(), added);
         self.publish_table()
     }
 
@@ -300,7 +303,8 @@ impl State {
     pub fn install(&mut self, areas: IovaMap<Mapped>, view: View) -> Vec<Retired> {
         self.areas = areas;
         self.view = view;
-        self.publish()
+        self.table = Table::new(self.view.clone());
+        self.publish_table()
     }
 
     fn replace_area(&mut self, mapped: Mapped) {
@@ -335,7 +339,7 @@ impl Work for Unmap {
             state.view.replace(&gated);
             state.replace_area(gated.clone());
             self.current = Some(gated);
-            return Some(Ok(state.publish()));
+            return Some(Ok(state.publish(&[])));
         }
     }
 
@@ -361,7 +365,7 @@ impl Work for Unmap {
             state.areas = areas;
         }
         state.view.remove(&gone);
-        let retired = state.publish();
+        let retired = state.publish(&[]);
         drop(state);
         gone.0.shares.release_whole();
         gone.0.occupancy.vacate();

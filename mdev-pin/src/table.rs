@@ -141,6 +141,18 @@ impl Table {
         Self::with(true, pieces, elsewhere, clean.then_some(epoch))
     }
 
+    /// As [`Table::new`], for a view that differs from that of this table by `added` and by what is gone or gated. Only what
+    /// was added is looked at, if nobody has lost a page since this table was found clean.
+    pub fn next(&self, view: View, added: &[Mapped]) -> sync::Arc<Self> {
+        let epoch = poison_epoch();
+        let poisoned = |mapped: &Mapped| mapped.0.segments.iter().any(|segment| segment.window.poisoned());
+        if self.clean_at == Some(epoch) && !added.iter().any(poisoned) {
+            Self::with(true, view.pieces, view.elsewhere, Some(epoch))
+        } else {
+            Self::new(view)
+        }
+    }
+
     pub fn detached() -> sync::Arc<Self> {
         Self::with(false, IovaMap::new(), IovaMap::new(), None)
     }

@@ -1,8 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Hint, IovaMap, LEAF, MapError, Ranged};
+use super::{BRANCH, Hint, IovaMap, LEAF, MapError, Ranged};
 use crate::{Iova, IovaRange};
 
 /// An item with a name, so that a replaced one can be told from the old.
@@ -83,10 +84,14 @@ fn dense_op() -> impl Strategy<Value = Op> {
 
 /// What holds of every table, whatever was done to it.
 fn check_shape(map: &IovaMap<Item>, model: &Model) {
-    assert_eq!(map.firsts.len(), map.leaves.len());
-    for (first, leaf) in map.firsts.iter().zip(map.leaves.iter()) {
-        assert!((1..=LEAF).contains(&leaf.len()), "a leaf has {} items", leaf.len());
-        assert_eq!(leaf[0].range.first().0, *first);
+    assert_eq!(map.firsts.len(), map.branches.len());
+    for (first, branch) in map.firsts.iter().zip(map.branches.iter()) {
+        assert!((1..=BRANCH).contains(&branch.leaves.len()), "a branch has {} leaves", branch.leaves.len());
+        assert_eq!((branch.firsts[0], branch.firsts.len()), (*first, branch.leaves.len()));
+        for (first, leaf) in branch.firsts.iter().zip(branch.leaves.iter()) {
+            assert!((1..=LEAF).contains(&leaf.len()), "a leaf has {} items", leaf.len());
+            assert_eq!(leaf[0].range.first().0, *first);
+        }
     }
     assert_eq!((map.len(), map.is_empty()), (model.0.len(), model.0.is_empty()));
     assert!(map.iter().eq(model.0.values()));
@@ -228,28 +233,32 @@ fn a_hint_of_another_table_is_harmless() {
 }
 
 #[test]
-fn a_change_shares_all_leaves_but_one_with_the_table_before() {
+fn a_change_shares_all_but_one_leaf_and_one_branch_with_the_table_before() {
     let map = IovaMap::from_items((0..65_535).map(|n| item(2 * n, 2 * n, 0)).collect()).unwrap();
-    let shared = |other: &IovaMap<Item>| {
-        let same =
-            |leaf: &std::sync::Arc<[Item]>| other.leaves.iter().any(|o| std::sync::Arc::ptr_eq(leaf, o));
-        map.leaves.iter().filter(|leaf| same(leaf)).count()
+    let leaves = |of: &IovaMap<Item>| -> Vec<_> {
+        of.branches.iter().flat_map(|branch| branch.leaves.iter().map(|leaf| leaf.as_ptr())).collect()
     };
-    assert_eq!(shared(&map.insert(item(77_777, 77_777, 1)).unwrap()), map.leaves.len() - 1);
-    assert_eq!(shared(&map.remove(Iova(77_778)).unwrap().0), map.leaves.len() - 1);
-    assert_eq!(shared(&map.replace(item(77_778, 77_779, 1)).unwrap()), map.leaves.len() - 1);
+    let new = |other: IovaMap<Item>| {
+        let branch = |new: &&Arc<_>| !map.branches.iter().any(|old| Arc::ptr_eq(new, old));
+        let old: BTreeSet<_> = leaves(&map).into_iter().collect();
+        let leaf = |new: &&*const Item| !old.contains(new);
+        (other.branches.iter().filter(branch).count(), leaves(&other).iter().filter(leaf).count())
+    };
+    // Everything is full, so that one leaf and one branch become two.
+    assert_eq!(new(map.insert(item(77_777, 77_777, 1)).unwrap()), (2, 2));
+    assert_eq!(new(map.remove(Iova(77_778)).unwrap().0), (1, 1));
+    assert_eq!(new(map.replace(item(77_778, 77_779, 1)).unwrap()), (1, 1));
 }
 
 #[test]
-fn a_table_that_is_emptied_item_by_item_keeps_few_leaves() {
+fn a_table_that_is_emptied_item_by_item_keeps_few_leaves_and_branches() {
     let mut map = IovaMap::from_items((0..6400).map(|n| item(n, n, 0)).collect()).unwrap();
     for n in (0..6400).filter(|n| n % 16 != 0) {
         map = map.remove(Iova(n)).unwrap().0;
     }
     assert_eq!(map.len(), 400);
-    assert!(
-        map.leaves.len() <= 2 * 400_usize.div_ceil(LEAF / 4),
-        "{} leaves for 400 items",
-        map.leaves.len()
-    );
+    let (branches, leaves) =
+        (map.branches.len(), map.branches.iter().map(|branch| branch.leaves.len()).sum::<usize>());
+    assert!(leaves <= 2 * 400_usize.div_ceil(LEAF / 4), "{leaves} leaves for 400 items");
+    assert!(branches <= 2 * leaves.div_ceil(BRANCH / 4), "{branches} branches for {leaves} leaves");
 }
