@@ -65,19 +65,18 @@ fn replace(run: &Run) -> Outcome {
         let access = Access::pinning(device.clone());
         access.attach(&first)?;
         let mut lane = access.lane();
-        device.pin(&mut lane, 8, 64)?;
+        access.pin_pages(Iova(0), PAGE, BOTH)?;
 
         let conflict = run.time("conflict", || access.replace(&odd, LONG));
         expect_equal(refused(conflict), EADDRINUSE, "a space that does not suit the device")?;
         expect_equal((first.pins(), device.told().len()), (1, 0), "pins and callbacks after the conflict")?;
         lane.enter().slice(Iova(0), 8, BOTH)?;
 
-        device.set_stubborn(true);
         let change = access.begin_replace(&second, LONG)?;
         let change = change.ok_or_else(|| Failure::new("the replacement did nothing"))?;
         expect_equal(refused(access.replace(&odd, LONG)), EBUSY, "a second replacement")?;
         expect_equal(device.told(), vec![IovaRange::FULL], "callbacks of the replacement")?;
-        device.let_go();
+        access.unpin_pages(Iova(0), PAGE)?;
         run.time("replace", || change.wait())?;
         expect_equal((first.pins(), access.pins()), (0, 0), "pins after the replacement")?;
         expect_equal(lane.enter().slice(Iova(0), 1, BOTH)?.read(0), Some(2u8), "the byte in the new space")?;
