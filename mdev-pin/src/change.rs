@@ -56,12 +56,14 @@ pub struct Change {
     stage: Stage,
     work: Box<dyn Work>,
     outcome: Option<Result<u64, IoasError>>,
+    revoked: bool,
 }
 
 impl Change {
     pub(crate) fn begin(ioas: Ioas, within: Within, work: Box<dyn Work>) -> Change {
         let (deadline, past) = (Deadline::within(within.time), within.past);
-        let mut change = Change { ioas, deadline, past, stage: Stage::Begin, work, outcome: None };
+        let mut change =
+            Change { ioas, deadline, past, stage: Stage::Begin, work, outcome: None, revoked: false };
         change.advance();
         change
     }
@@ -86,6 +88,11 @@ impl Change {
             }
             backoff.pause();
         }
+    }
+
+    /// Whether holds on some of the bytes were revoked, because its deadline passed.
+    pub fn revoked(&self) -> bool {
+        self.revoked
     }
 
     fn advance(&mut self) {
@@ -152,6 +159,7 @@ impl Change {
         };
         let revoked = self.work.revoke(&self.ioas, &late);
         self.ioas.adopt(late);
+        self.revoked |= revoked;
         if revoked {
             self.stage = Stage::Free(self.work.finish(&self.ioas));
         }

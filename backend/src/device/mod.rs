@@ -84,6 +84,12 @@ pub trait Device: Send + Sync {
         self.queue_count().into()
     }
 
+    /// Whether the kernel may be at work on guest memory that its engines hold, in I/O that cannot be cancelled at once.
+    /// If not, memory that they do not let go of in time is taken away from them ([`mdev_pin::Past::Revoke`]).
+    fn gives_memory_to_kernel(&self) -> bool {
+        self.holds_pins()
+    }
+
     /// Whether its engines hold guest memory beyond a burst ([`mdev_pin::Burst::pin`]). If not, nothing is charged for it.
     fn holds_pins(&self) -> bool {
         true

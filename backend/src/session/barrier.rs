@@ -62,10 +62,17 @@ impl Session {
     /// Goes on with what waited, as far as it can.
     pub(super) fn advance(&mut self, queues: &mut dyn Queues) {
         while let Some(mut barrier) = self.barrier.take() {
-            let Some(result) = barrier.poll(&self.vrings, self.options.barrier) else {
+            let within = self.options.barrier;
+            let Some(result) = barrier.poll(&self.vrings, within) else {
                 self.barrier = Some(barrier);
                 return;
             };
+            if barrier.revoked() {
+                log::warn!(
+                    "{}: the device did not let go of memory within {within:?}; it was taken away from the device",
+                    self.name
+                );
+            }
             let outcome = match result {
                 Ok(()) => self.resume(queues, barrier.asker, barrier.then),
                 Err(refusal) => {
@@ -109,6 +116,11 @@ impl Session {
 }
 
 impl Barrier {
+    /// Whether the device has lost memory by it that it had not let go of.
+    fn revoked(&self) -> bool {
+        matches!(&self.wait, Wait::Table(change) if change.revoked())
+    }
+
     /// When it wants to be looked at again.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         match self.wait {

@@ -36,10 +36,12 @@
 //! | `SET_OWNER` | nothing of the session before is left | all its workers, then its whole memory; 30 s each |
 //!
 //! From the moment a barrier of the first or last row is answered nothing will touch that guest memory any more: no
-//! table shows it, no burst is left that could have seen an older table, and no pin holds it.
+//! table shows it, no burst that could have seen an older table reaches it, and no pin does.
 //!
 //! A barrier is kept as a value; while there is one, no further message of that connection is read (front-ends wait
-//! for the reply anyway), and the end of the connection is noticed all the same, by its hang-up. Past the deadline
+//! for the reply anyway), and the end of the connection is noticed all the same, by its hang-up. Memory that the device
+//! has not let go of at the deadline is taken away from it ([`mdev_pin::Past::Revoke`]), and that is success too. Where that
+//! cannot be, because the kernel may be at work on it or because another connection has the same pages, and for rings,
 //! the message is answered with an error, the rings stop, the device asks for a reset, and a line in the log says that
 //! the front-end may take no notice of that.
 //!
@@ -88,8 +90,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mdev_dma::{FilePolicy, Windows};
-use mdev_pin::{Access, Change, IgnoreUnmap, Ioas};
+use mdev_dma::{FilePolicy, IovaRange, Windows};
+use mdev_pin::{Access, AccessOps, Change, Ioas, Within};
 use mdev_protocol::frame::{Connection, Received};
 use mdev_protocol::vhost_user::{BackendReply, FrontendMessage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -159,6 +161,19 @@ pub struct Session {
     log_limit: LogLimit,
 }
 
+/// What the device promises to the address space. It lets go of pins when its requests end, not when it is told.
+struct Diverted {
+    device: Arc<dyn Device>,
+}
+
+impl AccessOps for Diverted {
+    fn on_unmap(&self, _range: IovaRange) {}
+
+    fn cancel(&self, _range: IovaRange) -> bool {
+        !self.device.gives_memory_to_kernel()
+    }
+}
+
 /// How far the end has come.
 enum Life {
     Open,
@@ -199,7 +214,7 @@ impl Session {
         let ioas = Ioas::new(windows);
         // A pin that outlives a burst goes when its request ends: an unmap waits for that, up to its deadline.
         let create = if device.holds_pins() { Access::new } else { Access::without_pins };
-        let access = create(Arc::new(IgnoreUnmap));
+        let access = create(Arc::new(Diverted { device: device.clone() }));
         access.attach(&ioas).map_err(io::Error::other)?;
         let vrings = (0..device.queue_count()).map(|_| Vring::default()).collect();
         Ok(Session {
@@ -347,20 +362,26 @@ impl Session {
             };
         }
         let Life::Detaching(change) = &mut self.life else { return };
-        match change.poll() {
-            None => return,
-            Some(Ok(_)) => {}
-            Some(Err(error)) => log::error!(
+        let Some(detached) = change.poll() else { return };
+        self.life = Life::Closed;
+        self.vrings.clear();
+        self.regions = Regions::default();
+        // What the device has not let go of by now is taken away from it.
+        let unmapped = self.ioas.replace_table(Vec::new(), Within::or_revoke(Duration::ZERO)).is_ok();
+        let released = self.access.close(Duration::ZERO).is_ok() && unmapped;
+        match detached {
+            Err(error) if !unmapped => log::error!(
                 "{}: connection {} is closed, but the device holds on to its memory: {error}",
                 self.name,
                 self.conn
             ),
+            Err(_) => log::warn!(
+                "{}: connection {} is closed; the device did not let go of its memory, which was taken away from it",
+                self.name,
+                self.conn
+            ),
+            Ok(_) => {}
         }
-        self.life = Life::Closed;
-        self.vrings.clear();
-        self.regions = Regions::default();
-        let released = self.access.close(Duration::ZERO).is_ok()
-            && self.ioas.replace_table(Vec::new(), Duration::ZERO).is_ok();
         log::debug!("{}: connection {}: memory released: {released}", self.name, self.conn);
     }
 

@@ -2,6 +2,7 @@
 //! what is not in it any more.
 
 use mdev_dma::{Area, Iova, IovaRange};
+use mdev_pin::Within;
 use mdev_protocol::frame::Fds;
 use mdev_protocol::vhost_user::{FrontendReply, MemoryRegion, MemoryTable};
 
@@ -67,7 +68,8 @@ impl Session {
     /// Makes `regions` the memory of this connection. They are what the front-end wants from now on, even where the
     /// device keeps something longer than it may: a later change tries again to get it back.
     pub(super) fn change_table(&mut self, asker: Asker, regions: Regions) -> Result<Outcome, Refusal> {
-        let change = self.ioas.begin_replace(regions.areas(), self.options.barrier)?;
+        let within = Within::or_revoke(self.options.barrier);
+        let change = self.ioas.begin_replace(regions.areas(), within)?;
         self.regions = regions;
         self.hold(asker, Wait::Table(change), Then::Resume);
         Ok(Outcome::Later)

@@ -1,6 +1,7 @@
 //! Replies that wait until the device has let go (contract K11, scenario 22), and what happens meanwhile.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use mdev_dma::{Iova, Perm};
 use mdev_pin::Pin;
@@ -177,6 +178,79 @@ fn a_device_that_does_not_let_go_in_time_is_an_error_and_asks_for_a_reset() {
     assert_eq!(front.status(&mut house), 0);
     front.start(&mut house, 0, 0);
     assert!(pin_at(&mut house, DIMM).is_some());
+}
+
+/// A front-end as [`with_pin`], of a device that copies and does not let go; all it keeps is the processor's.
+fn with_void_pin(house: &mut House) -> (Front, Pin) {
+    house.device.copies.store(true, Ordering::Relaxed);
+    with_pin(house)
+}
+
+fn answer_in_time(house: &mut House, front: &mut Front, message: &M) -> Option<R> {
+    front.send(message, &[], true);
+    let mut reply = None;
+    house.pump_until(|_| {
+        reply = front.receive();
+        reply.is_some()
+    });
+    reply
+}
+
+#[test]
+fn memory_is_taken_away_from_a_device_that_does_not_let_go_in_time() {
+    let mut house = House::impatient(2);
+    let (mut front, pin) = with_void_pin(&mut house);
+    let other = pin_at(&mut house, 4096).unwrap();
+    other.slices().for_each(|slice| slice.fill(7));
+    assert_eq!(answer_in_time(&mut house, &mut front, &remove_dimm()), ack(&remove_dimm(), 0));
+    pin.slices().for_each(|slice| slice.fill(9));
+    assert_eq!(other.slices().next().unwrap().read(0), Some(7_u8), "the rest of the memory does not notice");
+    assert_eq!(front.status(&mut house), 0, "nothing remains that a reset would heal");
+    assert!(house.queues.is_running(1, 0));
+    assert_eq!((house.session(1).ioas.areas().len(), house.session(1).ioas.pins()), (1, 1));
+    // Other memory in the same place is the device's at once.
+    let dimm = memfd(MIB);
+    front.done(&mut house, M::AddMemReg(region(DIMM, MIB, USER + DIMM)), &[dimm.as_fd()]);
+    assert!(pin_at(&mut house, DIMM).is_some());
+    let mut seen = [0; 8];
+    rustix::io::pread(&dimm, &mut seen, 4096).unwrap();
+    assert_eq!(seen, [0; 8], "a void pin reaches nobody's memory");
+    drop((pin, other));
+}
+
+#[test]
+fn memory_of_a_connection_that_is_gone_is_taken_away_from_a_device_that_does_not_let_go() {
+    let mut house = House::impatient(2);
+    let (front, pin) = with_void_pin(&mut house);
+    drop(front);
+    house.pump_until(|house| house.sessions.is_empty());
+    let losses = house.windows.losses();
+    assert_eq!((losses.revoked, house.windows.live()), (1, 1), "what the void pin points to stays");
+    pin.slices().for_each(|slice| slice.fill(9));
+    drop(pin);
+}
+
+#[test]
+fn memory_that_another_connection_has_too_is_not_taken_away() {
+    let mut house = House::impatient(2);
+    house.device.copies.store(true, Ordering::Relaxed);
+    let (mut first, mut second) = (house.connect(), house.connect());
+    let _file = first.settle(&mut house);
+    let _other = second.settle(&mut house);
+    let dimm = memfd(MIB);
+    for front in [&mut first, &mut second] {
+        front.done(&mut house, M::AddMemReg(region(DIMM, MIB, USER + DIMM)), &[dimm.as_fd()]);
+    }
+    first.start(&mut house, 0, 0);
+    let pin = pin_at(&mut house, DIMM + 4096).unwrap();
+    assert_eq!(answer_in_time(&mut house, &mut first, &remove_dimm()), ack(&remove_dimm(), 1));
+    assert_eq!(first.status(&mut house), NEEDS_RESET);
+    assert_eq!(house.windows.losses().revoked, 0);
+    second.done(&mut house, remove_dimm(), &[]);
+    // Now nobody else has it.
+    assert_eq!(answer_in_time(&mut house, &mut first, &remove_dimm()), ack(&remove_dimm(), 0));
+    assert_eq!(house.windows.losses().revoked, 1);
+    drop(pin);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use mdev_protocol::virtio::feature::{
     VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -24,12 +24,14 @@ pub struct MockDevice {
     pub mtu: AtomicU32,
     /// The address of SEND_RARP.
     pub announced: AtomicU64,
+    /// It copies, and gives no memory to the kernel.
+    pub copies: AtomicBool,
 }
 
 impl MockDevice {
     pub fn new(queues: u16) -> Self {
         let [resets, mtu] = Default::default();
-        MockDevice { queues, resets, mtu, announced: AtomicU64::new(0) }
+        MockDevice { queues, resets, mtu, announced: AtomicU64::new(0), copies: AtomicBool::new(false) }
     }
 }
 
@@ -40,6 +42,10 @@ impl Device for MockDevice {
 
     fn queue_count(&self) -> u16 {
         self.queues
+    }
+
+    fn gives_memory_to_kernel(&self) -> bool {
+        !self.copies.load(Ordering::Relaxed)
     }
 
     fn queue_number(&self) -> u64 {
