@@ -21,6 +21,13 @@ struct Part {
 }
 
 impl Part {
+    /// Uncounts it, once.
+    #[inline(always)]
+    fn release(&self) {
+        // SAFETY: `Published` keeps a shard, and so its counters, while a pin is counted on it, and this part still is.
+        unsafe { self.count.as_ref() }.release();
+    }
+
     fn found(found: Found<'_>, offset: u64, len: u64) -> Option<Part> {
         Part::count(found.inside(), found.piece().slot(), found.memory(offset, len))
     }
@@ -50,6 +57,13 @@ struct More {
     parts: Vec<Part>,
     /// What parts that are no guest memory lie in.
     snapshots: Vec<Arc<Snapshot>>,
+}
+
+impl More {
+    #[cold]
+    fn release(&self) {
+        self.parts.iter().for_each(Part::release);
+    }
 }
 
 // SAFETY: `Count::release` is an atomic addition that any thread may do, and the memory is volatile guest memory
@@ -121,10 +135,9 @@ impl Pinned {
 impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
-        for part in self.parts() {
-            // SAFETY: `Published` keeps a shard, and so its counters, while a pin is counted on it, and this part
-            // still is.
-            unsafe { part.count.as_ref() }.release();
+        self.first.release();
+        if let Some(more) = &self.more {
+            more.release();
         }
     }
 }
