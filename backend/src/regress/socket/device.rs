@@ -26,14 +26,17 @@ pub const HEADER: u32 = 8;
 /// A device on a held store, with queues that are independent of each other.
 pub struct HeldDevice {
     held: Held,
+    /// It passes for one that copies by itself, which a store of this process does; otherwise the kernel would.
+    copies: bool,
     queues: Vec<(Arc<EventFd>, Arc<QueueStats>)>,
 }
 
 impl HeldDevice {
-    /// A device with so many queues.
-    pub fn new(held: Held, queues: u16) -> io::Result<HeldDevice> {
+    /// A device with so many queues. Memory that it does not let go of in time can be taken away from it only if it
+    /// `copies`.
+    pub fn new(held: Held, queues: u16, copies: bool) -> io::Result<HeldDevice> {
         let queue = |_| Ok((Arc::new(EventFd::new()?), Arc::default()));
-        Ok(HeldDevice { held, queues: (0..queues).map(queue).collect::<io::Result<_>>()? })
+        Ok(HeldDevice { held, copies, queues: (0..queues).map(queue).collect::<io::Result<_>>()? })
     }
 }
 
@@ -44,6 +47,10 @@ impl Device for HeldDevice {
 
     fn queue_count(&self) -> u16 {
         self.queues.len() as u16
+    }
+
+    fn gives_memory_to_kernel(&self) -> bool {
+        !self.copies
     }
 
     fn max_ring_size(&self) -> u16 {

@@ -1,5 +1,5 @@
 //! Memory is taken away while the device has requests in flight, for as long as a store holds them.
-use super::leaving::expect_untouched;
+use super::leaving::{MARK, expect_untouched};
 use super::memory::Way;
 use super::requests::{Asked, BLOCK, BLOCKS, Memory, Ring, SLOTS, connect};
 use super::server::{Server, mappings};
@@ -22,7 +22,8 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     origin: "K",
     bound: SECOND,
     shows: "a request does not end: the message that takes its memory away fails in bounded time, the region is closed, \
-            other regions and devices go on, and a later message succeeds",
+            other regions and devices go on, and a later message succeeds; from a device that copies the memory is \
+            taken all the same, and the request ends in the void",
     body: Body::Play(stubborn_device),
 }];
 
@@ -210,6 +211,32 @@ fn stubborn_device(run: &Run) -> Outcome {
         drop((front, elsewhere));
         server.end()?;
         other.end()?;
+    }
+    diverted(run)
+}
+
+/// The device copies by itself, and a request does not end: the removal succeeds, and the copy does not reach the guest.
+fn diverted(run: &Run) -> Outcome {
+    for mut random in run.rounds(40) {
+        let held = store();
+        let server = Server::copying(&held, SHORT)?;
+        let (memory, mut rings) = Memory::new(1, 1)?;
+        let ring = rings.first_mut().ok_or_else(|| Failure::new("there is no ring"))?;
+        let mut front = connect(&server, &memory)?;
+        ring.start(&mut front, &memory, 0)?;
+        let slot = random.below(SLOTS.into()) as u16;
+        ring.ask(Asked { slot, direction: Direction::Read, region: 1 })?;
+        await_pending(&held, 1)?;
+        run.time("removal", || front.client().remove_mem_region(memory.named(1)?).map_err(Failure::from))?;
+        expect_equal(needs_reset(&mut front)?, false, "whether the device asks for a reset")?;
+        memory.buffers(1)?.fill(MARK);
+        expect_equal(held.finish_all(), 1, "requests that ended")?;
+        expect_equal(memory.block(1, slot)?, vec![MARK; BLOCK as usize], "the guest's bytes")?;
+        ring.await_used(1)?;
+        memory.share(&mut front, 1)?;
+        round_trip(ring, &held, 1, slot)?;
+        drop((front, rings, memory));
+        server.end()?;
     }
     Ok(())
 }

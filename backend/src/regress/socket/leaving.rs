@@ -40,7 +40,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// What is written over memory that the device has let go of.
-const MARK: u8 = 0xa5;
+pub const MARK: u8 = 0xa5;
 
 /// All buffers of the guest.
 pub fn buffers(memory: &Memory) -> Result<GuestSlice<'_>, Failure> {

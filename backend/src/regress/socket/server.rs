@@ -45,7 +45,16 @@ impl Server {
 
     /// Starts a device on this store, with so many queues, that may keep memory for `barrier` when it is taken away.
     pub fn held(held: &Held, queues: u16, barrier: Duration) -> Result<Server, Failure> {
-        let device = Arc::new(HeldDevice::new(held.clone(), queues)?);
+        let device = Arc::new(HeldDevice::new(held.clone(), queues, false)?);
+        Server::of_held(device, barrier)
+    }
+
+    /// The same with one queue and a device that reaches guest memory by nothing but the processor.
+    pub fn copying(held: &Held, barrier: Duration) -> Result<Server, Failure> {
+        Server::of_held(Arc::new(HeldDevice::new(held.clone(), 1, true)?), barrier)
+    }
+
+    fn of_held(device: Arc<HeldDevice>, barrier: Duration) -> Result<Server, Failure> {
         Server::of(device, &["requests"], SessionOptions { barrier, ..Default::default() })
     }
 
