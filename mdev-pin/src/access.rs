@@ -14,6 +14,7 @@ use crate::{
     sync::{Arc, Backoff, Cell, Deadline, Mutex, lock, per_thread},
     sys::published::{Published, Retired},
     table::Table,
+    transfer::Transfers,
 };
 
 /// What a device promises to an address space (`struct iommufd_access_ops`).
@@ -69,6 +70,7 @@ struct Owner {
 pub struct AccessCore {
     /// First: its pins refer to counters of `published`.
     pub(crate) control: Control,
+    pub(crate) transfers: Transfers,
     pub(crate) published: Arc<Published>,
     ops: std::sync::Arc<dyn AccessOps>,
     pub(crate) attachment: Mutex<Attachment>,
@@ -105,6 +107,7 @@ impl Access {
     fn create(ops: std::sync::Arc<dyn AccessOps>, holds: Holds) -> Access {
         let core = AccessCore {
             control: Control::new(holds),
+            transfers: Transfers::default(),
             published: Published::new(Table::detached()),
             ops,
             attachment: Mutex::new(Attachment::None),
@@ -259,8 +262,9 @@ impl AccessCore {
         self.published.replace(table)
     }
 
-    /// Tells the device, unless it is closed; a close waits for it.
+    /// Cancels transfers and tells the device, unless it is closed; a close waits for it.
     pub(crate) fn notify(&self, range: IovaRange) {
+        self.transfers.cancel(range);
         self.call(|ops| ops.on_unmap(range));
     }
 

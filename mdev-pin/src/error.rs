@@ -7,6 +7,7 @@ use crate::account::OverLimit;
 /// `errno` values used by this crate (`asm-generic/errno-base.h`, `errno.h`).
 mod errno {
     pub const EPERM: i32 = 1;
+    pub const EIO: i32 = 5;
     pub const ENOENT: i32 = 2;
     pub const ENOMEM: i32 = 12;
     pub const EFAULT: i32 = 14;
@@ -19,6 +20,8 @@ mod errno {
     pub const EMSGSIZE: i32 = 90;
     pub const EADDRINUSE: i32 = 98;
 }
+
+pub(crate) use errno::EIO;
 
 /// Why an IOVA range could not be resolved inside a burst.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -273,6 +276,9 @@ pub enum AccessError {
     /// An unpin of what is not pinned.
     #[error("{0} is not pinned; unpin exactly what was pinned, once for each time")]
     NotPinned(IovaRange),
+    /// A transfer of what no peer keeps.
+    #[error("the memory at {0} is not with a peer; use a slice, rw or pin_pages")]
+    NotRemote(Iova),
     /// Bytes in another process could not be reached.
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
@@ -296,6 +302,7 @@ impl AccessError {
             | AccessError::NoDirection
             | AccessError::Misaligned(_)
             | AccessError::Truncated(_)
+            | AccessError::NotRemote(_)
             | AccessError::NotPinned(_) => errno::EINVAL,
             AccessError::Resolve(error) => error.errno(),
             AccessError::Charge(_) => errno::ENOMEM,

@@ -25,6 +25,8 @@
 //! * [`Pages`]: what [`Access::pin_pages`] shows of memory that the access itself holds, until
 //!   [`Access::unpin_pages`]. The face for control paths, with [`Access::rw`]: the checks and codes of Linux, over
 //!   the same bursts and counts.
+//! * [`Transfer`]: bytes that a peer keeps, fetched or sent by messages ([`Access::transfer`]). Whatever takes the bytes
+//!   away cancels it, and never waits for the peer.
 //! * [`Account`]: whose limit counts what devices hold. A page is charged once, however many pins and copies there are:
 //!   page by page where [`Access::pin_pages`] pins, area by area while an access that pins in bursts
 //!   ([`Access::new`]) is attached, and never for one that holds nothing ([`Access::without_pins`]).
@@ -113,6 +115,7 @@ mod sync;
 pub(crate) mod sys;
 mod table;
 mod tally;
+mod transfer;
 mod view;
 
 #[cfg(all(test, not(loom)))]
@@ -137,3 +140,4 @@ pub use pin::Pin;
 pub use ranges::IovaRanges;
 pub use revoke::{Past, Within};
 pub use sys::kept::KeptSlice;
+pub use transfer::{Move, Transfer, TransferState};

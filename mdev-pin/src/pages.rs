@@ -169,6 +169,12 @@ impl Control {
         if self.holds == Holds::Pages { PAGE } else { 1 }
     }
 
+    /// Does something in a burst of the lane that the access owns.
+    pub fn in_burst<R>(&self, published: &Arc<Published>, work: impl FnOnce(&Burst<'_>) -> R) -> R {
+        let mut lane = lock(&self.lane);
+        work(&Burst::of(lane.get_or_insert_with(|| Published::reader(published, true))))
+    }
+
     /// Unpins everything, when nobody is left who could.
     pub fn unpin_all(&self) {
         let held = std::mem::take(&mut *lock(&self.held.0));
@@ -337,7 +343,7 @@ impl std::fmt::Debug for Pages {
 }
 
 /// The range of a call, or why it is none. `IovaRange` alone would not tell an empty one from one that wraps.
-fn checked(iova: Iova, length: u64) -> Result<IovaRange, AccessError> {
+pub fn checked(iova: Iova, length: u64) -> Result<IovaRange, AccessError> {
     IovaRange::with_len(iova, length).map_err(|error| match error {
         RangeError::Overflow { .. } => ResolveError::Overflow.into(),
         RangeError::Empty { .. } | RangeError::Inverted { .. } => ResolveError::Empty.into(),

@@ -1,6 +1,7 @@
 //! The contract's rules on real memory files.
 
 mod account;
+mod charge_model;
 mod copy;
 mod detach;
 mod faults;
@@ -16,6 +17,7 @@ mod replace;
 mod revoke;
 mod scenarios;
 mod space_model;
+mod transfer;
 mod unmap;
 
 use std::{
