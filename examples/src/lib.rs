@@ -9,5 +9,6 @@
 //! | `cargo run -p mdev-examples --example vring_without_vm` | a driver, a front-end and a network device exchange packets in one process |
 //! | `cargo run -p mdev-examples --example rust_vmm_device` | a device made of `virtio-queue` and `vm-memory` on a burst |
 //! | `cargo run -p mdev-examples --example software_mdev` | a device that pins pages, lets go of them when it is told, and closes |
+//! | `cargo run -p mdev-examples --example vaddr_and_file` | memory by its owner's address and by file, while the owner unmaps, executes, hands over, dies |
 //!
 //! This library is empty; a package of examples must have one.

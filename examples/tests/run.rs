@@ -91,3 +91,19 @@ fn software_mdev_lets_go_when_it_is_told_and_pins_nothing_after_its_close() {
     ];
     assert_eq!(lines, expected);
 }
+
+#[test]
+fn vaddr_and_file_goes_on_by_the_file_where_the_address_is_refused_or_fails() {
+    let said = run("vaddr_and_file");
+    let lines: Vec<String> =
+        said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let expected = [
+        "the owner by address by its file",
+        "does nothing hello hello",
+        "unmaps its memory EFAULT hello",
+        "executes itself anew EFAULT hello",
+        "hands over EINVAL hello",
+        "dies EFAULT hello",
+    ];
+    assert_eq!(lines, expected);
+}
