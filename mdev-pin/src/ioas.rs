@@ -158,7 +158,8 @@ impl Ioas {
     }
 
     /// Begins to replace all areas by `areas` in one publication. Bytes whose (file, offset, permission) stay the
-    /// same never fail a lookup and keep their pins, however the areas around them are cut; the others are gated,
+    /// same never fail a lookup and keep their pins, however the areas around them are cut, unless they lie in an area that
+    /// has lost a page and whose file is long enough again: that is mapped anew, and healed. The others are gated,
     /// drained and released. Past the deadline the space is left with what stayed, and with what could not go,
     /// gated; the same call can be made again.
     ///

@@ -26,6 +26,12 @@ impl Pin {
         self.pinned.slices()
     }
 
+    /// Whether its memory has lost a page (the file was truncated, or memory ran out). What was read may be zeros, and what
+    /// was written lost: ask after the last access, and before anything is shown to the guest; then fail the request.
+    pub fn poisoned(&self) -> bool {
+        self.slices().any(|slice| slice.poisoned())
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.slices().map(|slice| slice.len()).sum()

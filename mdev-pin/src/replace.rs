@@ -1,8 +1,11 @@
 //! The replacement of a whole table: which bytes stay, which go, and the two tables that lead there.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
-use mdev_dma::{Area, IovaMap, IovaRange, Occupancy, Ranged, Segment, try_push};
+use mdev_dma::{Area, Iova, IovaMap, IovaRange, Occupancy, Ranged, Segment, poison_epoch, try_push};
 
 use crate::{
     change::Work,
@@ -25,9 +28,18 @@ pub struct Plan {
     going: Vec<IovaRange>,
     /// Where pins on them are counted.
     slots: Vec<Slot>,
+    /// Old areas that have lost pages, by where they begin, and can be mapped anew: nothing of them stays.
+    healing: BTreeMap<Iova, Occupancy>,
+    /// Bytes that leave the space.
+    bytes: u64,
 }
 
 impl Plan {
+    /// The bytes of an old area that stay mapped as they are.
+    fn stays(&self, mapped: &Mapped, area: &Area) -> Option<IovaRange> {
+        same(mapped, area).filter(|_| !self.healing.contains_key(&mapped.range().first()))
+    }
+
     /// Plans the way from `old` to `wanted`. Maps what is new, outside any lock.
     pub fn new(
         ioas: &Ioas,
@@ -35,7 +47,14 @@ impl Plan {
         wanted: &IovaMap<Area>,
         arrival: &Arrival,
     ) -> Result<Plan, IoasError> {
-        let mut plan = Plan { between: Vec::new(), after: Vec::new(), going: Vec::new(), slots: Vec::new() };
+        let mut plan = Plan {
+            between: Vec::new(),
+            after: Vec::new(),
+            going: Vec::new(),
+            slots: Vec::new(),
+            healing: healing(ioas, old),
+            bytes: 0,
+        };
         // Pins on an inherited slot can no longer grow once every earlier table is out of use.
         let settled = ioas.quiet();
         for area in wanted.iter() {
@@ -44,6 +63,8 @@ impl Plan {
         for mapped in old.iter() {
             plan.depart(mapped, wanted)?;
         }
+        // What arrives occupies it now.
+        plan.healing.clear();
         Ok(plan)
     }
 
@@ -61,8 +82,10 @@ impl Plan {
         arrival: &Arrival,
         settled: bool,
     ) -> Result<(), IoasError> {
-        let staying: Vec<(&Mapped, IovaRange)> =
-            old.overlapping(area.range).filter_map(|mapped| Some((mapped, stays(mapped, area)?))).collect();
+        let staying: Vec<(&Mapped, IovaRange)> = old
+            .overlapping(area.range)
+            .filter_map(|mapped| Some((mapped, self.stays(mapped, area)?)))
+            .collect();
         if let [(mapped, range)] = staying.as_slice()
             && *range == mapped.range()
             && *range == area.range
@@ -81,7 +104,7 @@ impl Plan {
                 && first < range.first()
                 && let Some(before) = range.first().0.checked_sub(1)
             {
-                let new = fresh(ioas, area, first, mdev_dma::Iova(before), arrival)?;
+                let new = fresh(ioas, area, first, Iova(before), arrival)?;
                 segments.extend(new.0);
                 occupancies.push(new.1);
                 shares.push(new.2);
@@ -130,10 +153,10 @@ impl Plan {
     fn depart(&mut self, mapped: &Mapped, wanted: &IovaMap<Area>) -> Result<(), IoasError> {
         let mut next = Some(mapped.range().first());
         let mut gone = Vec::new();
-        for range in wanted.overlapping(mapped.range()).filter_map(|area| stays(mapped, area)) {
+        for range in wanted.overlapping(mapped.range()).filter_map(|area| self.stays(mapped, area)) {
             if let Some(first) = next
                 && let Some(before) = range.first().0.checked_sub(1)
-                && let Ok(gap) = IovaRange::new(first, mdev_dma::Iova(before))
+                && let Ok(gap) = IovaRange::new(first, Iova(before))
             {
                 gone.push(gap);
             }
@@ -146,6 +169,11 @@ impl Plan {
             return Ok(());
         }
         self.slots.extend(mapped.slots());
+        let size = |range: IovaRange| u64::try_from(range.size()).unwrap_or(u64::MAX);
+        // What is only mapped anew does not leave.
+        let back = wanted.overlapping(mapped.range()).filter_map(|area| same(mapped, area)).map(size);
+        let left = back.fold(size(mapped.range()), u64::saturating_sub);
+        self.bytes = self.bytes.saturating_add(left);
         for range in gone {
             let MappedArea { area, segments, slot, inherited, .. } = &*mapped.0;
             let (area, segments) = (part(area, range)?, cut(segments, range));
@@ -165,9 +193,22 @@ impl Plan {
 }
 
 /// The bytes of an old area whose translation `area` leaves as it is. Gated bytes never stay.
-fn stays(mapped: &Mapped, area: &Area) -> Option<IovaRange> {
+fn same(mapped: &Mapped, area: &Area) -> Option<IovaRange> {
     let common = mapped.range().intersection(area.range)?;
     (!mapped.0.gated && mapped.0.area.translates_like(area, common)).then_some(common)
+}
+
+/// The areas that have lost pages, and whose file has them again, with what they occupy anew. Lookups in a window that has
+/// lost a page fail, so a replacement takes nothing from them when it maps them a second time. Those whose file is still
+/// too short stay as they are.
+fn healing(ioas: &Ioas, old: &IovaMap<Mapped>) -> BTreeMap<Iova, Occupancy> {
+    if poison_epoch() == 0 {
+        return BTreeMap::new();
+    }
+    let poisoned =
+        old.iter().filter(|mapped| mapped.0.segments.iter().any(|segment| segment.window.poisoned()));
+    let anew = |mapped: &Mapped| Some((mapped.range().first(), ioas.host_memory(&mapped.0.area).ok()?.1));
+    poisoned.filter_map(anew).collect()
 }
 
 /// A sub-range of an area as an area of its own.
@@ -182,8 +223,8 @@ pub fn part(area: &Area, range: IovaRange) -> Result<Area, IoasError> {
 fn fresh(
     ioas: &Ioas,
     area: &Area,
-    first: mdev_dma::Iova,
-    last: mdev_dma::Iova,
+    first: Iova,
+    last: Iova,
     arrival: &Arrival,
 ) -> Result<(Vec<Segment>, Occupancy, Share), IoasError> {
     let range = IovaRange::new(first, last).map_err(|_| IoasError::NotFound(area.range))?;
@@ -263,9 +304,7 @@ impl Work for Replace {
 
     fn finish(&mut self, ioas: &Ioas) -> Vec<Retired> {
         let Some(plan) = self.plan.take() else { return Vec::new() };
-        for range in &plan.going {
-            self.bytes = self.bytes.saturating_add(u64::try_from(range.size()).unwrap_or(u64::MAX));
-        }
+        self.bytes = plan.bytes;
         // The areas were checked for overlaps when the plan was made.
         Self::install(ioas, &plan.after).unwrap_or_default()
     }

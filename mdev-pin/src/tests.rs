@@ -18,6 +18,7 @@ mod revoke;
 mod scenarios;
 mod space_model;
 mod transfer;
+mod truncate;
 mod unmap;
 
 use std::{

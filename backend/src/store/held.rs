@@ -29,8 +29,8 @@
 //!
 //! # What it does not implement
 //!
-//! It does not look whether guest memory was lost (a file that shrank) under a transfer: the device does, before it
-//! shows anything to the guest.
+//! An order of requests to the same bytes. Memory that was lost (a file that shrank) under a transfer fails it with
+//! `EFAULT`, after it has been made.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -309,7 +309,7 @@ fn transfer(request: &Request, bytes: &mut [u8]) -> Result<usize, Errno> {
         };
         rest = behind;
     }
-    Ok(len)
+    if request.memory.iter().any(Pin::poisoned) { Err(Errno::FAULT) } else { Ok(len) }
 }
 
 /// What is behind these locks is valid after every step, also where a thread panicked in between.

@@ -22,7 +22,8 @@
 //!
 //! # What may block, what fails
 //!
-//! Each store says so itself. A request that names bytes beyond the end of the store fails with `EINVAL`.
+//! Each store says so itself. A request that names bytes beyond the end of the store fails with `EINVAL`, one whose guest
+//! memory was lost meanwhile (a file that shrank) with `EFAULT`: its pins know ([`Pin::poisoned`]).
 //!
 //! # What it does not implement
 //!

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fenc
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{copy, cpu, words};
+use super::{copy, cpu, table, words};
 
 /// Bytes of guest memory, readable and writable as the window they lie in, changed by others at any time.
 ///
@@ -57,6 +57,13 @@ macro_rules! atomic_access {
 }
 
 impl<'a> GuestSlice<'a> {
+    /// Whether the window that these bytes lie in has lost a page: what was read may be zeros, and what was written lost.
+    /// For whoever has kept the slice and not the window ([`crate::HostWindow::poisoned`]). Costs next to nothing while no
+    /// window of this process is poisoned, else a look at each of them.
+    pub fn poisoned(&self) -> bool {
+        table::is_poisoned(self.start.as_ptr().addr())
+    }
+
     /// A slice of the `len` bytes at `address`, as taken apart by [`GuestSlice::as_io_vec_parts`].
     ///
     /// # Safety

@@ -176,6 +176,14 @@ pub(super) fn find(address: usize) -> Option<Found> {
     })
 }
 
+/// Whether the window that holds `address` has lost a page. The caller holds that window, if there is one. Orders as
+/// [`poison_epoch`]. Looks through the table only while some window is poisoned.
+pub(super) fn is_poisoned(address: usize) -> bool {
+    fence(Ordering::Acquire);
+    STANDING.load(Ordering::Relaxed) != 0
+        && find(address).is_some_and(|found| found.slot.poison.load(Ordering::Relaxed) != 0)
+}
+
 /// How many faults of lost pages were contained in this process: cheap to compare before and after a burst, and only
 /// if it moved is there reason to ask the windows.
 ///

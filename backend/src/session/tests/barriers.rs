@@ -7,6 +7,7 @@ use mdev_dma::{Iova, Perm};
 use mdev_pin::Pin;
 use mdev_protocol::vhost_user::{FrontendMessage as M, FrontendReply as R, ProtocolFeatures as P};
 use mdev_protocol::virtio::status::DEVICE_NEEDS_RESET;
+use rustix::fs::ftruncate;
 
 use super::House;
 use super::front::{Front, MIB, USER, ack, memfd, region, state};
@@ -251,6 +252,34 @@ fn memory_that_another_connection_has_too_is_not_taken_away() {
     assert_eq!(answer_in_time(&mut house, &mut first, &remove_dimm()), ack(&remove_dimm(), 0));
     assert_eq!(house.windows.losses().revoked, 1);
     drop(pin);
+}
+
+#[test]
+fn the_same_memory_announced_again_heals_what_was_lost() {
+    for by_table in [false, true] {
+        let mut house = House::new(2);
+        let mut front = house.connect();
+        let file = front.settle(&mut house);
+        front.start(&mut house, 0, 0);
+        ftruncate(&file, 0).unwrap();
+        let pin = pin_at(&mut house, 4096).unwrap();
+        assert_eq!(pin.slices().next().unwrap().read(0), Some(0_u8));
+        assert!(pin.poisoned() && pin_at(&mut house, 0).is_none());
+        drop(pin);
+        assert_eq!(house.windows.losses().poisoned, 1);
+        ftruncate(&file, 4 * MIB).unwrap();
+        let again = (region(0, 4 * MIB, USER), file.as_fd());
+        let acked = match by_table {
+            true => front.table(&mut house, &[again]),
+            false => front.ask_with(&mut house, &M::AddMemReg(again.0), &[again.1]),
+        };
+        assert!(matches!(acked, Some(R::Ack { value: 0, .. })), "{acked:?}");
+        assert_eq!(house.windows.losses().poisoned, 0);
+        rustix::io::pwrite(&file, b"there", 4096).unwrap();
+        let pin = pin_at(&mut house, 4096).unwrap();
+        assert_eq!(pin.slices().next().unwrap().read(0), Some(*b"there"));
+        drop(pin);
+    }
 }
 
 #[test]

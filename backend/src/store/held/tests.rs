@@ -76,6 +76,19 @@ fn only(held: &Held) -> Pending {
 }
 
 #[test]
+fn a_request_whose_memory_is_lost_fails_and_so_does_no_other() {
+    let (guest, other, (held, mut port)) = (Guest::new(), Guest::new(), store());
+    port.submit(guest.request(1, Direction::Read, 0, 0, 64));
+    port.submit(guest.request(2, Direction::Write, 0, 64, 64));
+    port.submit(other.request(3, Direction::Read, 0, 0, 64));
+    rustix::fs::ftruncate(guest.memory.regions()[0].extent.file.as_fd(), 0).unwrap();
+    held.finish_all();
+    let results: Vec<_> = taken(&mut port).iter().map(|completion| completion.result).collect();
+    assert_eq!(results, [Err(Errno::FAULT), Err(Errno::FAULT), Ok(64)]);
+    assert_eq!((guest.ioas.pins(), other.ioas.pins()), (0, 0));
+}
+
+#[test]
 fn a_read_is_seen_in_guest_memory_when_it_is_finished_and_not_before() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     guest.write(100, &[0xff; 3]);
