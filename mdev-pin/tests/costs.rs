@@ -86,7 +86,7 @@ fn cycles_of_map_and_unmap_leave_memory_descriptors_and_mappings_where_they_were
     ioas.map(area(&stays, 0, 0)).unwrap();
     let mut cycle = |n: u64| {
         // Every other one with a file of its own, and so with a window.
-        let own = (n % 2 == 0).then(|| file(1));
+        let own = n.is_multiple_of(2).then(|| file(1));
         let wanted =
             own.as_ref().map_or_else(|| area(&stays, (1 + n % 64) * PAGE, n % 8), |own| area(own, PAGE, 0));
         let range = wanted.range;
