@@ -1,7 +1,7 @@
 //! Two spaces and three accesses under operations of somebody's choice, as a plain function of bytes: for libFuzzer and
 //! for `cargo test`.
 //!
-//! Every operation is made on the real spaces and on a [`naive`] list of areas. Outcomes or error numbers must agree,
+//! Every operation is made on the real spaces and on a naive list of areas. Outcomes or error numbers must agree,
 //! and so must areas, bytes, permissions and pins after each. One of the two files loses and regains pages; what lies in
 //! it may answer with an error, and nothing else may.
 
