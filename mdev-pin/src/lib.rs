@@ -57,19 +57,26 @@
 //! # Locks and their order
 //!
 //! `AccessCore::attachment`, then `Ioas::state` (of several spaces in the order of their creation), then
-//! `Published::void`, then `Published::shards`. The tallies of what is charged come after the states, several in the order of their addresses,
-//! and an account after its tallies; nothing is taken under an account. The records of who occupies which window, of
-//! several windows in the order of their addresses, are leaves. `AccessCore::callbacks`, the waiters of an
-//! access and the allocator of slots are leaves; wakers are called under the mutex of a space, and must not come back.
-//! None is held across grace, notification or drain. Lanes take none of them. The lane that an
-//! access owns for its control paths has a mutex, held by a call of `pin_pages` or `rw` only while it pins or copies,
-//! and inside it the record of pinned ranges, which takes only records of windows; `unpin_pages` takes only the record.
+//! `Published::void`, then `Published::shards`. The tallies of what is charged come after the states, several in the
+//! order of their addresses, and an account after its tallies; nothing is taken under an account. The records of who
+//! occupies which window, of several windows in the order of their addresses, are leaves. `AccessCore::callbacks`, the
+//! waiters and the transfers of an access, and the allocator of slots are leaves; wakers of parked queues are called under
+//! the mutex of a space, and must not come back. None is held across grace, notification or drain. Lanes take none of
+//! them.
+//!
+//! The lane that an access owns for its control paths has a mutex, held by a call of `pin_pages`, `rw` or `transfer` only
+//! while it pins, copies or sends. Inside it `pin_pages` takes `AccessCore::attachment` and what comes after it, to charge;
+//! and the record of pinned ranges, which takes only records of windows. `unpin_pages` takes only the record, and when it
+//! has let go of it, tallies and, for bytes that go back to another process, the slot that they are counted on.
 //!
 //! # What may block
 //!
 //! [`Change::wait`] and what is built on it ([`Ioas::unmap`], [`Ioas::replace_table`], [`Access::detach`],
 //! [`Access::replace`], [`Access::close`]), each up to the deadline its caller gave. A control operation called by a
 //! thread that is inside a burst is refused with `EDEADLK`, because it would wait for itself.
+//!
+//! [`Access::rw`] and [`Access::pin_pages`] of bytes in another process, and the unpinning of those that go back there,
+//! wait for whoever serves the page faults of that process. Nothing else waits for an owner.
 //!
 //! # What never fails
 //!

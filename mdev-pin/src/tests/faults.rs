@@ -5,7 +5,7 @@
 use std::{fs, sync::Mutex};
 
 use mdev_dma::{
-    CHUNK,
+    CHUNK, Process, ProcessExtent, UserAddr,
     faults::{Fault, Step},
 };
 
@@ -51,6 +51,8 @@ struct World {
     other: Access,
     file: Option<Arc<BackingFile>>,
     owner: Account,
+    process: Arc<Process>,
+    memory: Vec<u8>,
 }
 
 /// An operation: what it is called, and itself; the error is the number.
@@ -72,7 +74,14 @@ impl World {
             device,
             file: None,
             owner: Account::unlimited(),
+            process: Process::open(std::process::id()).unwrap(),
+            memory: vec![1; 2 * PAGE as usize],
         }
+    }
+
+    /// A page of this process.
+    fn page(&self) -> u64 {
+        (self.memory.as_ptr() as u64).next_multiple_of(PAGE)
     }
 
     fn file(&self) -> Arc<BackingFile> {
@@ -142,6 +151,17 @@ const SEQUENCE: &[Operation] = &[
     ("change the process", |w| {
         let [one, other] = &w.spaces;
         change_process(&[one.clone(), other.clone()], &w.owner).map_err(|error| error.errno())
+    }),
+    ("map memory by address", |w| {
+        let extent = ProcessExtent { process: w.process.clone(), address: UserAddr(w.page()) };
+        let (range, perm) = (range(128 * PAGE, PAGE), Perm::READ);
+        let area = Area { range, extent: extent.into(), perm, log: None };
+        w.spaces[0].map(area).map_err(|error| error.errno())
+    }),
+    ("pin pages by address", |w| {
+        let pages = w.pinning.pin_pages(Iova(128 * PAGE), PAGE, Perm::READ).map_err(|error| error.errno())?;
+        w.device.0.lock().unwrap().push(pages);
+        Ok(())
     }),
     ("replace the table", |w| {
         let (file, perm) = (w.file(), Perm::READ | Perm::WRITE);
