@@ -15,6 +15,7 @@ mod ranges;
 mod reattach;
 mod replace;
 mod revoke;
+mod revoke_model;
 mod scenarios;
 mod space_model;
 mod transfer;
