@@ -57,6 +57,32 @@ pub struct BackingFile {
     kind: FileKind,
     page_size: u64,
     perm: Perm,
+    #[cfg(miri)]
+    heap: raw::Heap,
+}
+
+#[cfg(miri)]
+impl BackingFile {
+    /// A file for Miri, which maps none: zeros in the heap, under a descriptor that stands for it.
+    pub fn of_heap(len: usize) -> Option<Arc<Self>> {
+        let fd = OwnedFd::from(std::fs::File::open("/dev/null").ok()?);
+        let heap = raw::Heap::new(len)?;
+        let id = FileId { dev: 0, ino: heap.at(0, 0)?.addr().get() as u64 };
+        let perm = Perm::READ | Perm::WRITE;
+        Some(Arc::new(BackingFile {
+            fd,
+            id,
+            birth: None,
+            kind: FileKind::Shmem,
+            page_size: 4096,
+            perm,
+            heap,
+        }))
+    }
+
+    pub(crate) fn heap(&self) -> &raw::Heap {
+        &self.heap
+    }
 }
 
 impl BackingFile {
@@ -97,7 +123,16 @@ impl BackingFile {
         }
 
         let id = FileId { dev: stat.st_dev, ino: stat.st_ino };
-        Ok(Arc::new(BackingFile { birth: birth(&fd), fd, id, kind, page_size, perm }))
+        Ok(Arc::new(BackingFile {
+            birth: birth(&fd),
+            fd,
+            id,
+            kind,
+            page_size,
+            perm,
+            #[cfg(miri)]
+            heap: raw::Heap::new(0).ok_or(FileError::PageSize { page_size })?,
+        }))
     }
 
     /// Device and inode number.
@@ -121,8 +156,11 @@ impl BackingFile {
         if faults::fail(Step::Size) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let stat = rustix::fs::fstat(&self.fd)?;
-        u64::try_from(stat.st_size).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+        #[cfg(miri)]
+        let size = self.heap.len();
+        #[cfg(not(miri))]
+        let size = rustix::fs::fstat(&self.fd)?.st_size;
+        u64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
     }
 
     /// What the descriptor that arrived was opened for.

@@ -125,8 +125,11 @@ mod tally;
 mod transfer;
 mod view;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(loom), not(miri)))]
 mod tests;
+
+#[cfg(all(test, miri))]
+mod interpreted;
 
 #[cfg(all(test, loom))]
 mod models;

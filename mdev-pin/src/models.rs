@@ -26,6 +26,16 @@ fn windows() -> Arc<Windows> {
 
 /// One page, whose window stays mapped for the whole exploration.
 fn area() -> Area {
+    page(0)
+}
+
+/// The same page at another one of the space.
+fn page(number: u64) -> Area {
+    let range = IovaRange::with_len(Iova(number * 4096), 4096).unwrap();
+    Area { range, ..first_page() }
+}
+
+fn first_page() -> Area {
     static AREA: OnceLock<(Area, Vec<mdev_dma::Segment>)> = OnceLock::new();
     let made = AREA.get_or_init(|| {
         let fd = memfd_create("model", MemfdFlags::CLOEXEC).unwrap();
@@ -138,7 +148,7 @@ fn loom_pin_dropped_elsewhere_against_unmap() {
 }
 
 #[test]
-fn loom_pin_against_close() {
+fn loom_scenario_02_pin_against_close() {
     model(|| {
         let device = Arc::new(Recorder(Mutex::new(None)));
         let (ioas, access) = space(device.clone());
@@ -167,7 +177,7 @@ impl AccessOps for Torn {
 }
 
 #[test]
-fn loom_callback_against_detach() {
+fn loom_scenario_12_callback_against_close() {
     model(|| {
         let device = Memory::new();
         let (ioas, access) = space(Arc::new(Torn(device.clone())));
@@ -183,7 +193,7 @@ fn loom_callback_against_detach() {
 
 /// Scenario 13: a pin is on the old space and waited for, or refused; never on an old space that was left.
 #[test]
-fn loom_replace_against_pin() {
+fn loom_scenario_13_replace_against_pin() {
     model(|| {
         let (ioas, access) = space(Arc::new(IgnoreUnmap));
         let second = Ioas::new(windows());
@@ -222,7 +232,7 @@ impl AccessOps for Pager {
 
 /// Scenario 9: the callback waits for the device lock and finds the pin, however late it was recorded.
 #[test]
-fn loom_pin_pages_against_unmap() {
+fn loom_scenario_09_pin_pages_against_unmap() {
     model(|| {
         let device = Arc::new(Pager(Mutex::new(None)));
         let (ioas, access) = (Ioas::new(windows()), Access::pinning(device.clone()));
@@ -243,6 +253,34 @@ fn loom_pin_pages_against_unmap() {
         memory.reuse();
         assert_eq!(access.pins(), 0);
         worker.join().unwrap();
+    });
+}
+
+/// Scenario 10: a callback unpins what goes while another thread of the same access pins what stays; neither waits for the
+/// other.
+#[test]
+fn loom_scenario_10_callback_unpins_while_another_thread_pins() {
+    model(|| {
+        let device = Arc::new(Pager(Mutex::new(None)));
+        let (ioas, access) = (Ioas::new(windows()), Access::pinning(device.clone()));
+        access.attach(&ioas).unwrap();
+        ioas.map(page(0)).unwrap();
+        ioas.map(page(1)).unwrap();
+        let memory = Memory::new();
+        memory.touch();
+        *device.0.lock().unwrap() = Some(access.pin_pages(Iova(0), 4096, Perm::WRITE).unwrap());
+        let worker = thread::spawn({
+            let access = access.clone();
+            move || {
+                let pages = access.pin_pages(Iova(4096), 4096, Perm::WRITE).unwrap();
+                pages.unpin().unwrap();
+            }
+        });
+        assert_eq!(ioas.unmap(page(0).range, FOREVER).unwrap(), 4096);
+        memory.reuse();
+        assert!(device.0.lock().unwrap().is_none(), "a pin survived the unmap");
+        worker.join().unwrap();
+        assert_eq!(access.pins(), 0);
     });
 }
 

@@ -21,13 +21,13 @@ pub(super) fn prefetch_read(address: *const u8) {
 /// Fetches the line at `address` for writing.
 #[inline(always)]
 pub(super) fn prefetch_write(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: as for reading. A processor without PREFETCHW runs it as a hint for reading or as a no-op: the opcode
     // is defined so on every 64-bit one.
     unsafe {
         std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = address;
 }
 

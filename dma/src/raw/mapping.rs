@@ -46,6 +46,7 @@ impl Mapping {
     ///
     /// Not inherited by a child and not in a core dump: it is somebody else's memory. Huge pages are not reserved:
     /// a window covers more than is used of it, and the pool belongs to the owner of the file.
+    #[cfg_attr(miri, allow(dead_code))]
     pub(crate) fn of_file(
         fd: BorrowedFd<'_>,
         offset: u64,
@@ -90,6 +91,24 @@ impl Mapping {
         let entry = Entry { base: base.as_ptr().expose_provenance(), len, page, writable };
         mapping.registered = Some(Registration::new(entry).ok_or(MapFailed::TableFull)?);
         Ok(mapping)
+    }
+
+    /// The same of a file that is a piece of heap, which must outlive the mapping.
+    #[cfg(miri)]
+    pub(crate) fn of_heap(
+        heap: &super::Heap,
+        offset: u64,
+        len: usize,
+        page: u64,
+        writable: bool,
+    ) -> Result<Self, MapFailed> {
+        let beyond = || MapFailed::Kernel(io::Error::from_raw_os_error(libc::EINVAL));
+        let offset = usize::try_from(offset).map_err(|_| beyond())?;
+        let page = usize::try_from(page).map_err(|_| beyond())?;
+        let base = heap.at(offset, len).ok_or_else(beyond)?;
+        let entry = Entry { base: base.as_ptr().expose_provenance(), len, page, writable };
+        let registered = Some(Registration::new(entry).ok_or(MapFailed::TableFull)?);
+        Ok(Mapping { base, len, writable, taken: AtomicU64::new(0), registered })
     }
 
     /// Length in bytes.
@@ -172,6 +191,10 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         self.registered = None;
         TAKEN.fetch_sub(self.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+        if cfg!(miri) {
+            // The heap belongs to the file.
+            return;
+        }
         // SAFETY: the range is ours since `of_file`, and every slice of it borrowed `self`.
         let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");

@@ -2,6 +2,8 @@
 
 mod copy;
 mod cpu;
+#[cfg(miri)]
+mod heap;
 mod identity;
 mod mapping;
 mod sigbus;
@@ -9,6 +11,8 @@ mod slice;
 mod table;
 mod words;
 
+#[cfg(miri)]
+pub(crate) use heap::Heap;
 pub(crate) use identity::same_open_file;
 pub(crate) use mapping::{MapFailed, Mapping};
 pub(crate) use sigbus::contain_sigbus;
