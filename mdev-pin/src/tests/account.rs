@@ -290,3 +290,51 @@ fn gated_area_does_not_hinder_a_change_of_process() {
     assert_eq!((from.pinned(), to.pinned()), (0, 1));
     drop(pin);
 }
+
+#[test]
+fn changes_of_process_beside_maps_pins_and_attachments_end_and_leave_no_charge() {
+    let accounts = [(); 2].map(|()| Account::unlimited());
+    let windows = Windows::new().unwrap();
+    let spaces = [0, 1].map(|number| Ioas::charged_to(windows.clone(), &accounts[number]));
+    let pinner = pinning(&spaces[0]);
+    let file = memory(8);
+    spaces[0].map(area(&file, 0, 4 * PAGE, 0)).unwrap();
+    spaces[1].copy_from(&spaces[0], Iova(0), 4 * PAGE, Place::At(Iova(0)), BOTH).unwrap();
+    std::thread::scope(|scope| {
+        let (spaces, accounts, file, pinner) = (&spaces, &accounts, &file, &pinner);
+        for turned in [false, true] {
+            scope.spawn(move || {
+                for round in 0..300 {
+                    let mut named = spaces.to_vec();
+                    if turned {
+                        named.reverse();
+                    }
+                    match change_process(&named, &accounts[round % 2]) {
+                        Ok(()) => {}
+                        Err(error) => assert_eq!(error.errno(), 16),
+                    }
+                }
+            });
+        }
+        scope.spawn(move || {
+            for _ in 0..300 {
+                spaces[1].map(area(file, 0x10_0000, PAGE, 5 * PAGE)).unwrap();
+                spaces[1].unmap(range(0x10_0000, PAGE), LONG).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            for _ in 0..300 {
+                pinner.pin_pages(Iova(PAGE), 2 * PAGE, BOTH).unwrap();
+                pinner.unpin_pages(Iova(PAGE), 2 * PAGE).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            let access = Access::new(Arc::new(IgnoreUnmap));
+            for round in 0..300 {
+                access.attach(&spaces[round % 2]).unwrap();
+                access.detach(LONG).unwrap();
+            }
+        });
+    });
+    assert_eq!(accounts.each_ref().map(Account::pinned), [0, 0]);
+}
