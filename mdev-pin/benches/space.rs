@@ -111,7 +111,8 @@ fn neighbour() {
     let (ioas, access, file) = space(512);
     let changing = AtomicBool::new(false);
     let rounds = AtomicU64::new(0);
-    let [mut quiet, mut changed] = [(); 2].map(|()| Histogram::<u64>::new(3).expect("a histogram"));
+    let [mut quiet, mut changed] =
+        [(); 2].map(|()| Histogram::<u64>::new_with_max(60_000_000_000, 3).expect("a histogram"));
     beside(
         |stop| {
             let mut lane = access.lane();
