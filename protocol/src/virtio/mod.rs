@@ -5,6 +5,7 @@
 
 pub mod feature;
 pub mod net;
+pub mod packed;
 pub mod split;
 pub mod status;
 
