@@ -1,7 +1,8 @@
 //! The back-end channel: the back-end asks, the front-end answers, on the socket of `SET_BACKEND_REQ_FD`.
 
 use super::header::Header;
-use super::payload::{Iotlb, Payload, SharedObject, ShmemMap, Size, VringArea, VringState};
+use super::iotlb::Iotlb;
+use super::payload::{Payload, SharedObject, ShmemMap, Size, VringArea, VringState};
 use super::table::{ACK, FdRule, ReplyRule, Row, channel, fds_or_none, size_or};
 use super::{MessageError, ProtocolFeatures, with_header};
 use crate::frame::{Fds, Incoming};

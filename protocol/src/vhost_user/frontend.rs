@@ -1,9 +1,10 @@
 //! The main channel: the front-end asks, the back-end answers.
 
 use super::header::Header;
+use super::iotlb::Iotlb;
 use super::list::{Config, CryptoSession, MemoryRegion, MemoryTable, ShmemConfig};
 use super::payload::{
-    DeviceState, Empty, Inflight, Iotlb, LogBase, Payload, SharedObject, Size, VringAddr, VringFd, VringState,
+    DeviceState, Empty, Inflight, LogBase, Payload, SharedObject, Size, VringAddr, VringFd, VringState,
 };
 use super::table::{ACK, FdRule, ReplyRule, Row, channel, fds_or_none, size_or};
 use super::{MessageError, ProtocolFeatures, with_header};

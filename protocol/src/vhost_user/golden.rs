@@ -2,8 +2,8 @@
 
 use super::{
     BackendMessage, BackendReply, Config, CryptoSession, DeviceState, Empty, FrontendMessage, FrontendReply,
-    Inflight, Iotlb, LogBase, MemoryRegion, MemoryTable, ProtocolFeatures, SharedObject, ShmemMap, VringAddr,
-    VringArea, VringFd, VringState,
+    Inflight, Iotlb, IotlbPerm, LogBase, MemoryRegion, MemoryTable, ProtocolFeatures, SharedObject, ShmemMap,
+    VringAddr, VringArea, VringFd, VringState,
 };
 
 const REGION: MemoryRegion = MemoryRegion {
@@ -24,13 +24,8 @@ fn table() -> MemoryTable {
 }
 
 fn iotlb() -> Iotlb {
-    Iotlb {
-        iova: 0x1000,
-        size: 0x2000,
-        user_addr: 0x7f00_0000_0000,
-        perm: Iotlb::READ | Iotlb::WRITE,
-        kind: Iotlb::UPDATE,
-    }
+    let perm = IotlbPerm::READ | IotlbPerm::WRITE;
+    Iotlb::Update { iova: 0x1000, size: 0x2000, user_addr: 0x7f00_0000_0000, perm }
 }
 
 fn config(data: &[u8]) -> Config {
@@ -137,7 +132,7 @@ pub(crate) fn frontend_replies() -> Vec<(FrontendReply, &'static str)> {
 pub(crate) fn backend_messages() -> Vec<(BackendMessage, &'static str)> {
     use BackendMessage as M;
     vec![
-        (M::IotlbMsg(Iotlb { iova: 0x1000, perm: Iotlb::WRITE, kind: Iotlb::MISS, ..Iotlb::default() }), "01000000 09000000 20000000 0010000000000000 0000000000000000 0000000000000000 0201000000000000"),
+        (M::IotlbMsg(Iotlb::Miss { iova: 0x1000, perm: IotlbPerm::WRITE }), "01000000 09000000 20000000 0010000000000000 0000000000000000 0000000000000000 0201000000000000"),
         (M::ConfigChangeMsg, "02000000 09000000 00000000"),
         (M::VringHostNotifierMsg(VringArea { vring: VringFd { index: 1, has_fd: true }, size: 0x1000, offset: 0x2000 }), "03000000 09000000 18000000 0100000000000000 0010000000000000 0020000000000000"),
         (M::VringCall(state(1, 0)), "04000000 09000000 08000000 0100000000000000"),

@@ -24,6 +24,7 @@ mod frontend;
 #[cfg(test)]
 pub(crate) mod golden;
 mod header;
+mod iotlb;
 mod list;
 mod payload;
 mod table;
@@ -37,13 +38,14 @@ pub use client::{Client, ClientError};
 pub use feature::ProtocolFeatures;
 pub use frontend::{FrontendMessage, FrontendReply, FrontendRequest};
 pub use header::{Header, MAX_BODY};
+pub use iotlb::{Iotlb, IotlbPerm};
 pub use list::{
     Config, CryptoSession, DoesNotFit, MAX_CONFIG, MAX_CRYPTO, MAX_REGIONS, MemoryRegion, MemoryTable,
     SHMEM_REGIONS, ShmemConfig,
 };
 pub use payload::{
-    DeviceState, Empty, Inflight, Iotlb, LogBase, SharedObject, ShmemMap, Size, VringAddr, VringArea,
-    VringFd, VringState,
+    DeviceState, Empty, Inflight, LogBase, SharedObject, ShmemMap, Size, VringAddr, VringArea, VringFd,
+    VringState,
 };
 pub use table::{FdRule, ReplyRule, Row};
 

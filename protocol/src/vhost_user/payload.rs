@@ -247,54 +247,6 @@ impl Payload for LogBase {
     }
 }
 
-/// A change of the device's IOTLB, or its wish for one.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Iotlb {
-    /// First address the message is about.
-    pub iova: u64,
-    /// How many bytes it is about.
-    pub size: u64,
-    /// What `iova` is translated to (updates only).
-    pub user_addr: u64,
-    /// [`Iotlb::READ`] and [`Iotlb::WRITE`], or neither.
-    pub perm: u8,
-    /// [`Iotlb::MISS`], [`Iotlb::UPDATE`], [`Iotlb::INVALIDATE`] or [`Iotlb::ACCESS_FAIL`].
-    pub kind: u8,
-}
-
-impl Iotlb {
-    /// `perm`: the device may read.
-    pub const READ: u8 = 1;
-    /// `perm`: the device may write.
-    pub const WRITE: u8 = 2;
-    /// `kind`: the back-end lacks a translation.
-    pub const MISS: u8 = 1;
-    /// `kind`: the front-end supplies a translation.
-    pub const UPDATE: u8 = 2;
-    /// `kind`: the front-end takes translations back.
-    pub const INVALIDATE: u8 = 3;
-    /// `kind`: an access was not allowed.
-    pub const ACCESS_FAIL: u8 = 4;
-
-    /// The fields without the padding that a C compiler adds.
-    const FIELDS: u32 = 26;
-}
-
-impl Payload for Iotlb {
-    const SIZE: Size = Size { min: Self::FIELDS, max: 32 };
-
-    fn decode(body: &[u8]) -> Result<Self, &'static str> {
-        let ([iova, size, user_addr], rest) = <[u64; 3]>::read_from_prefix(body).map_err(|_| TOO_SHORT)?;
-        let ([perm, kind], _) = <[u8; 2]>::read_from_prefix(rest).map_err(|_| TOO_SHORT)?;
-        Ok(Self { iova, size, user_addr, perm, kind })
-    }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice([self.iova, self.size, self.user_addr].as_bytes());
-        out.extend_from_slice(&[self.perm, self.kind, 0, 0, 0, 0, 0, 0]);
-    }
-}
-
 /// The buffer in which requests in flight are recorded.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Inflight {
