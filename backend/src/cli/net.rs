@@ -19,11 +19,16 @@ const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
 
 /// Arguments of `mdevd net`.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "mdevd net (--socket-path <PATH> | --fd <N>) [OPTIONS]")]
+#[command(override_usage = "mdevd net (--socket-path <PATH> | --connect <PATH> | --fd <N>) [OPTIONS]")]
 pub(super) struct Args {
     /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["connect", "fd", "print_capabilities"], conflicts_with_all = ["connect", "fd"])]
     socket_path: Option<PathBuf>,
+
+    /// Connect to a front-end that listens on a Unix socket at this path, as soon as it does, and again whenever the
+    /// connection has ended
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    connect: Option<PathBuf>,
 
     /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is
     /// connected to a front-end
@@ -31,7 +36,7 @@ pub(super) struct Args {
     fd: Option<RawFd>,
 
     /// Permissions of the socket file, octal (default: by the umask)
-    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with_all = ["connect", "fd"])]
     socket_mode: Option<u32>,
 
     /// What the device is connected to: null (drop and count), loopback (every frame comes back),
@@ -84,10 +89,11 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         return writeln!(io::stdout(), "{capabilities:#}").map_err(|error| format!("cannot write: {error}"));
     }
     let counters = args.counters_fd.map(counters).transpose()?;
-    let endpoint = match (&args.socket_path, args.fd) {
-        (Some(path), _) => Endpoint::bind(path, args.socket_mode),
-        (None, Some(fd)) => Endpoint::inherited(fd),
-        (None, None) => return Err("give --socket-path or --fd".to_owned()),
+    let endpoint = match (&args.socket_path, &args.connect, args.fd) {
+        (Some(path), _, _) => Endpoint::bind(path, args.socket_mode),
+        (_, Some(path), _) => Endpoint::dial(path),
+        (_, _, Some(fd)) => Endpoint::inherited(fd),
+        (None, None, None) => return Err("give --socket-path, --connect or --fd".to_owned()),
     };
     let endpoint = endpoint.map_err(|error| error.to_string())?;
     let config = NetConfig {
@@ -119,7 +125,8 @@ fn counters(fd: RawFd) -> Result<CounterSocket, String> {
 
 /// What the device is called in logs: after its socket.
 fn name(args: &Args) -> String {
-    let stem = args.socket_path.as_ref().and_then(|path| path.file_stem());
+    let path = args.socket_path.as_ref().or(args.connect.as_ref());
+    let stem = path.and_then(|path| path.file_stem());
     match (stem, args.fd) {
         (Some(stem), _) => stem.to_string_lossy().into_owned(),
         (None, Some(fd)) => format!("fd{fd}"),
@@ -128,9 +135,10 @@ fn name(args: &Args) -> String {
 }
 
 fn describe(args: &Args) -> String {
-    match (&args.socket_path, args.fd) {
-        (Some(path), _) => format!("a network device on {}", path.display()),
-        (None, Some(fd)) => format!("a network device on descriptor {fd}"),
-        (None, None) => String::new(),
+    match (&args.socket_path, &args.connect, args.fd) {
+        (Some(path), _, _) => format!("a network device on {}", path.display()),
+        (_, Some(path), _) => format!("a network device to whoever listens on {}", path.display()),
+        (_, _, Some(fd)) => format!("a network device on descriptor {fd}"),
+        (None, None, None) => String::new(),
     }
 }

@@ -17,6 +17,10 @@ fn the_command_line_is_consistent() {
 fn an_endpoint_is_needed_and_only_one() {
     assert!(parse("mdevd net").is_err());
     assert!(parse("mdevd net --socket-path a --fd 3").is_err());
+    assert!(parse("mdevd net --socket-path a --connect b").is_err());
+    assert!(parse("mdevd net --connect a --fd 3").is_err());
+    assert!(parse("mdevd net --connect a --socket-mode 0600").is_err());
+    assert!(parse("mdevd net --connect a").is_ok());
     assert!(parse("mdevd net --fd 3 --socket-mode 0600").is_err());
     assert!(parse("mdevd net --fd -1").is_err());
     assert!(parse("mdevd net --fd 3").is_ok());

@@ -15,6 +15,7 @@ use crate::sys::{Interest, Poll, Readiness, Ready, Timer};
 use crate::worker::{EventSource, WorkerEvent};
 
 use super::counters::CounterSocket;
+use super::dialer::Dialer;
 use super::endpoint::{Endpoint, Listener};
 use super::rings::Rings;
 use super::signals::Signals;
@@ -54,8 +55,10 @@ pub(super) struct Control {
     windows: Arc<Windows>,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
-    /// `None` while draining, and when there is only one connection.
+    /// `None` while draining, and where front-ends do not come to us.
     listener: Option<Listener>,
+    /// `None` while draining, and where we do not go to a front-end.
+    dialer: Option<Dialer>,
     /// Accepting failed: when to try again.
     accept_at: Option<Instant>,
     /// When the rings must have stopped, once the process is to end.
@@ -109,6 +112,7 @@ impl Control {
                 connections: BTreeMap::new(),
                 next_connection: 1,
                 listener: None,
+                dialer: None,
                 accept_at: None,
                 drain_until: None,
                 stats,
@@ -129,7 +133,10 @@ impl Control {
                     poll.add(&listener, LISTENER, Interest::READ)?;
                     control.listener = Some(listener);
                 }
-                Endpoint::Connected(socket) => control.connect(socket)?,
+                Endpoint::Connected(socket) => {
+                    control.connect(socket)?;
+                }
+                Endpoint::Dialing(dialer) => control.dialer = Some(dialer),
             }
             Ok(control)
         })();
@@ -151,7 +158,7 @@ impl Control {
     }
 
     fn finished(&self) -> bool {
-        self.connections.is_empty() && self.listener.is_none()
+        self.connections.is_empty() && self.listener.is_none() && self.dialer.is_none()
     }
 
     fn dispatch(&mut self, key: u64, readiness: Readiness) -> Result<(), DaemonError> {
@@ -206,14 +213,33 @@ impl Control {
         }
     }
 
-    fn connect(&mut self, socket: OwnedFd) -> io::Result<()> {
+    /// Calls on the front-end.
+    fn dial(&mut self, now: Instant) {
+        let name = self.rings.device().name();
+        let Some(socket) = self.dialer.as_mut().and_then(|dialer| dialer.dial(name, now)) else { return };
+        let connected = self.connect(socket);
+        let Some(dialer) = &mut self.dialer else { return };
+        match connected {
+            Ok(Some(conn)) => dialer.connected(conn, now),
+            Ok(None) => dialer.wait(now),
+            Err(error) => {
+                if let Some(left_out) = ACCEPT_ERRORS.permit() {
+                    log::error!("cannot serve a front-end: {error}; trying again{left_out}");
+                }
+                dialer.wait(now);
+            }
+        }
+    }
+
+    /// Begins to serve a front-end: the connection's number, `None` if there are too many.
+    fn connect(&mut self, socket: OwnedFd) -> io::Result<Option<u64>> {
         let open = self.connections.values().filter(|connection| !connection.closing).count();
         if open >= MAX_CONNECTIONS {
             if let Some(left_out) = REFUSALS.permit() {
                 let name = self.rings.device().name();
                 log::warn!("{name}: refused a front-end: {open} are connected, and no more may be{left_out}");
             }
-            return Ok(());
+            return Ok(None);
         }
         let conn = self.next_connection;
         let device = self.rings.device().clone();
@@ -226,7 +252,7 @@ impl Control {
         if let Some(left_out) = COMINGS.permit() {
             log::info!("{}: connection {conn}: a front-end is there{left_out}", self.rings.device().name());
         }
-        Ok(())
+        Ok(Some(conn))
     }
 
     /// Something happened on a connection's socket.
@@ -273,6 +299,9 @@ impl Control {
             connection.closing = true;
             self.poll.remove(connection.session.fd());
             connection.session.close(&mut self.rings);
+            if let Some(dialer) = &mut self.dialer {
+                dialer.ended(conn, Instant::now());
+            }
             if let Some(left_out) = COMINGS.permit() {
                 let name = self.rings.device().name();
                 match why {
@@ -334,6 +363,7 @@ impl Control {
         if let Some(listener) = self.listener.take() {
             self.poll.remove(&listener);
         }
+        self.dialer = None;
         self.accept_at = None;
         self.drain_until = Some(after(Instant::now(), DRAIN_WITHIN));
         let conns: Vec<u64> = self.connections.keys().copied().collect();
@@ -343,9 +373,10 @@ impl Control {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
+        let dial = self.dialer.as_ref().and_then(|dialer| dialer.due(Instant::now()));
         let ticks = self.connections.values().filter_map(|connection| connection.tick);
         let stats = self.stats.as_ref().map(|stats| stats.next);
-        ticks.chain(stats).chain(self.accept_at).chain(self.drain_until).min()
+        ticks.chain(stats).chain(self.accept_at).chain(dial).chain(self.drain_until).min()
     }
 
     /// Does what is due.
@@ -363,6 +394,9 @@ impl Control {
             let device = self.rings.device().as_ref();
             print(&format!("{}\n", stats.rates.line(device, self.names, now)));
             stats.next = after(now, stats.every);
+        }
+        if self.dialer.as_ref().and_then(|dialer| dialer.due(now)).is_some_and(|at| at <= now) {
+            self.dial(now);
         }
         if self.accept_at.is_some_and(|at| at <= now) {
             self.accept_at = None;

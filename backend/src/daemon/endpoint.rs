@@ -1,4 +1,4 @@
-//! Where front-ends come from: a socket of our own in the file system, or a descriptor from our parent.
+//! Where front-ends come from: a socket of our own in the file system, one of theirs, or a descriptor from our parent.
 
 use std::fs;
 use std::io;
@@ -17,6 +17,8 @@ use thiserror::Error;
 
 use crate::sys::inherit;
 
+use super::dialer::Dialer;
+
 /// Front-ends that may wait to be accepted.
 const BACKLOG: i32 = 16;
 /// How often to try for the lock of the socket's folder, and how long to wait in between: a second in all.
@@ -30,6 +32,8 @@ pub enum Endpoint {
     Listening(Listener),
     /// One front-end that is connected already; the daemon ends with it.
     Connected(OwnedFd),
+    /// A socket on which a front-end listens: one front-end at a time, and again when its connection has ended.
+    Dialing(Dialer),
 }
 
 /// A listening socket and, if we made it, its file, which is removed on drop.
@@ -54,7 +58,7 @@ pub enum EndpointError {
     Live(PathBuf),
     #[error("{0:?} exists and is not a socket; remove it, or choose another --socket-path")]
     NotASocket(PathBuf),
-    #[error("{0:?} is too long for a socket (107 bytes at most); choose a shorter --socket-path")]
+    #[error("{0:?} is too long for a socket (107 bytes at most); choose a shorter path")]
     TooLong(PathBuf),
     #[error("cannot listen on {path:?}: {source}; check that its directory exists and is writable")]
     Bind { path: PathBuf, source: io::Error },
@@ -77,7 +81,7 @@ impl Endpoint {
         let _alone = alone_in_folder(path);
         remove_stale(path, &address)?;
         let failed = |source: io::Error| EndpointError::Bind { path: path.to_owned(), source };
-        let socket = new_socket().map_err(failed)?;
+        let socket = new_socket().map_err(|errno| failed(errno.into()))?;
         if let Some(mode) = mode {
             // The new file gets the mode of the socket less the umask: nobody slips in before it is final.
             rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode)).map_err(|errno| failed(errno.into()))?;
@@ -90,6 +94,14 @@ impl Endpoint {
         }
         listen(&socket, BACKLOG).map_err(|errno| failed(errno.into()))?;
         Ok(Endpoint::Listening(Listener { socket, _file: Some(file) }))
+    }
+
+    /// Connects to a front-end that listens at `path`, whenever it does: nothing needs to be there yet.
+    ///
+    /// # Errors
+    /// A path that is too long.
+    pub fn dial(path: &Path) -> Result<Endpoint, EndpointError> {
+        Dialer::new(path).map(Endpoint::Dialing)
     }
 
     /// Takes over descriptor `fd` of this process: a listening socket, or one that is connected to a front-end.
@@ -150,9 +162,10 @@ impl Drop for SocketFile {
     }
 }
 
-fn new_socket() -> io::Result<OwnedFd> {
+/// A Unix stream socket that never blocks.
+pub(super) fn new_socket() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
 /// Keeps other daemons that start in the same instant from taking a socket that is bound, but does not listen yet, for a
@@ -180,7 +193,8 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), EndpointErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(EndpointError::Bind { path: path.to_owned(), source }),
     }
-    let probe = new_socket().map_err(|source| EndpointError::Bind { path: path.to_owned(), source })?;
+    let probe =
+        new_socket().map_err(|errno| EndpointError::Bind { path: path.to_owned(), source: errno.into() })?;
     match connect(&probe, address) {
         Err(Errno::CONNREFUSED) => match fs::remove_file(path) {
             Ok(()) => {

@@ -13,7 +13,8 @@
 //! **What may block.** `epoll_wait`, and writing to standard error.
 //!
 //! **What ends what.** A connection's end (or an error in what it says) stops its rings and nothing else; the
-//! session lives until they have stopped. The process ends with SIGTERM or SIGINT (all connections are closed,
+//! session lives until they have stopped. A front-end that we connect to is called on again after its connection
+//! has ended, with pauses that grow from 100 ms to some seconds while nobody is there. The process ends with SIGTERM or SIGINT (all connections are closed,
 //! their rings drained, the socket's file removed; status 0), with the only connection if it was given a
 //! connected socket, in the same way with whoever asks for counters, or when a worker's thread dies, which is a
 //! defect and ends it with an error rather than leaving guests with half a device. A second SIGTERM or SIGINT ends
@@ -27,6 +28,7 @@
 
 mod control;
 mod counters;
+mod dialer;
 mod endpoint;
 mod rings;
 mod signals;
@@ -48,6 +50,7 @@ use crate::worker::{self, Mode, Worker};
 
 pub use control::MAX_CONNECTIONS;
 pub use counters::CounterSocket;
+pub use dialer::Dialer;
 pub use endpoint::{Endpoint, EndpointError, Listener};
 pub use stats::QueueNames;
 

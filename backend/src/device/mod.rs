@@ -95,6 +95,12 @@ pub trait Device: Send + Sync {
         true
     }
 
+    /// Whether its engines use the chains of a ring in the order in which they took them. Then a ring whose front-end
+    /// does not know how far it got goes on where its used ring ends.
+    fn uses_in_order(&self) -> bool {
+        false
+    }
+
     /// The largest ring it accepts, in entries.
     fn max_ring_size(&self) -> u16;
 

@@ -56,6 +56,8 @@ pub struct SplitRing {
     pub(super) indirect: bool,
     pub(super) next_avail: u16,
     pub(super) next_used: Option<u16>,
+    /// Begin where the used ring ends.
+    at_used: bool,
     /// The used index at the last decision about a call. Nothing before the first.
     pub(super) signalled: Option<u16>,
     pub(super) batch: Batch,
@@ -85,12 +87,19 @@ impl SplitRing {
             indirect,
             next_avail,
             next_used: None,
+            at_used: false,
             signalled: None,
             batch: Batch::new(),
             desc: Place::new(desc),
             avail: Place::new(avail),
             used: Place::new(used),
         })
+    }
+
+    /// Begins where the used ring ends, whatever available index was told. Where chains are used in order the two are
+    /// the same, unless whoever tells it does not know: a front-end whose back-end died can only guess.
+    pub fn begin_at_used(&mut self) {
+        self.at_used = true;
     }
 
     /// How far the ring got.
@@ -145,8 +154,11 @@ impl SplitRing {
         }
         if self.next_used.is_none() {
             // Where the driver and whoever served the ring before us left it; nobody else knows.
-            self.next_used =
-                Some(used.load_u16(IDX_OFFSET, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?);
+            let next_used = used.load_u16(IDX_OFFSET, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?;
+            self.next_used = Some(next_used);
+            if self.at_used {
+                self.next_avail = next_used;
+            }
         }
         Ok((desc, avail, used))
     }

@@ -112,7 +112,10 @@ impl Slot {
         };
         let err = setup.err.clone();
         match Queue::start(setup, stats, waker) {
-            Ok(queue) => {
+            Ok(mut queue) => {
+                if self.device.uses_in_order() {
+                    queue.ring.begin_at_used();
+                }
                 self.engine.start_queue(queue);
                 member.watch(self.device.name(), poll);
             }

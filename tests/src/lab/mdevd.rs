@@ -65,6 +65,14 @@ impl Mdevd {
         Mdevd { run, queues: 2 * queue_pairs }
     }
 
+    /// Start `mdevd net` so that it connects to whoever listens on `socket`, now or later.
+    pub fn dialing(lab: &Lab, socket: &str, queue_pairs: u16, arguments: &[&str]) -> Mdevd {
+        let mut command = lab.product();
+        command.args(["net", "--connect", socket, "--queue-pairs", &queue_pairs.to_string()]).args(arguments);
+        command.env("RUST_LOG", "info");
+        Mdevd { run: Running::spawn("mdevd", command), queues: 2 * queue_pairs }
+    }
+
     /// Start the product with exactly these arguments, for tests of its command line.
     pub fn run(lab: &Lab, arguments: &[&str]) -> Running {
         let mut command = lab.product();

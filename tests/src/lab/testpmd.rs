@@ -50,6 +50,7 @@ pub enum Pages {
 #[derive(Clone, Debug)]
 pub struct Testpmd {
     front_end: bool,
+    listening: bool,
     name: String,
     socket: String,
     queue_pairs: u16,
@@ -66,6 +67,7 @@ impl Testpmd {
     pub fn front_end(socket: &str, forward: Forward) -> Testpmd {
         Testpmd {
             front_end: true,
+            listening: false,
             name: "front".into(),
             socket: socket.into(),
             queue_pairs: 1,
@@ -80,6 +82,12 @@ impl Testpmd {
     /// DPDK's own vhost back-end, which listens on `socket`.
     pub fn back_end(socket: &str, forward: Forward) -> Testpmd {
         Testpmd { front_end: false, name: "back".into(), ..Testpmd::front_end(socket, forward) }
+    }
+
+    /// The front-end listens on its socket, and the back-end comes.
+    pub fn listening(mut self) -> Testpmd {
+        self.listening = true;
+        self
     }
 
     /// What this one is called among others that run beside it.
@@ -137,10 +145,10 @@ impl Testpmd {
     fn arguments(&self) -> Vec<String> {
         let far = std::thread::available_parallelism().map_or(0, |cores| cores.get().min(2) - 1);
         let (forwarding_core, device) = if self.front_end {
-            let mergeable = u8::from(self.mergeable);
+            let (mergeable, server) = (u8::from(self.mergeable), u8::from(self.listening));
             let shape =
                 format!("queues={},queue_size={},mrg_rxbuf={mergeable}", self.queue_pairs, self.ring_size);
-            (far, format!("net_virtio_user0,path={},server=0,{shape}", self.socket))
+            (far, format!("net_virtio_user0,path={},server={server},{shape}", self.socket))
         } else {
             (0, format!("net_vhost0,iface={},queues={}", self.socket, self.queue_pairs))
         };

@@ -1,5 +1,6 @@
 //! The product against peers nobody here wrote. `tests/lab/README.md` says what these tests need and change.
 
+mod net_client;
 mod net_connections;
 mod net_guest;
 mod net_restart;
@@ -16,6 +17,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_connections::trials());
     trials.extend(net_guest::trials());
     trials.extend(net_restart::trials());
+    trials.extend(net_client::trials());
     trials.extend(scenarios::trials());
     runner::main(&trials)
 }

@@ -126,6 +126,10 @@ impl Device for NetDevice {
         false
     }
 
+    fn uses_in_order(&self) -> bool {
+        true
+    }
+
     fn max_ring_size(&self) -> u16 {
         MAX_RING_SIZE
     }

@@ -279,6 +279,24 @@ fn index_wraps_at_65536_in_the_middle_of_a_burst() {
 }
 
 #[test]
+fn ring_whose_start_nobody_knows_goes_on_where_its_used_ring_ends_if_it_is_used_in_order() {
+    let guest = Guest::new(MEMORY);
+    let mut ring = Ring::new(&guest, 0, 8, 14_016);
+    ring.give(&guest, 0, DATA, 100, 0);
+    ring.give(&guest, 1, DATA, 100, 0);
+    ring.start = 0; // as virtio-user tells it to a back-end that comes back
+    let mut pending = Vec::new();
+    let ahead = RingError::AvailJump { next: 0, index: 14_018, size: 8 };
+    assert_eq!(poll(&guest, &mut ring.device(&guest), 32, &mut pending, &mut |_| 0), Err(ahead));
+
+    let mut device = ring.device(&guest);
+    device.begin_at_used();
+    let completed = poll(&guest, &mut device, 32, &mut pending, &mut |count| count - 1);
+    assert_eq!(completed.map(|all| all.len()), Ok(2));
+    assert_eq!((device.state().next_avail, ring.used_index(&guest)), (14_018, 14_018));
+}
+
+#[test]
 fn chains_given_back_come_again_and_dropped_bursts_take_nothing() {
     let guest = Guest::new(MEMORY);
     let mut ring = Ring::new(&guest, 0, 8, 0);
