@@ -7,7 +7,10 @@ mod measure;
 
 use std::{
     hint::black_box,
-    sync::{Arc, RwLock, atomic::Ordering},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering, fence},
+    },
     time::Instant,
 };
 
@@ -93,12 +96,22 @@ fn alone() {
     let swapped = ArcSwap::from_pointee(OneArea::new());
     let locked = RwLock::new(OneArea::new());
     let counted = Arc::new(OneArea::new());
+    let announced = AtomicU64::new(0);
     interleave(
         u64::from(ROUNDS) * BURST,
         &mut [
             ("descriptor, no protection", &mut || {
                 for _ in 0..ROUNDS {
                     black_box(unprotected(&memory, black_box(plain.first), black_box(&at)));
+                }
+            }),
+            // What a reader must do whom a writer can wait for without the kernel's help.
+            ("descriptor, a store, a fence and a store once a burst", &mut || {
+                for round in 0..u64::from(ROUNDS) {
+                    announced.store(2 * round + 1, Ordering::Relaxed);
+                    fence(Ordering::SeqCst);
+                    black_box(unprotected(&memory, black_box(plain.first), black_box(&at)));
+                    announced.store(2 * round + 2, Ordering::Release);
                 }
             }),
             ("descriptor, in a burst", &mut || {

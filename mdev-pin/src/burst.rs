@@ -21,8 +21,9 @@ use crate::{
 
 /// Inside a read-side section of an access. Slices borrow it; it ends with the poll.
 ///
-/// It remembers the piece of memory that was hit last, which serves most lookups of a burst, and which windows it
-/// resolved from, to tell whether one of them lost a page meanwhile.
+/// Its lane remembers the piece of memory that was hit last, which serves most lookups of a burst, and those of the pages
+/// hit of late, which serve most of the others. The burst remembers which windows it resolved from, to tell whether one
+/// of them lost a page meanwhile.
 pub struct Burst<'l> {
     inside: Inside<'l>,
     /// A set of windows, see `Piece::window_bit`; a collision can only make [`Burst::poisoned`] too careful.
@@ -60,6 +61,11 @@ impl<'l> Burst<'l> {
 
     #[inline(never)]
     fn search(&self, iova: Iova, len: u32, perm: Perm) -> Result<GuestSlice<'_>, ResolveError> {
+        if self.recall_at(iova)
+            && let Some(slice) = self.inside.hint().slice(iova, len, perm)
+        {
+            return Ok(slice);
+        }
         let range = checked_range(iova, len)?;
         let found = self.piece_at(iova, perm)?;
         let piece = found.piece().range();
@@ -67,8 +73,18 @@ impl<'l> Burst<'l> {
             self.sg(iova, len, perm, &mut SgList::new())?;
             return Err(ResolveError::Split);
         }
-        self.inside.remember(found);
+        self.inside.remember(found, iova);
         Ok(found.memory(iova.0.wrapping_sub(piece.first().0), u64::from(len)))
+    }
+
+    /// Whether what was hit of late in the page of `iova` is what is remembered now; the burst touches its window then.
+    #[inline(always)]
+    fn recall_at(&self, iova: Iova) -> bool {
+        let recalled = self.inside.recall(iova);
+        if recalled {
+            self.touched.set(self.touched.get() | self.inside.hint().window_bit);
+        }
+        recalled
     }
 
     /// The piece at `iova`, which may be touched in this direction.
@@ -252,6 +268,11 @@ impl<'l> Burst<'l> {
 
     #[inline(never)]
     fn search_and_pin(&self, iova: Iova, len: u32, perm: Perm) -> Result<Pin, ResolveError> {
+        if self.recall_at(iova)
+            && let Some(pinned) = Pinned::hit(&self.inside, iova, len, perm)
+        {
+            return Ok(Pin::new(pinned));
+        }
         let mut pinned: Option<Pinned> = None;
         self.walk(checked_range(iova, len)?, perm, |found, offset, len| {
             self.hold(&mut pinned, found, offset, len)
@@ -267,7 +288,7 @@ impl<'l> Burst<'l> {
         offset: u64,
         len: u64,
     ) -> Result<(), ResolveError> {
-        self.inside.remember(found);
+        self.inside.remember(found, Iova(found.piece().first().wrapping_add(offset)));
         Pinned::add(pinned, found, offset, len).ok_or_else(|| self.inside.uncounted())
     }
 

@@ -11,8 +11,12 @@ mod script;
 
 use std::{sync::Arc, time::Duration};
 
-use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+#[cfg(not(miri))]
+use mdev_dma::FilePolicy;
+use mdev_dma::{Area, BackingFile, FileExtent, Iova, IovaRange, Perm, Windows};
+use rustix::fs::ftruncate;
+#[cfg(not(miri))]
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::{Access, AccessError, Change, IgnoreUnmap, Ioas, Place, ResolveError, Rw};
 use device::Device;

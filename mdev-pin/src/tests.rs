@@ -13,6 +13,7 @@ mod parked;
 mod process;
 mod ranges;
 mod reattach;
+mod recent;
 mod replace;
 mod revoke;
 mod revoke_model;

@@ -4,7 +4,7 @@
 
 use std::{cell::Cell, mem::ManuallyDrop, ptr::NonNull};
 
-use mdev_dma::poison_epoch;
+use mdev_dma::{Iova, poison_epoch};
 
 use crate::{
     error::ResolveError,
@@ -52,6 +52,7 @@ impl Published {
             may_pin,
             sequence: 0,
             remembered: Cell::new(Remembered::NOTHING),
+            recent: Recent::new(),
             counted: Cell::new(None),
             missed: Cell::new(None),
         }
@@ -186,6 +187,7 @@ pub struct Reader {
     /// The value last stored in the shard.
     sequence: u64,
     remembered: Cell<Remembered>,
+    recent: Recent,
     counted: Cell<Option<Counted>>,
     /// Where a section looked last for what is not there.
     missed: Cell<Option<Miss>>,
@@ -212,6 +214,28 @@ struct Remembered {
 impl Remembered {
     /// No table has the id 0.
     const NOTHING: Self = Remembered { table: 0, epoch: 0, hint: Hint::NONE };
+}
+
+/// How many pages' pieces are remembered beside the one hit last.
+const RECENT: usize = if cfg!(any(loom, miri)) { 4 } else { 128 };
+
+/// Pieces hit of late, each in the place that the page it was hit in has: what an IOMMU's many small mappings, or a guest
+/// with several regions, would else search the table for.
+struct Recent(Box<[Cell<(u64, Remembered)>]>);
+
+impl Recent {
+    fn new() -> Self {
+        Recent((0..RECENT).map(|_| Cell::new((0, Remembered::NOTHING))).collect())
+    }
+
+    /// The page of an address, and its place.
+    #[inline(always)]
+    fn place(&self, iova: Iova) -> Option<(u64, &Cell<(u64, Remembered)>)> {
+        let page = iova.0 >> 12;
+        // Fibonacci hashing: neighbours and multiples of a power of two spread alike.
+        let hash = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Some((page, self.0.get(hash as usize % RECENT)?))
+    }
 }
 
 impl Reader {
@@ -267,18 +291,36 @@ impl Inside<'_> {
     #[inline(always)]
     pub fn hint(&self) -> Hint<'_> {
         // SAFETY: `enter` cleared what was not remembered in `self.table`, which is read during the borrow of
-        // `self`; and `remember` took the rest from a piece of it.
+        // `self`; `remember` took the rest from a piece of it, and `recall` from a piece of one with the same id.
         unsafe { self.reader.remembered.get().hint.for_section() }
     }
 
-    /// Remembers a piece, if it is of this section's table.
+    /// Remembers a piece that was hit at `iova`, if it is of this section's table.
     #[inline(always)]
-    pub fn remember(&self, found: Found<'_>) {
+    pub fn remember(&self, found: Found<'_>, iova: Iova) {
         if std::ptr::eq(found.inside().table, self.table) {
-            // SAFETY: it is handed out again only by `hint`, while a section reads the table with this id.
+            // SAFETY: it is used again only while a section reads the table with this id.
             let hint = unsafe { Hint::of(found).for_section() };
-            self.reader.remembered.set(Remembered { hint, ..self.reader.remembered.get() });
+            let remembered = Remembered { hint, ..self.reader.remembered.get() };
+            self.reader.remembered.set(remembered);
+            if let Some((page, place)) = self.reader.recent.place(iova) {
+                place.set((page, remembered));
+            }
         }
+    }
+
+    /// Makes the piece that was hit in the page of `iova` of late, in this table, the one hit last.
+    #[inline(always)]
+    pub fn recall(&self, iova: Iova) -> bool {
+        let last = self.reader.remembered.get();
+        let Some((page, place)) = self.reader.recent.place(iova) else { return false };
+        let (of, recent) = place.get();
+        // No page lost since, as for the one hit last. The table of nothing has no section.
+        let good = of == page && recent.table == last.table && recent.epoch == last.epoch;
+        if good {
+            self.reader.remembered.set(recent);
+        }
+        good
     }
 
     /// Leaves a note of a place that is not there.
