@@ -20,7 +20,7 @@ use mdevd::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Swit
 use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
 use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
 use mdevd::report::{Measurement, QueueLine, Report};
-use mdevd::ring::{RingAddr, RingSetup};
+use mdevd::ring::{QueueState, RingAddr, RingSetup};
 
 const RING: u16 = 256;
 const BURST: u32 = 32;
@@ -102,7 +102,9 @@ fn ring(queue: &SplitQueue) -> RingSetup {
         used: RingAddr::Iova(addresses.used),
         event_idx: false,
         indirect: false,
-        next_avail: 0,
+        packed: false,
+        in_order: false,
+        state: QueueState::split(0),
     }
 }
 

@@ -15,7 +15,7 @@ use mdev_dma::{
     Area, BackingFile, FileExtent, FilePolicy, GuestSlice, Iova, IovaRange, Perm, Segment, Windows,
 };
 use mdev_pin::{Access, IgnoreUnmap, Ioas, Lane};
-use mdevd::ring::{RingAddr, RingSetup, SplitRing};
+use mdevd::ring::{QueueState, Ring, RingAddr, RingSetup};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_queue::{Queue, QueueOwnedT, QueueT, Reader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
@@ -55,7 +55,7 @@ fn heads(links: u16) -> [u16; SIZE as usize] {
 }
 
 struct Ours {
-    ring: SplitRing,
+    ring: Ring,
     lane: Lane,
     segment: Segment,
     heads: [u16; SIZE as usize],
@@ -89,10 +89,12 @@ impl Ours {
             used: at(USED),
             event_idx: false,
             indirect: true,
-            next_avail: 0,
+            packed: false,
+            in_order: false,
+            state: QueueState::split(0),
         };
         let ours = Self {
-            ring: SplitRing::new(setup).unwrap(),
+            ring: Ring::new(setup).unwrap(),
             lane: access.lane(),
             segment,
             heads: heads(links),

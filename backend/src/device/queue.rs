@@ -8,7 +8,7 @@ use mdev_pin::{Access, Lane, ParkState, Parked};
 
 use super::{EventFd, QueueStats, Switch};
 use crate::limit::LogLimit;
-use crate::ring::{RingError, RingSetup, SplitRing};
+use crate::ring::{Ring, RingError, RingSetup};
 
 /// How long a queue waits for a translation that is missing, before that is an error.
 const PARK_LIMIT: Duration = if cfg!(test) { Duration::from_millis(30) } else { Duration::from_secs(1) };
@@ -39,7 +39,7 @@ pub struct Queue {
     /// The vring's index in its device.
     pub index: u16,
     /// Its ring.
-    pub ring: SplitRing,
+    pub ring: Ring,
     /// Its way into guest memory.
     pub lane: Lane,
     /// Written when chains were used and the driver wants to know.
@@ -71,7 +71,7 @@ impl Queue {
         let QueueSetup { index, ring, access, kick, call, err, switch } = setup;
         Ok(Self {
             index,
-            ring: SplitRing::new(ring)?,
+            ring: Ring::new(ring)?,
             lane: access.lane(),
             call,
             err,

@@ -1,4 +1,5 @@
-//! What a ring writes down during a burst: heads taken, chains completed. Allocated once, when the ring starts.
+//! What a ring of either format writes down during a burst: chains taken, chains completed. Allocated once, when the ring
+//! starts.
 
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::split::{avail_entry, used_entry};
@@ -11,23 +12,27 @@ pub const MAX_BURST: usize = 256;
 /// The notes of one burst.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Entries of the available ring as they stand there, taken ones first.
+    /// Entries of the available ring as they stand there, or buffer ids of a packed ring; taken ones first.
     heads: Box<[[u8; 2]]>,
     taken: usize,
-    /// Entries of the used ring as they will stand there.
+    /// Entries of the used ring as they will stand there: head or buffer id, and length.
     used: Box<[[u8; 8]]>,
     completed: usize,
+    /// Chains of the burst that the first of the used entries speaks for: all up to the one it names. 0 if for itself only.
+    run: usize,
     /// The buffers of the chain that is being looked at.
     pub(super) scratch: Box<[Buffer]>,
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    /// With room for the completion of `in_flight` chains, and for those of a burst.
+    pub(super) fn new(in_flight: usize) -> Self {
         Self {
             heads: vec![[0; 2]; MAX_BURST].into_boxed_slice(),
             taken: 0,
-            used: vec![[0; 8]; MAX_BURST].into_boxed_slice(),
+            used: vec![[0; 8]; MAX_BURST.max(in_flight)].into_boxed_slice(),
             completed: 0,
+            run: 0,
             scratch: vec![Buffer { iova: Iova(0), len: 0 }; MAX_CHAIN].into_boxed_slice(),
         }
     }
@@ -36,6 +41,7 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.taken = 0;
         self.completed = 0;
+        self.run = 0;
     }
 
     /// Chains taken.
@@ -75,7 +81,14 @@ impl Batch {
         (self.heads.get(self.taken..self.taken.wrapping_add(count)).unwrap_or_default(), &mut self.scratch)
     }
 
-    /// Takes the first `count` of the entries that were fetched.
+    /// Room for up to `count` ids, of which none is taken yet, and for buffers.
+    #[inline(always)]
+    pub(super) fn fresh(&mut self, count: usize) -> (&mut [[u8; 2]], &mut [Buffer]) {
+        let end = self.taken.saturating_add(count).min(self.heads.len());
+        (self.heads.get_mut(self.taken..end).unwrap_or_default(), &mut self.scratch)
+    }
+
+    /// Takes the first `count` of the entries that were fetched or filled in.
     #[inline(always)]
     pub(super) fn take(&mut self, count: usize) {
         self.taken = self.taken.wrapping_add(count).min(self.heads.len());
@@ -86,16 +99,15 @@ impl Batch {
         self.taken = self.taken.saturating_sub(count);
     }
 
+    /// The last `count` that were taken.
+    pub(super) fn last(&self, count: usize) -> &[[u8; 2]] {
+        self.heads.get(self.taken.saturating_sub(count)..self.taken).unwrap_or_default()
+    }
+
     /// The head of chain `index` of the burst.
     #[inline(always)]
     pub(super) fn head(&self, index: usize) -> Option<u16> {
         if index < self.taken { self.heads.get(index).map(|head| u16::from_le_bytes(*head)) } else { None }
-    }
-
-    /// Chains completed.
-    #[inline(always)]
-    pub(super) fn completed(&self) -> usize {
-        self.completed
     }
 
     /// Notes a used entry. False if there is no room.
@@ -107,10 +119,14 @@ impl Batch {
         true
     }
 
-    /// Notes a used entry of length zero for every chain of the burst. False if there is no room.
+    /// Notes a used entry of length zero for every chain of the burst, or one for all of them. False if there is no room.
     #[inline(always)]
-    pub(super) fn complete_all(&mut self) -> bool {
+    pub(super) fn complete_all(&mut self, one_for_all: bool) -> bool {
         let heads = self.heads.get(..self.taken).unwrap_or_default();
+        if let (true, 0, Some(last)) = (one_for_all, self.completed, heads.last()) {
+            self.run = heads.len();
+            return self.complete(u16::from_le_bytes(*last), 0);
+        }
         let room = self.used.get_mut(self.completed..).unwrap_or_default();
         if room.len() < heads.len() {
             return false;
@@ -122,12 +138,31 @@ impl Batch {
         true
     }
 
-    /// Writes what was completed into the used ring from the free-running index `next` on, and forgets it. `None` only for a
-    /// ring that is shorter than its size.
+    /// What was completed: the bytes written, the buffer id, and all the ids that it speaks for if there are more.
     #[inline(always)]
-    pub(super) fn flush(&mut self, used: &GuestSlice<'_>, size: u16, next: u16) -> Option<()> {
-        let entries = self.used.get(..self.completed).unwrap_or_default();
-        let slot = next & size.wrapping_sub(1);
+    pub(super) fn uses(&self) -> impl Iterator<Item = (u32, u16, &[[u8; 2]])> {
+        let mut run = self.heads.get(..self.run).unwrap_or_default();
+        self.used.get(..self.completed).unwrap_or_default().iter().map(move |entry| {
+            let entry = u64::from_le_bytes(*entry);
+            ((entry >> 32) as u32, entry as u16, std::mem::take(&mut run))
+        })
+    }
+
+    /// Writes what was completed into the used ring from the free-running index `next` on, forgets it, and says which index comes
+    /// next. `None` only for a ring that is shorter than its size.
+    #[inline(always)]
+    pub(super) fn flush(&mut self, used: &GuestSlice<'_>, size: u16, next: u16) -> Option<u16> {
+        let mut entries = self.used.get(..self.completed).unwrap_or_default();
+        let mut next = next;
+        let mask = size.wrapping_sub(1);
+        if self.run != 0 {
+            let (first, others) = entries.split_first()?;
+            used.subslice(used_entry(next & mask), size_of_val(first))?.copy_from(first);
+            next = next.wrapping_add(self.run as u16);
+            entries = others;
+            self.run = 0;
+        }
+        let slot = next & mask;
         let straight = usize::from(size.wrapping_sub(slot)).min(entries.len());
         let (before, after) = entries.split_at_checked(straight)?;
         for (slot, entries) in [(slot, before), (0, after)] {
@@ -136,6 +171,6 @@ impl Batch {
             }
         }
         self.completed = 0;
-        Some(())
+        Some(next.wrapping_add(entries.len() as u16))
     }
 }

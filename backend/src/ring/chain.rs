@@ -26,7 +26,7 @@ pub struct Buffer {
 /// A chain, flat: its name for completion, what the device reads, what it writes.
 #[derive(Copy, Clone, Debug)]
 pub struct Chain<'a> {
-    /// The descriptor it starts at; completes the chain.
+    /// The descriptor it starts at, or its buffer id in a packed ring; completes the chain.
     pub head: u16,
     /// The buffers the device reads, in order.
     pub readable: &'a [Buffer],
@@ -62,8 +62,12 @@ struct Descriptor {
 impl Descriptor {
     #[inline(always)]
     fn read(table: &GuestSlice<'_>, index: u16) -> Option<Self> {
-        let [iova, rest] = table.read::<[u64; 2]>(usize::from(index).wrapping_mul(DESC_LEN))?;
-        Some(Self { iova: u64::from_le(iova), rest: u64::from_le(rest) })
+        words(table, index).map(Self::new)
+    }
+
+    #[inline(always)]
+    fn new([iova, rest]: [u64; 2]) -> Self {
+        Self { iova, rest }
     }
 
     #[inline(always)]
@@ -86,6 +90,13 @@ impl Descriptor {
     fn buffer(self) -> Buffer {
         Buffer { iova: Iova(self.iova), len: self.len() }
     }
+}
+
+/// The two words of a descriptor, in either format.
+#[inline(always)]
+fn words(table: &GuestSlice<'_>, index: u16) -> Option<[u64; 2]> {
+    let words = table.read::<[u64; 2]>(usize::from(index).wrapping_mul(DESC_LEN))?;
+    Some(words.map(u64::from_le))
 }
 
 impl Source<'_, '_> {
@@ -122,7 +133,7 @@ impl Source<'_, '_> {
         let direct = out.get_mut(..limit).unwrap_or_default();
         let mut so_far = Walked::default();
         while !desc.has(INDIRECT) {
-            so_far.add(desc, direct, self.size)?;
+            so_far.add(desc.buffer(), desc.has(WRITE), direct, self.size)?;
             if !desc.has(NEXT) {
                 return so_far.finish(head, out);
             }
@@ -146,26 +157,17 @@ impl Source<'_, '_> {
         if !self.indirect {
             return Err(RingError::IndirectRefused);
         }
-        let Buffer { iova, len } = desc.buffer();
-        let bytes = len as usize;
-        if bytes == 0 || !bytes.is_multiple_of(DESC_LEN) || bytes > MAX_CHAIN.wrapping_mul(DESC_LEN) {
-            return Err(RingError::IndirectSize { len });
-        }
-        let size = (bytes / DESC_LEN) as u16;
-        let table = match self.burst.slice(iova, len, Perm::READ) {
-            Ok(table) => Table::Whole(table),
-            Err(ResolveError::Split) => Table::Split { burst: self.burst, iova, size },
-            Err(error) => return Err(error.into()),
-        };
+        let (table, size) = Table::open(self.burst, desc.buffer())?;
         let limit = out.len().min(so_far.count.wrapping_add(size.into()));
         let out = out.get_mut(..limit).unwrap_or_default();
         let mut next = 0;
         loop {
-            let desc = table.read(next)?.ok_or(RingError::NextOutOfRange { next, size })?;
+            let words = table.read(next)?.ok_or(RingError::NextOutOfRange { next, size })?;
+            let desc = Descriptor::new(words);
             if desc.has(INDIRECT) {
                 return Err(RingError::IndirectNested);
             }
-            so_far.add(desc, out, size)?;
+            so_far.add(desc.buffer(), desc.has(WRITE), out, size)?;
             if !desc.has(NEXT) {
                 return Ok(so_far);
             }
@@ -176,7 +178,7 @@ impl Source<'_, '_> {
 
 /// What a chain has come to so far.
 #[derive(Copy, Clone, Default)]
-struct Walked {
+pub(super) struct Walked {
     count: usize,
     readable: usize,
     bytes: u64,
@@ -186,16 +188,22 @@ impl Walked {
     /// Adds a buffer to `out`. A chain for which `out` has no room is too long, or visits some of the `size` descriptors
     /// of its table twice.
     #[inline(always)]
-    fn add(&mut self, desc: Descriptor, out: &mut [Buffer], size: u16) -> Result<(), RingError> {
-        if desc.len() == 0 {
+    pub(super) fn add(
+        &mut self,
+        buffer: Buffer,
+        write: bool,
+        out: &mut [Buffer],
+        size: u16,
+    ) -> Result<(), RingError> {
+        if buffer.len == 0 {
             return Err(RingError::ZeroLength);
         }
         let Some(place) = out.get_mut(self.count) else {
             let full = self.count >= MAX_CHAIN;
             return Err(if full { RingError::TooLong } else { RingError::Loop { size } });
         };
-        *place = desc.buffer();
-        if !desc.has(WRITE) {
+        *place = buffer;
+        if !write {
             if self.readable != self.count {
                 return Err(RingError::ReadAfterWrite);
             }
@@ -203,13 +211,13 @@ impl Walked {
         }
         self.count = self.count.wrapping_add(1);
         // At most 1024 lengths of 32 bits: the sum cannot wrap.
-        self.bytes = self.bytes.wrapping_add(u64::from(desc.len()));
+        self.bytes = self.bytes.wrapping_add(u64::from(buffer.len));
         Ok(())
     }
 
     /// The finished chain.
     #[inline(always)]
-    fn finish(self, head: u16, out: &[Buffer]) -> Result<Chain<'_>, RingError> {
+    pub(super) fn finish(self, head: u16, out: &[Buffer]) -> Result<Chain<'_>, RingError> {
         if self.bytes > u64::from(u32::MAX) {
             return Err(RingError::LengthOverflow);
         }
@@ -220,16 +228,35 @@ impl Walked {
 }
 
 /// An indirect table, in one piece or (at the border of two areas) not.
-enum Table<'s, 'b> {
+pub(super) enum Table<'s, 'b> {
     Whole(GuestSlice<'s>),
     Split { burst: &'s Burst<'b>, iova: Iova, size: u16 },
 }
 
-impl Table<'_, '_> {
+impl<'s, 'b> Table<'s, 'b> {
+    /// The table that an indirect descriptor names, and how many descriptors it has.
+    ///
+    /// # Errors
+    /// A size that cannot be, or memory that is not there.
+    pub(super) fn open(burst: &'s Burst<'b>, place: Buffer) -> Result<(Self, u16), RingError> {
+        let Buffer { iova, len } = place;
+        let bytes = len as usize;
+        if bytes == 0 || !bytes.is_multiple_of(DESC_LEN) || bytes > MAX_CHAIN.wrapping_mul(DESC_LEN) {
+            return Err(RingError::IndirectSize { len });
+        }
+        let size = (bytes / DESC_LEN) as u16;
+        match burst.slice(iova, len, Perm::READ) {
+            Ok(table) => Ok((Table::Whole(table), size)),
+            Err(ResolveError::Split) => Ok((Table::Split { burst, iova, size }, size)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The two words of a descriptor; nothing behind the last.
     #[inline(always)]
-    fn read(&self, index: u16) -> Result<Option<Descriptor>, ResolveError> {
+    pub(super) fn read(&self, index: u16) -> Result<Option<[u64; 2]>, ResolveError> {
         match self {
-            Table::Whole(table) => Ok(Descriptor::read(table, index)),
+            Table::Whole(table) => Ok(words(table, index)),
             Table::Split { burst, iova, size } => read_split(burst, *iova, *size, index),
         }
     }
@@ -242,7 +269,7 @@ fn read_split(
     table: Iova,
     size: u16,
     index: u16,
-) -> Result<Option<Descriptor>, ResolveError> {
+) -> Result<Option<[u64; 2]>, ResolveError> {
     if index >= size {
         return Ok(None);
     }
@@ -253,5 +280,5 @@ fn read_split(
     let mut bytes = [0u8; DESC_LEN];
     pieces.copy_to(0, &mut bytes);
     let words = u128::from_le_bytes(bytes);
-    Ok(Some(Descriptor { iova: words as u64, rest: (words >> 64) as u64 }))
+    Ok(Some([words as u64, (words >> 64) as u64]))
 }

@@ -5,15 +5,19 @@ use thiserror::Error;
 
 use super::MAX_CHAIN;
 
-/// The three parts of a split ring.
+/// The parts of a ring: descriptors, and one of each side in its format.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The descriptor table.
+    /// The descriptor table, or the descriptor ring.
     Descriptors,
     /// The driver area: available ring.
     Available,
     /// The device area: used ring.
     Used,
+    /// The driver area of a packed ring: what the driver wants to hear of.
+    DriverEvents,
+    /// The device area of a packed ring: what the device wants to hear of.
+    DeviceEvents,
 }
 
 impl std::fmt::Display for Part {
@@ -22,6 +26,8 @@ impl std::fmt::Display for Part {
             Part::Descriptors => "descriptor table",
             Part::Available => "available ring",
             Part::Used => "used ring",
+            Part::DriverEvents => "driver's event suppression",
+            Part::DeviceEvents => "device's event suppression",
         })
     }
 }
@@ -50,9 +56,46 @@ impl std::fmt::Display for Direction {
 /// queue: nothing is read from that ring again until it is started anew.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
 pub enum RingError {
-    /// A ring has 1 to 32768 entries, a power of two (virtio 2.7).
+    /// A split ring has 1 to 32768 entries, a power of two (virtio 2.7).
     #[error("ring size {0} is not a power of two from 1 to 32768")]
     BadSize(u32),
+    /// A packed ring has 1 to 32768 entries (virtio 2.8).
+    #[error("packed ring size {0} is not from 1 to 32768")]
+    BadPackedSize(u16),
+    /// A packed ring is said to stand where it has no slot, or to have more in flight than it has slots.
+    #[error("a packed ring of {size} cannot stand at {slot}: the front-end's SET_VRING_BASE is wrong")]
+    BadPosition {
+        /// The slot named.
+        slot: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// More descriptors of a packed ring are available, or in one chain, than it has slots without a chain in flight.
+    #[error("more descriptors are available than the packed ring of {size} has free slots")]
+    Overrun {
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// A chain in a packed ring continues at a descriptor that was not made available with it.
+    #[error("descriptor chain continues at slot {slot}, which is not available")]
+    Unfinished {
+        /// The slot.
+        slot: u16,
+    },
+    /// A buffer id that is not below the ring's size.
+    #[error("buffer id {id} in a packed ring of {size}")]
+    IdOutOfRange {
+        /// The id.
+        id: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// A buffer id of a chain that the device has not used yet.
+    #[error("buffer id {id} is made available again before the device has used it")]
+    IdInFlight {
+        /// The id.
+        id: u16,
+    },
     /// A part does not start where virtio 2.7 wants it (16, 2 and 4 bytes).
     #[error("the {0} is not aligned: the guest driver or the front-end's SET_VRING_ADDR is wrong")]
     Misaligned(Part),

@@ -1,199 +1,203 @@
-//! A split ring between bursts: where its parts are and how far it got.
+//! The split ring (virtio 1.3, 2.7): take, write used entries, notify.
 
-use mdev_dma::{FileExtent, GuestSlice, Iova, Perm};
-use mdev_pin::{Burst, KeptSlice, ResolveError};
-use mdev_protocol::virtio::split::{self, IDX_OFFSET, avail_len, desc_len, used_len};
+use std::sync::atomic::{Ordering, fence};
+
+use mdev_dma::{GuestSlice, Perm};
+use mdev_pin::Burst;
+use mdev_protocol::virtio::split::{
+    FLAGS_OFFSET, IDX_OFFSET, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, avail_entry, avail_len,
+    desc_len, is_size, needs_event, used_entry, used_len,
+};
 
 use super::batch::Batch;
-use super::{Part, RingError, Vring};
-use std::sync::atomic::Ordering;
+use super::chain::{Chain, Common, Source};
+use super::idle::Shape;
+use super::place::{LOST, Parts, Places, Wanted};
+use super::{Part, QueueState, RingError};
 
-/// Entries a ring may have (virtio 2.7).
-pub const MAX_RING_SIZE: u16 = split::MAX_SIZE;
-
-/// Where a part of a ring starts. Never a host address: those last no longer than a burst.
-#[derive(Clone)]
-pub enum RingAddr {
-    /// In a file: what the front-end's user address meant when it arrived.
-    Extent(FileExtent),
-    /// In the device's address space (ACCESS_PLATFORM, or vhost-user's GPA_ADDRESSES).
-    Iova(Iova),
-}
-
-/// What a ring is started with.
-#[derive(Clone)]
-pub struct RingSetup {
-    /// Entries: a power of two up to [`MAX_RING_SIZE`].
-    pub size: u16,
-    /// The descriptor table, 16 bytes aligned.
-    pub desc: RingAddr,
-    /// The available ring, 2 bytes aligned.
-    pub avail: RingAddr,
-    /// The used ring, 4 bytes aligned.
-    pub used: RingAddr,
-    /// VIRTIO_F_EVENT_IDX was negotiated.
-    pub event_idx: bool,
-    /// VIRTIO_F_INDIRECT_DESC was negotiated.
-    pub indirect: bool,
-    /// The available index to begin at (SET_VRING_BASE). The used index is what the used ring says.
-    pub next_avail: u16,
-}
-
-/// What is left of a ring when it has stopped.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct QueueState {
-    /// The available index to be taken next (GET_VRING_BASE). What was taken before it is completed.
-    pub next_avail: u16,
-}
-
-/// A split ring, device side (virtio 1.3, 2.7).
-///
-/// It keeps addresses and positions, and no pin on memory: [`SplitRing::begin`] finds the parts anew whenever the table
-/// changed. A failed start, or memory that is missing for a while, changes nothing here.
-pub struct SplitRing {
-    pub(super) size: u16,
-    pub(super) event_idx: bool,
-    pub(super) indirect: bool,
-    pub(super) next_avail: u16,
-    pub(super) next_used: Option<u16>,
+/// How far a split ring got.
+pub(super) struct Split {
+    next_avail: u16,
+    next_used: Option<u16>,
     /// Begin where the used ring ends.
-    at_used: bool,
+    pub(super) at_used: bool,
     /// The used index at the last decision about a call. Nothing before the first.
-    pub(super) signalled: Option<u16>,
-    pub(super) batch: Batch,
-    desc: Place,
-    avail: Place,
-    used: Place,
+    signalled: Option<u16>,
 }
 
-struct Place {
-    addr: RingAddr,
-    kept: Option<KeptSlice>,
-}
-
-impl SplitRing {
-    /// A ring that has not been looked at yet.
-    ///
-    /// # Errors
-    /// [`RingError::BadSize`].
-    pub fn new(setup: RingSetup) -> Result<Self, RingError> {
-        let RingSetup { size, desc, avail, used, event_idx, indirect, next_avail } = setup;
-        if !size.is_power_of_two() || size > MAX_RING_SIZE {
+impl Split {
+    pub(super) fn new(size: u16, state: QueueState) -> Result<Self, RingError> {
+        if !is_size(size.into()) {
             return Err(RingError::BadSize(size.into()));
         }
-        Ok(Self {
-            size,
-            event_idx,
-            indirect,
-            next_avail,
-            next_used: None,
-            at_used: false,
-            signalled: None,
-            batch: Batch::new(),
-            desc: Place::new(desc),
-            avail: Place::new(avail),
-            used: Place::new(used),
-        })
+        Ok(Self { next_avail: state.next_avail, next_used: None, at_used: false, signalled: None })
     }
 
-    /// Begins where the used ring ends, whatever available index was told. Where chains are used in order the two are
-    /// the same, unless whoever tells it does not know: a front-end whose back-end died can only guess.
-    pub fn begin_at_used(&mut self) {
-        self.at_used = true;
-    }
-
-    /// How far the ring got.
-    pub fn state(&self) -> QueueState {
-        QueueState { next_avail: self.next_avail }
-    }
-
-    /// Entries of the ring.
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
-    /// Opens the ring for one burst.
-    ///
-    /// # Errors
-    /// A part that has no translation, the wrong permission or alignment, or overlaps another.
-    #[inline]
-    pub fn begin<'r, 'b>(&'r mut self, burst: &'r Burst<'b>) -> Result<Vring<'r, 'b>, RingError> {
-        let recalled = (self.desc.recall(burst), self.avail.recall(burst), self.used.recall(burst));
-        let (desc, avail, used) = match (recalled, self.next_used) {
-            ((Some(desc), Some(avail), Some(used)), Some(_)) => (desc, avail, used),
-            _ => self.find(burst)?,
-        };
-        Ok(Vring::new(self, burst, desc, avail, used))
-    }
-
-    /// Finds the three parts in the present table.
-    #[cold]
-    fn find<'s>(
-        &mut self,
-        burst: &'s Burst<'_>,
-    ) -> Result<(GuestSlice<'s>, GuestSlice<'s>, GuestSlice<'s>), RingError> {
-        let desc = self.desc.find(burst, desc_len(self.size), Perm::READ)?;
-        let avail = self.avail.find(burst, avail_len(self.size, self.event_idx), Perm::READ)?;
-        let used = self.used.find(burst, used_len(self.size, self.event_idx), Perm::READ | Perm::WRITE)?;
-        for (slice, part, align) in
-            [(&desc, Part::Descriptors, 16), (&avail, Part::Available, 2), (&used, Part::Used, 4)]
-        {
-            // Windows are page-aligned, and so are host addresses aligned as the guest's are.
-            if !slice.as_io_vec_parts().0.is_multiple_of(align) {
-                return Err(RingError::Misaligned(part));
-            }
-        }
-        for (one, other, a, b) in [
-            (&desc, &avail, Part::Descriptors, Part::Available),
-            (&desc, &used, Part::Descriptors, Part::Used),
-            (&avail, &used, Part::Available, Part::Used),
-        ] {
-            if overlap(one, other) {
-                return Err(RingError::Overlap(a, b));
-            }
-        }
-        if self.next_used.is_none() {
-            // Where the driver and whoever served the ring before us left it; nobody else knows.
-            let next_used = used.load_u16(IDX_OFFSET, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?;
-            self.next_used = Some(next_used);
-            if self.at_used {
-                self.next_avail = next_used;
-            }
-        }
-        Ok((desc, avail, used))
-    }
-}
-
-/// A part turned out shorter than it was resolved: never seen, and no reason to panic.
-pub(super) const LOST: RingError = RingError::Memory(ResolveError::Hole);
-
-fn overlap(one: &GuestSlice<'_>, other: &GuestSlice<'_>) -> bool {
-    let ((a, a_len), (b, b_len)) = (one.as_io_vec_parts(), other.as_io_vec_parts());
-    a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
-}
-
-impl Place {
-    fn new(addr: RingAddr) -> Self {
-        Self { addr, kept: None }
+    pub(super) fn state(&self) -> QueueState {
+        QueueState::split(self.next_avail)
     }
 
     #[inline(always)]
-    fn recall<'s>(&self, burst: &'s Burst<'_>) -> Option<GuestSlice<'s>> {
-        burst.recall(self.kept.as_ref()?)
+    pub(super) fn open<'r>(
+        &'r mut self,
+        shape: Shape,
+        places: &mut Places,
+        burst: &'r Burst<'_>,
+    ) -> Result<OpenSplit<'r>, RingError> {
+        let (parts, next_used) = match (places.recall(burst), self.next_used) {
+            (Some(parts), Some(next_used)) => (parts, next_used),
+            _ => self.find(shape, places, burst)?,
+        };
+        let [desc, avail, used] = parts;
+        let next_avail = self.next_avail;
+        Ok(OpenSplit { ring: self, desc, avail, used, next_avail, next_used })
     }
 
+    /// Finds the three parts in the present table, and the used index.
+    #[cold]
     fn find<'s>(
         &mut self,
+        shape: Shape,
+        places: &mut Places,
         burst: &'s Burst<'_>,
-        len: usize,
-        perm: Perm,
-    ) -> Result<GuestSlice<'s>, ResolveError> {
-        self.kept = None;
-        let slice = match &self.addr {
-            RingAddr::Extent(extent) => burst.extent(extent, len as u64, perm)?,
-            RingAddr::Iova(iova) => burst.slice(*iova, len as u32, perm)?,
-        };
-        self.kept = Some(burst.keep(slice));
-        Ok(slice)
+    ) -> Result<(Parts<'s>, u16), RingError> {
+        let Shape { size, event_idx, .. } = shape;
+        let write = Perm::READ | Perm::WRITE;
+        let parts = places.find(
+            burst,
+            [
+                Wanted { part: Part::Descriptors, len: desc_len(size), perm: Perm::READ, align: 16 },
+                Wanted { part: Part::Available, len: avail_len(size, event_idx), perm: Perm::READ, align: 2 },
+                Wanted { part: Part::Used, len: used_len(size, event_idx), perm: write, align: 4 },
+            ],
+        )?;
+        let [_, _, used] = &parts;
+        if let Some(next_used) = self.next_used {
+            return Ok((parts, next_used));
+        }
+        // Where the driver and whoever served the ring before us left it; nobody else knows.
+        let next_used = used.load_u16(IDX_OFFSET, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?;
+        self.next_used = Some(next_used);
+        if self.at_used {
+            self.next_avail = next_used;
+        }
+        Ok((parts, next_used))
+    }
+}
+
+/// A split ring in one burst.
+pub(super) struct OpenSplit<'r> {
+    ring: &'r mut Split,
+    desc: GuestSlice<'r>,
+    avail: GuestSlice<'r>,
+    used: GuestSlice<'r>,
+    next_avail: u16,
+    next_used: u16,
+}
+
+impl OpenSplit<'_> {
+    #[inline(always)]
+    pub(super) fn pending(&self, size: u16) -> Result<u16, RingError> {
+        let index = u16::from_le(self.avail.load_u16(IDX_OFFSET, Ordering::Acquire).ok_or(LOST)?);
+        let next = self.next_avail;
+        let pending = index.wrapping_sub(next);
+        if pending > size { Err(RingError::AvailJump { next, index, size }) } else { Ok(pending) }
+    }
+
+    #[inline(always)]
+    pub(super) fn take(
+        &mut self,
+        burst: &Burst<'_>,
+        shape: Shape,
+        batch: &mut Batch,
+        max: usize,
+        mut each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
+    ) -> Result<usize, RingError> {
+        let Shape { size, indirect, .. } = shape;
+        let source = Source { burst, table: self.desc, size, indirect };
+        let count = usize::from(self.pending(size)?).min(max).min(batch.room());
+        let (heads, scratch) = batch.fetch(&self.avail, size, self.next_avail, count);
+        let mut taken = 0usize;
+        let mut outcome = Ok(());
+        for head in heads {
+            let head = u16::from_le_bytes(*head);
+            // A call for each form, so that it is compiled for what it gets.
+            outcome = match source.common(head) {
+                Some(Common::Readable(one)) => each(Chain { head, readable: &[one], writable: &[] }),
+                Some(Common::Readable2(two)) => each(Chain { head, readable: &two, writable: &[] }),
+                Some(Common::Writable(one)) => each(Chain { head, readable: &[], writable: &[one] }),
+                None => break,
+            };
+            if outcome.is_err() {
+                break;
+            }
+            taken = taken.wrapping_add(1);
+        }
+        if outcome.is_ok() {
+            // A driver that uses chains of other forms does so again: the rest of the burst is read in the general way.
+            for head in heads.get(taken..).unwrap_or_default() {
+                outcome = source.chain(u16::from_le_bytes(*head), scratch).and_then(&mut each);
+                if outcome.is_err() {
+                    break;
+                }
+                taken = taken.wrapping_add(1);
+            }
+        }
+        if taken == 0 {
+            outcome?;
+        }
+        batch.take(taken);
+        self.next_avail = self.next_avail.wrapping_add(taken as u16);
+        Ok(taken)
+    }
+
+    pub(super) fn untake(&mut self, count: usize) {
+        self.next_avail = self.next_avail.wrapping_sub(count as u16);
+    }
+
+    /// Writes the entries of what was completed, side by side.
+    #[inline(always)]
+    pub(super) fn flush(&mut self, size: u16, batch: &mut Batch) -> Result<(), RingError> {
+        self.next_used = batch.flush(&self.used, size, self.next_used).ok_or(LOST)?;
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub(super) fn publish(mut self, shape: Shape, batch: &mut Batch) -> Result<bool, RingError> {
+        self.flush(shape.size, batch)?;
+        let Self { ring, avail, used, next_avail, next_used, .. } = self;
+        ring.next_avail = next_avail;
+        if ring.next_used == Some(next_used) {
+            return Ok(false);
+        }
+        ring.next_used = Some(next_used);
+        used.store_u16(IDX_OFFSET, next_used.to_le(), Ordering::Release).ok_or(LOST)?;
+        // The index must be out before the driver's wish is read: it publishes its wish and looks at the index again.
+        fence(Ordering::SeqCst);
+        let signalled = ring.signalled.replace(next_used);
+        if shape.event_idx {
+            let event = u16::from_le(avail.load_u16(avail_entry(shape.size), Ordering::Relaxed).ok_or(LOST)?);
+            // Before the first decision nobody knows what the driver has seen.
+            Ok(signalled.is_none_or(|old| needs_event(event, next_used, old)))
+        } else {
+            let flags = u16::from_le(avail.load_u16(FLAGS_OFFSET, Ordering::Relaxed).ok_or(LOST)?);
+            Ok(flags & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
+        }
+    }
+
+    /// Says that a kick is wanted with the next chain.
+    pub(super) fn wish(&mut self, shape: Shape) -> Result<(), RingError> {
+        if shape.event_idx {
+            let at = used_entry(shape.size);
+            self.used.store_u16(at, self.next_avail.to_le(), Ordering::Relaxed).ok_or(LOST)
+        } else {
+            self.used.store_u16(FLAGS_OFFSET, 0, Ordering::Relaxed).ok_or(LOST)
+        }
+    }
+
+    /// With event index there is nothing to say: an event in the past is passed once in 65536 chains.
+    pub(super) fn disarm(&mut self, shape: Shape) -> Result<(), RingError> {
+        let flags = if shape.event_idx { 0 } else { VIRTQ_USED_F_NO_NOTIFY };
+        self.used.store_u16(FLAGS_OFFSET, flags.to_le(), Ordering::Relaxed).ok_or(LOST)
     }
 }

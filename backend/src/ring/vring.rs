@@ -1,46 +1,40 @@
-//! A split ring inside one burst: take, complete, publish.
+//! A ring inside one burst: take, complete, publish.
 
 use std::sync::atomic::{Ordering, fence};
 
-use mdev_dma::GuestSlice;
 use mdev_pin::Burst;
-use mdev_protocol::virtio::split::{
-    FLAGS_OFFSET, IDX_OFFSET, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, avail_entry, needs_event,
-    used_entry,
-};
 
-use super::chain::{Chain, Common, Source};
-use super::split::LOST;
-use super::{RingError, SplitRing};
+use super::RingError;
+use super::batch::Batch;
+use super::chain::Chain;
+use super::idle::Shape;
+use super::packed::OpenPacked;
+use super::split::OpenSplit;
 
 /// A ring open for one burst.
 ///
 /// The order is [`take`](Vring::take), look at the chains, perhaps [`untake`](Vring::untake) the tail,
 /// [`complete`](Vring::complete) in any order, [`publish`](Vring::publish) once. Dropped without `publish`, nothing was
 /// taken and the driver has seen nothing.
+///
+/// Engines see the same of both formats. Which one it is, is asked once for each of these steps and not for each chain.
 pub struct Vring<'r, 'b> {
-    ring: &'r mut SplitRing,
+    shape: Shape,
+    batch: &'r mut Batch,
     burst: &'r Burst<'b>,
-    desc: GuestSlice<'r>,
-    avail: GuestSlice<'r>,
-    used: GuestSlice<'r>,
-    next_avail: u16,
-    next_used: u16,
+    open: Open<'r>,
+}
+
+/// A ring of either format in one burst.
+pub(super) enum Open<'r> {
+    Split(OpenSplit<'r>),
+    Packed(OpenPacked<'r>),
 }
 
 impl<'r, 'b> Vring<'r, 'b> {
     #[inline(always)]
-    pub(super) fn new(
-        ring: &'r mut SplitRing,
-        burst: &'r Burst<'b>,
-        desc: GuestSlice<'r>,
-        avail: GuestSlice<'r>,
-        used: GuestSlice<'r>,
-    ) -> Self {
-        ring.batch.clear();
-        let next_avail = ring.next_avail;
-        let next_used = ring.next_used.unwrap_or(next_avail);
-        Self { ring, burst, desc, avail, used, next_avail, next_used }
+    pub(super) fn new(shape: Shape, batch: &'r mut Batch, burst: &'r Burst<'b>, open: Open<'r>) -> Self {
+        Self { shape, batch, burst, open }
     }
 
     /// The burst the ring is open in.
@@ -52,16 +46,20 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// Entries of the ring.
     #[inline(always)]
     pub fn size(&self) -> u16 {
-        self.ring.size
+        self.shape.size
     }
 
-    /// How many chains wait.
+    /// How many chains wait. A packed ring does not tell more than whether one does: then this is 1.
     ///
     /// # Errors
-    /// [`RingError::AvailJump`]; [`RingError::Poisoned`] if it comes from memory that was lost.
+    /// [`RingError::AvailJump`], [`RingError::Overrun`]; [`RingError::Poisoned`] if it comes from memory that was lost.
     #[inline]
     pub fn pending(&self) -> Result<u16, RingError> {
-        pending(&self.avail, self.next_avail, self.ring.size).map_err(|error| cause(self.burst, error))
+        match &self.open {
+            Open::Split(split) => split.pending(self.shape.size),
+            Open::Packed(packed) => packed.pending(self.shape.size),
+        }
+        .map_err(|error| cause(self.burst, error))
     }
 
     /// Takes up to `max` of the waiting chains, each handed to `each` first, and says how many. A chain that `each` refuses,
@@ -74,103 +72,76 @@ impl<'r, 'b> Vring<'r, 'b> {
     pub fn take(
         &mut self,
         max: usize,
-        mut each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
+        each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
     ) -> Result<usize, RingError> {
-        let SplitRing { size, indirect, batch, .. } = &mut *self.ring;
-        let source = Source { burst: self.burst, table: self.desc, size: *size, indirect: *indirect };
-        let waiting =
-            pending(&self.avail, self.next_avail, *size).map_err(|error| cause(self.burst, error))?;
-        let count = usize::from(waiting).min(max).min(batch.room());
-        let (heads, scratch) = batch.fetch(&self.avail, *size, self.next_avail, count);
-        let mut taken = 0usize;
-        let mut outcome = Ok(());
-        for head in heads {
-            let head = u16::from_le_bytes(*head);
-            // A call for each form, so that it is compiled for what it gets.
-            outcome = match source.common(head) {
-                Some(Common::Readable(one)) => each(Chain { head, readable: &[one], writable: &[] }),
-                Some(Common::Readable2(two)) => each(Chain { head, readable: &two, writable: &[] }),
-                Some(Common::Writable(one)) => each(Chain { head, readable: &[], writable: &[one] }),
-                None => break,
-            };
-            if outcome.is_err() {
-                break;
-            }
-            taken = taken.wrapping_add(1);
+        let Self { shape, batch, burst, open } = self;
+        match open {
+            Open::Split(split) => split.take(burst, *shape, batch, max, each),
+            Open::Packed(packed) => packed.take(burst, *shape, batch, max, each),
         }
-        if outcome.is_ok() {
-            // A driver that uses chains of other forms does so again: the rest of the burst is read in the general way.
-            for head in heads.get(taken..).unwrap_or_default() {
-                outcome = source.chain(u16::from_le_bytes(*head), scratch).and_then(&mut each);
-                if outcome.is_err() {
-                    break;
-                }
-                taken = taken.wrapping_add(1);
-            }
-        }
-        if taken == 0 {
-            outcome.map_err(|error| cause(self.burst, error))?;
-        }
-        batch.take(taken);
-        self.next_avail = self.next_avail.wrapping_add(taken as u16);
-        Ok(taken)
+        .map_err(|error| cause(burst, error))
     }
 
     /// Gives the last `count` chains of the burst back. They must not have been completed.
     pub fn untake(&mut self, count: usize) {
-        let count = count.min(self.ring.batch.taken());
-        self.ring.batch.untake(count);
-        self.next_avail = self.next_avail.wrapping_sub(count as u16);
+        let count = count.min(self.batch.taken());
+        match &mut self.open {
+            Open::Split(split) => split.untake(count),
+            Open::Packed(packed) => packed.untake(self.shape.size, self.batch.last(count)),
+        }
+        self.batch.untake(count);
     }
 
     /// Chains in the burst.
     #[inline(always)]
     pub fn taken(&self) -> usize {
-        self.ring.batch.taken()
+        self.batch.taken()
     }
 
-    /// The head of chain `index` of the burst, in the order they were made available.
+    /// The name of chain `index` of the burst ([`Chain::head`]), in the order they were made available.
     #[inline(always)]
     pub fn head(&self, index: usize) -> Option<u16> {
-        self.ring.batch.head(index)
+        self.batch.head(index)
     }
 
-    /// Uses a chain, of this burst or an earlier one. `len` is the number of bytes written into it, from its beginning. The
-    /// driver sees it with [`publish`](Vring::publish).
+    /// Uses a chain, of this burst or an earlier one, once. `len` is the number of bytes written into it, from its beginning.
+    /// The driver sees it with [`publish`](Vring::publish).
     ///
     /// # Errors
     /// None in practice: the used ring was resolved with its full length.
     #[inline(always)]
     pub fn complete(&mut self, head: u16, len: u32) -> Result<(), RingError> {
-        if self.ring.batch.complete(head, len) {
+        if self.batch.complete(head, len) {
             return Ok(());
         }
         self.flush()?;
-        self.ring.batch.complete(head, len);
+        self.batch.complete(head, len);
         Ok(())
     }
 
-    /// Uses every chain of the burst, in order, with nothing written into any: what a device does that only reads.
+    /// Uses every chain of the burst, in order, with nothing written into any: what a device does that only reads. A driver that
+    /// counts on the order is told with one entry, which names the last chain (virtio 2.7.9, 2.8.9).
     ///
     /// # Errors
     /// As [`complete`](Vring::complete).
     #[inline]
     pub fn complete_all(&mut self) -> Result<(), RingError> {
-        if self.ring.batch.complete_all() {
+        if self.batch.complete_all(self.shape.in_order) {
             return Ok(());
         }
         self.flush()?;
-        self.ring.batch.complete_all();
+        self.batch.complete_all(self.shape.in_order);
         Ok(())
     }
 
-    /// Writes the entries of what was completed, side by side.
-    #[inline(always)]
+    /// Makes room for notes of what was completed. Those of a packed ring always have it, because nothing of it may be
+    /// overwritten before the burst is published.
+    #[cold]
     fn flush(&mut self) -> Result<(), RingError> {
-        let SplitRing { size, batch, .. } = &mut *self.ring;
-        let next = self.next_used;
-        self.next_used = next.wrapping_add(batch.completed() as u16);
-        batch.flush(&self.used, *size, next).ok_or(LOST)
+        match &mut self.open {
+            Open::Split(split) => split.flush(self.shape.size, self.batch),
+            Open::Packed(_) => Ok(()),
+        }
     }
 
     /// Publishes what was completed and makes what was taken final. True when the driver asks for a call.
@@ -178,29 +149,14 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// # Errors
     /// [`RingError::Poisoned`]: memory was lost in this burst. Nothing is published, nothing was taken.
     #[inline]
-    pub fn publish(mut self) -> Result<bool, RingError> {
-        if self.burst.poisoned() {
+    pub fn publish(self) -> Result<bool, RingError> {
+        let Self { shape, batch, burst, open } = self;
+        if burst.poisoned() {
             return Err(RingError::Poisoned);
         }
-        self.flush()?;
-        let (ring, next_used) = (self.ring, self.next_used);
-        ring.next_avail = self.next_avail;
-        if ring.next_used == Some(next_used) {
-            return Ok(false);
-        }
-        ring.next_used = Some(next_used);
-        self.used.store_u16(IDX_OFFSET, next_used.to_le(), Ordering::Release).ok_or(LOST)?;
-        // The index must be out before the driver's wish is read: it publishes its wish and looks at the index again.
-        fence(Ordering::SeqCst);
-        let signalled = ring.signalled.replace(next_used);
-        if ring.event_idx {
-            let event =
-                u16::from_le(self.avail.load_u16(avail_entry(ring.size), Ordering::Relaxed).ok_or(LOST)?);
-            // Before the first decision nobody knows what the driver has seen.
-            Ok(signalled.is_none_or(|old| needs_event(event, next_used, old)))
-        } else {
-            let flags = u16::from_le(self.avail.load_u16(FLAGS_OFFSET, Ordering::Relaxed).ok_or(LOST)?);
-            Ok(flags & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
+        match open {
+            Open::Split(split) => split.publish(shape, batch),
+            Open::Packed(packed) => packed.publish(shape, batch),
         }
     }
 
@@ -209,33 +165,25 @@ impl<'r, 'b> Vring<'r, 'b> {
     /// # Errors
     /// As [`pending`](Vring::pending).
     pub fn arm(&mut self) -> Result<bool, RingError> {
-        if self.ring.event_idx {
-            let at = used_entry(self.ring.size);
-            self.used.store_u16(at, self.next_avail.to_le(), Ordering::Relaxed).ok_or(LOST)?;
-        } else {
-            self.used.store_u16(FLAGS_OFFSET, 0, Ordering::Relaxed).ok_or(LOST)?;
+        match &mut self.open {
+            Open::Split(split) => split.wish(self.shape)?,
+            Open::Packed(packed) => packed.wish(self.shape)?,
         }
-        // The wish must be out before the index is read: the driver publishes its index and looks at the wish.
+        // The wish must be out before the ring is looked at: the driver makes a chain available and looks at the wish.
         fence(Ordering::SeqCst);
         Ok(self.pending()? != 0)
     }
 
-    /// Tells the driver that kicks are not needed. With event index there is nothing to say: an event in the past is
-    /// passed once in 65536 chains.
+    /// Tells the driver that kicks are not needed.
     ///
     /// # Errors
     /// None in practice, as [`complete`](Vring::complete).
     pub fn disarm(&mut self) -> Result<(), RingError> {
-        let flags = if self.ring.event_idx { 0 } else { VIRTQ_USED_F_NO_NOTIFY };
-        self.used.store_u16(FLAGS_OFFSET, flags.to_le(), Ordering::Relaxed).ok_or(LOST)
+        match &mut self.open {
+            Open::Split(split) => split.disarm(self.shape),
+            Open::Packed(packed) => packed.disarm(),
+        }
     }
-}
-
-#[inline(always)]
-fn pending(avail: &GuestSlice<'_>, next: u16, size: u16) -> Result<u16, RingError> {
-    let index = u16::from_le(avail.load_u16(IDX_OFFSET, Ordering::Acquire).ok_or(LOST)?);
-    let pending = index.wrapping_sub(next);
-    if pending > size { Err(RingError::AvailJump { next, index, size }) } else { Ok(pending) }
 }
 
 /// What an error comes from: of memory that was lost in this burst nothing that was read means anything.

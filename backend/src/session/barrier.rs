@@ -11,7 +11,7 @@ use mdev_protocol::vhost_user::{FrontendReply, VringState};
 
 use super::error::Refusal;
 use super::reply::{Asker, Outcome};
-use super::vring::{Run, Vring};
+use super::vring::{Run, Vring, base_of, state_of};
 use super::{POLL, Queues, Session};
 
 /// A message whose reply has to wait.
@@ -87,8 +87,9 @@ impl Session {
     fn resume(&mut self, queues: &mut dyn Queues, asker: Asker, then: Then) -> Result<Outcome, Refusal> {
         match then {
             Then::Base(index) => {
-                let base = self.vrings.get(usize::from(index)).map_or(0, |vring| vring.base);
-                let state = VringState { index: u32::from(index), num: u32::from(base) };
+                let base = self.vrings.get(usize::from(index)).and_then(|vring| vring.base);
+                let num = base_of(state_of(base, self.negotiated.is_packed()));
+                let state = VringState { index: u32::from(index), num };
                 Ok(Outcome::Reply(FrontendReply::GetVringBase(state)))
             }
             Then::Reset { device } => {

@@ -48,6 +48,8 @@ pub(super) enum Refusal {
     RingRuns(u32),
     #[error("{size} descriptors: the size must be a power of two up to {max}")]
     RingSize { size: u32, max: u16 },
+    #[error("{size} descriptors: a packed ring has 1 to {max}")]
+    PackedRingSize { size: u32, max: u16 },
     #[error("base {0:#x} exceeds 16 bits")]
     Base(u32),
     #[error("{0:#x} is neither 0 nor 1")]

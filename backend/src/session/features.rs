@@ -1,7 +1,7 @@
 //! Features, ownership, status and reset: the messages about the device as a whole.
 
 use mdev_protocol::vhost_user::{FrontendReply, FrontendRequest, Header, ProtocolFeatures};
-use mdev_protocol::virtio::feature::VHOST_USER_F_PROTOCOL_FEATURES;
+use mdev_protocol::virtio::feature::{VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED};
 use mdev_protocol::virtio::status::{DEVICE_NEEDS_RESET, FEATURES_OK};
 
 use super::barrier::{Then, Wait};
@@ -60,6 +60,11 @@ impl Negotiated {
             Virtio::Accepted(features) => Some(features & !VHOST_USER_F_PROTOCOL_FEATURES),
             Virtio::Unknown | Virtio::Refused => None,
         }
+    }
+
+    /// Whether rings are packed ones.
+    pub(super) fn is_packed(&self) -> bool {
+        self.features().is_some_and(|features| features & VIRTIO_F_RING_PACKED != 0)
     }
 
     /// Whether the features were refused.
@@ -172,7 +177,7 @@ impl Session {
             vring.distrusted = false;
             if device {
                 vring.switch.set(Enabled::NotYet);
-                vring.base = 0;
+                vring.base = None;
             }
         }
         if device && !queues.busy_elsewhere(self.conn) {

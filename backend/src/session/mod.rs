@@ -57,7 +57,7 @@
 //!
 //! # What it does not implement
 //!
-//! Dirty logging, device IOTLB, in-flight log, postcopy, in-band notifications, packed rings, device state transfer;
+//! Dirty logging, device IOTLB, in-flight log, postcopy, in-band notifications, reset of single rings, device state transfer;
 //! none of them is offered. The requests of the back-end channel ask for no replies.
 #![cfg_attr(
     not(test),

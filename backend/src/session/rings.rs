@@ -9,7 +9,7 @@ use mdev_protocol::vhost_user::{VringAddr, VringFd, VringState};
 use super::barrier::{Then, Wait};
 use super::error::Refusal;
 use super::reply::{Asker, Outcome};
-use super::vring::{Kick, Plan, Run, Vring, VringError};
+use super::vring::{Kick, Plan, Run, Vring, VringError, base_of};
 use super::{Queues, Session, StartError};
 use crate::device::{Enabled, QueueSetup};
 use crate::ring::QueueState;
@@ -18,17 +18,25 @@ use crate::sys::EventFd;
 impl Session {
     pub(super) fn set_vring_num(&mut self, state: VringState) -> Result<Outcome, Refusal> {
         let max = self.device.max_ring_size();
+        let packed = self.negotiated.is_packed();
         let (_, vring) = self.idle_ring(state.index)?;
         match u16::try_from(state.num) {
-            Ok(size) if size.is_power_of_two() && size <= max => vring.size = Some(size),
+            Ok(size) if (size.is_power_of_two() || packed && size != 0) && size <= max => {
+                vring.size = Some(size);
+            }
+            _ if packed => return Err(Refusal::PackedRingSize { size: state.num, max }),
             _ => return Err(Refusal::RingSize { size: state.num, max }),
         }
         Ok(Outcome::Done)
     }
 
     pub(super) fn set_vring_base(&mut self, state: VringState) -> Result<Outcome, Refusal> {
+        let packed = self.negotiated.is_packed();
         let (_, vring) = self.idle_ring(state.index)?;
-        vring.base = u16::try_from(state.num).map_err(|_| Refusal::Base(state.num))?;
+        if !packed && u16::try_from(state.num).is_err() {
+            return Err(Refusal::Base(state.num));
+        }
+        vring.base = Some(state.num);
         Ok(Outcome::Done)
     }
 
@@ -171,8 +179,12 @@ impl Session {
     pub(super) fn ring_stopped(&mut self, queues: &mut dyn Queues, token: u64, state: QueueState) {
         let stopping = |vring: &Vring| vring.run == Run::Stopping { token };
         let Some(at) = self.vrings.iter().position(stopping) else { return };
+        let packed = self.negotiated.is_packed();
         if let Some(vring) = self.vrings.get_mut(at) {
-            vring.base = state.next_avail;
+            // A worker that did not know the ring does not know where it stands.
+            if packed == state.next_used.is_some() {
+                vring.base = Some(base_of(state));
+            }
             vring.run = Run::Stopped;
         }
         self.start_ring(queues, at as u16);

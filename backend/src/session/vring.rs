@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use mdev_dma::FileExtent;
 use mdev_protocol::vhost_user::VringAddr;
-use mdev_protocol::virtio::feature::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use mdev_protocol::virtio::feature::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use mdev_protocol::virtio::packed;
 use thiserror::Error;
 
 use super::memory::{Keys, Regions};
 use crate::device::{Enabled, Switch};
-use crate::ring::{RingAddr, RingSetup};
+use crate::ring::{QueueState, RingAddr, RingSetup};
 use crate::sys::EventFd;
 
 /// Why a ring cannot be started as it was described.
@@ -82,10 +85,10 @@ enum Place {
 pub struct Vring {
     /// Descriptors (`SET_VRING_NUM`).
     pub size: Option<u16>,
-    /// Descriptor table, available ring, used ring (`SET_VRING_ADDR`).
+    /// Descriptor table, available ring, used ring, or what a packed ring has there (`SET_VRING_ADDR`).
     places: Option<[Place; 3]>,
-    /// The available index at which it starts (`SET_VRING_BASE`), or at which it stopped.
-    pub base: u16,
+    /// Where it starts (`SET_VRING_BASE`), or where it stopped, see [`base_of`]. Nothing if nobody has said.
+    pub base: Option<u32>,
     /// Started, and how it is kicked (`SET_VRING_KICK`).
     pub kick: Option<Kick>,
     /// What to signal when buffers were used (`SET_VRING_CALL`).
@@ -111,14 +114,17 @@ pub enum Plan {
     Ready(RingSetup),
 }
 
+/// How the parts are called, split and packed.
 const PARTS: [&str; 3] = ["descriptor table", "available ring", "used ring"];
+const PACKED_PARTS: [&str; 3] =
+    ["descriptor ring", "driver's event suppression", "device's event suppression"];
 
 impl Default for Vring {
     fn default() -> Self {
         Self {
             size: None,
             places: None,
-            base: 0,
+            base: None,
             kick: None,
             call: None,
             err: None,
@@ -162,10 +168,14 @@ impl Vring {
             return Ok(Plan::Incomplete);
         }
         let event_idx = features & VIRTIO_RING_F_EVENT_IDX != 0;
-        let lengths = lengths(size, event_idx);
+        let packed = features & VIRTIO_F_RING_PACKED != 0;
+        let (parts, lengths) = match packed {
+            true => (PACKED_PARTS, packed_lengths(size)),
+            false => (PARTS, lengths(size, event_idx)),
+        };
 
-        let mut found = Vec::with_capacity(PARTS.len());
-        for ((place, part), len) in places.iter_mut().zip(PARTS).zip(lengths) {
+        let mut found = Vec::with_capacity(parts.len());
+        for ((place, part), len) in places.iter_mut().zip(parts).zip(lengths) {
             *place = locate(place.clone(), regions, keys);
             let extent = match place {
                 Place::File(extent) => extent.clone(),
@@ -184,7 +194,9 @@ impl Vring {
         }
         let [desc, avail, used] = [desc, avail, used].map(|found| RingAddr::Extent(found.extent));
         let indirect = features & VIRTIO_RING_F_INDIRECT_DESC != 0;
-        Ok(Plan::Ready(RingSetup { size, desc, avail, used, event_idx, indirect, next_avail: self.base }))
+        let state = state_of(self.base, packed);
+        let in_order = features & VIRTIO_F_IN_ORDER != 0;
+        Ok(Plan::Ready(RingSetup { size, desc, avail, used, packed, in_order, event_idx, indirect, state }))
     }
 }
 
@@ -225,6 +237,28 @@ fn lengths(size: u16, event_idx: bool) -> [u64; 3] {
     let frame = if event_idx { 6 } else { 4 };
     let [desc, avail, used] = [16, 2, 8].map(|entry| entries.saturating_mul(entry));
     [desc, avail.saturating_add(frame), used.saturating_add(frame)]
+}
+
+/// Bytes of the parts of a packed ring (section 2.8).
+fn packed_lengths(size: u16) -> [u64; 3] {
+    [packed::desc_len(size), packed::EVENT_LEN, packed::EVENT_LEN].map(|len| len as u64)
+}
+
+/// Where a ring stands, as `GET_VRING_BASE` says it: the available index of a split ring; of a packed ring in bits 0 to 14 the
+/// next available slot, in bit 15 its wrap counter, and in bits 16 to 31 the same of the next used slot.
+pub fn base_of(state: QueueState) -> u32 {
+    u32::from(state.next_avail) | u32::from(state.next_used.unwrap_or(0)) << 16
+}
+
+/// The opposite of [`base_of`]. Front-ends and back-ends of DPDK know only one position of a packed ring and leave the upper
+/// half zero; nothing is in flight between two runs then, so that both positions are the same.
+pub fn state_of(base: Option<u32>, packed: bool) -> QueueState {
+    let Some(base) = base else { return QueueState::fresh(packed) };
+    let (avail, used) = (base as u16, (base >> 16) as u16);
+    match packed {
+        false => QueueState::split(avail),
+        true => QueueState { next_avail: avail, next_used: Some(if used == 0 { avail } else { used }) },
+    }
 }
 
 #[cfg(test)]

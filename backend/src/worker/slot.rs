@@ -14,7 +14,7 @@ use crate::sys::{EventFd, Interest, Kicks, Poll};
 use super::{EventSink, WorkerEvent};
 
 /// Where a queue stands that does not run.
-pub(super) const NOWHERE: QueueState = QueueState { next_avail: 0 };
+pub(super) const NOWHERE: QueueState = QueueState::split(0);
 
 static STILLBORN: LogLimit = LogLimit::new(10, Duration::from_secs(10));
 static UNWATCHED: LogLimit = LogLimit::new(10, Duration::from_secs(10));
@@ -99,7 +99,7 @@ impl Slot {
     /// Runs a queue from now on; its kick goes by `key`, and `waker` wakes the worker when it was parked.
     pub(super) fn start(&mut self, setup: QueueSetup, key: u64, poll: &Poll, sink: &EventSink, waker: Waker) {
         let stats = self.device.queue_stats(setup.index).unwrap_or_default();
-        let state = QueueState { next_avail: setup.ring.next_avail };
+        let state = setup.ring.state;
         let mut member = Member {
             index: setup.index,
             key,

@@ -11,7 +11,7 @@ use super::header::{F_MRG_RXBUF, F_VERSION_1};
 use super::{NetConfig, NetDevice};
 use crate::device::{Device, Enabled, Queue, QueueSetup, Switch};
 use crate::link::LinkKind;
-use crate::ring::{RingAddr, RingSetup};
+use crate::ring::{QueueState, RingAddr, RingSetup};
 
 /// Guest memory: small, so that random addresses hit it.
 const MEMORY: u64 = 0x4000;
@@ -69,7 +69,9 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
             used: at(used),
             event_idx: bits & 2 != 0,
             indirect: bits & 4 != 0,
-            next_avail: u16::from(start).wrapping_mul(257),
+            packed: false,
+            in_order: false,
+            state: QueueState::split(u16::from(start).wrapping_mul(257)),
         };
         let setup = QueueSetup {
             index,

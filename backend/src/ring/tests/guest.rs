@@ -9,7 +9,7 @@ use mdev_dma::{
 use mdev_pin::{Access, IgnoreUnmap, Ioas, Lane};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use crate::ring::{RingAddr, RingSetup, SplitRing};
+use crate::ring::{self, QueueState, RingAddr, RingSetup};
 
 /// Where guest memory begins for the device: not at 0, so that offsets and addresses cannot be mixed up.
 pub(crate) const BASE: u64 = 0x10_0000;
@@ -136,13 +136,15 @@ impl Ring {
             used: at(self.used),
             event_idx: false,
             indirect: true,
-            next_avail: self.start,
+            packed: false,
+            in_order: false,
+            state: QueueState::split(self.start),
         }
     }
 
     /// The device's side of it.
-    pub(crate) fn device(&self, guest: &Guest) -> SplitRing {
-        SplitRing::new(self.setup(guest)).unwrap()
+    pub(crate) fn device(&self, guest: &Guest) -> ring::Ring {
+        ring::Ring::new(self.setup(guest)).unwrap()
     }
 
     /// Writes a descriptor, its buffer `at` an offset in the file.

@@ -4,7 +4,7 @@ use mdev_dma::Iova;
 use mdev_pin::ResolveError;
 
 use super::guest::{BASE, Guest, INDIRECT, NEXT, Ring, WRITE, descriptor};
-use crate::ring::{MAX_CHAIN, Part, RingAddr, RingError, SplitRing};
+use crate::ring::{MAX_CHAIN, Part, Ring as Device, RingAddr, RingError};
 
 const MEMORY: u64 = 1 << 20;
 const TABLE: u64 = 0x4_0000;
@@ -18,7 +18,7 @@ fn ring_of_eight() -> (Guest, Ring) {
 }
 
 /// What the device says to what is in the ring.
-fn take(guest: &Guest, device: &mut SplitRing) -> Result<usize, RingError> {
+fn take(guest: &Guest, device: &mut Device) -> Result<usize, RingError> {
     let mut lane = guest.lane();
     let burst = lane.enter();
     let mut vring = device.begin(&burst)?;
@@ -47,7 +47,7 @@ fn indirect(guest: &Guest, ring: &Ring, entries: &[(u32, u16, u16)]) {
 fn sizes_that_are_no_power_of_two_are_refused() {
     let (guest, ring) = ring_of_eight();
     for size in [0u16, 3, 100, 255, 32769, 65535] {
-        let error = SplitRing::new(crate::ring::RingSetup { size, ..ring.setup(&guest) }).err();
+        let error = Device::new(crate::ring::RingSetup { size, ..ring.setup(&guest) }).err();
         assert_eq!(error, Some(RingError::BadSize(size.into())));
     }
 }
@@ -97,7 +97,7 @@ fn parts_by_device_address_that_wrap_or_are_outside_are_refused() {
     let at = |iova| {
         let mut setup = ring.setup(&guest);
         setup.used = RingAddr::Iova(Iova(iova));
-        take(&guest, &mut SplitRing::new(setup).unwrap())
+        take(&guest, &mut Device::new(setup).unwrap())
     };
     assert_eq!(at(BASE + ring.used), Ok(0));
     assert_eq!(at(u64::MAX - 3), Err(RingError::Memory(ResolveError::Overflow)));
@@ -195,7 +195,7 @@ fn indirect_descriptors_where_none_may_be_are_named() {
     ring.offer(&guest, 0);
     ring.publish(&guest);
     let setup = crate::ring::RingSetup { indirect: false, ..ring.setup(&guest) };
-    assert_eq!(take(&guest, &mut SplitRing::new(setup).unwrap()), Err(RingError::IndirectRefused));
+    assert_eq!(take(&guest, &mut Device::new(setup).unwrap()), Err(RingError::IndirectRefused));
 }
 
 #[test]

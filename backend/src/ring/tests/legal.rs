@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::guest::{BASE, Guest, INDIRECT, NEXT, Ring, WRITE, descriptor};
 use super::naive::{self, Flat};
-use crate::ring::{Buffer, RingError, RingSetup, SplitRing};
+use crate::ring::{Buffer, Ring as Device, RingError, RingSetup};
 
 const MEMORY: u64 = 1 << 18;
 /// Each descriptor of the ring may have an indirect table of its own, sixteen descriptors long.
@@ -91,14 +91,14 @@ impl Driver {
     }
 }
 
-fn flat(buffers: &[Buffer]) -> Vec<(u64, u32)> {
+pub(super) fn flat(buffers: &[Buffer]) -> Vec<(u64, u32)> {
     buffers.iter().map(|buffer| (buffer.iova.0, buffer.len)).collect()
 }
 
 /// One poll: takes up to `max`, remembers them in `pending`, completes what `choose` picks, publishes.
-fn poll(
+pub(super) fn poll(
     guest: &Guest,
-    device: &mut SplitRing,
+    device: &mut Device,
     max: usize,
     pending: &mut Vec<Flat>,
     choose: &mut dyn FnMut(usize) -> usize,
@@ -158,7 +158,7 @@ proptest! {
         let ring = Ring::new(&guest, 0, 1 << size_log, start);
         let mut driver = Driver::new(ring);
         let setup = RingSetup { event_idx, ..ring.setup(&guest) };
-        let mut device = SplitRing::new(setup.clone()).unwrap();
+        let mut device = Device::new(setup.clone()).unwrap();
         let (mut serial, mut seen, mut pending) = (0, start, Vec::new());
         for step in steps {
             match step {
@@ -188,8 +188,8 @@ proptest! {
                 }
                 // Stopped and started where it was, as a new front-end does; only when nothing is held back.
                 Step::Restart if pending.is_empty() => {
-                    let next_avail = device.state().next_avail;
-                    device = SplitRing::new(RingSetup { next_avail, ..setup.clone() }).unwrap();
+                    let state = device.state();
+                    device = Device::new(RingSetup { state, ..setup.clone() }).unwrap();
                 }
                 Step::Restart => {}
             }
@@ -215,7 +215,7 @@ proptest! {
         for (place, value) in damage {
             guest.set_word(*place.get(&words), value);
         }
-        let mut device = SplitRing::new(RingSetup { indirect, ..ring.setup(&guest) }).unwrap();
+        let mut device = Device::new(RingSetup { indirect, ..ring.setup(&guest) }).unwrap();
         let mut lane = guest.lane();
         let burst = lane.enter();
         let mut vring = device.begin(&burst).unwrap();

@@ -6,3 +6,4 @@ mod legal;
 mod naive;
 mod notify;
 mod oracle;
+mod packed;

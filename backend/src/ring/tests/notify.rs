@@ -5,21 +5,21 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 
 use super::guest::{Guest, Ring};
-use crate::ring::{RingSetup, SplitRing};
+use crate::ring::{Ring as Device, RingSetup};
 use mdev_protocol::virtio::split::needs_event;
 
 const DATA: u64 = 0x8000;
 
 /// A ring of eight at `start` with what was negotiated.
-fn started(start: u16, event_idx: bool) -> (Guest, Ring, SplitRing) {
+fn started(start: u16, event_idx: bool) -> (Guest, Ring, Device) {
     let guest = Guest::new(1 << 16);
     let ring = Ring::new(&guest, 0, 8, start);
-    let device = SplitRing::new(RingSetup { event_idx, ..ring.setup(&guest) }).unwrap();
+    let device = Device::new(RingSetup { event_idx, ..ring.setup(&guest) }).unwrap();
     (guest, ring, device)
 }
 
 /// Gives one chain, has it used, and says whether the driver is called.
-fn used_one(guest: &Guest, ring: &mut Ring, device: &mut SplitRing) -> bool {
+fn used_one(guest: &Guest, ring: &mut Ring, device: &mut Device) -> bool {
     ring.give(guest, 0, DATA, 1, 0);
     let mut lane = guest.lane();
     let burst = lane.enter();
@@ -29,13 +29,13 @@ fn used_one(guest: &Guest, ring: &mut Ring, device: &mut SplitRing) -> bool {
     vring.publish().unwrap()
 }
 
-fn arm(guest: &Guest, device: &mut SplitRing) -> bool {
+fn arm(guest: &Guest, device: &mut Device) -> bool {
     let mut lane = guest.lane();
     let burst = lane.enter();
     device.begin(&burst).unwrap().arm().unwrap()
 }
 
-fn disarm(guest: &Guest, device: &mut SplitRing) {
+fn disarm(guest: &Guest, device: &mut Device) {
     let mut lane = guest.lane();
     let burst = lane.enter();
     device.begin(&burst).unwrap().disarm().unwrap();

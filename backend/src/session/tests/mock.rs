@@ -152,7 +152,7 @@ impl MockQueues {
         let stopped: Vec<_> = self
             .stopping
             .drain(..)
-            .map(|(conn, token, setup)| (conn, token, setup.ring.next_avail.wrapping_add(self.taken)))
+            .map(|(conn, token, setup)| (conn, token, setup.ring.state.next_avail.wrapping_add(self.taken)))
             .collect();
         self.progress += stopped.len() as u64;
         self.settle();
@@ -189,7 +189,8 @@ impl Queues for MockQueues {
         if self.busy_elsewhere(conn) {
             return Err(StartError::OtherConnection);
         }
-        let (index, base, enabled) = (setup.index, setup.ring.next_avail, setup.switch.get() == Enabled::Yes);
+        let (index, base, enabled) =
+            (setup.index, setup.ring.state.next_avail, setup.switch.get() == Enabled::Yes);
         self.note(Note::Start { conn, index, base, enabled });
         self.owner = Some(conn);
         self.features = features;

@@ -84,7 +84,7 @@ impl House {
                 self.turn(conn);
             }
             for (conn, token, base) in self.queues.take_stopped() {
-                let state = QueueState { next_avail: base };
+                let state = QueueState::split(base);
                 if let Some(session) = self.sessions.get_mut(&conn) {
                     session.queue_stopped(&mut self.queues, token, state);
                 }

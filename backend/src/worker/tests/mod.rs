@@ -181,7 +181,7 @@ fn a_queue_stops_and_starts_again_under_load() {
 #[test]
 fn stopping_what_does_not_run_is_answered() {
     let mut bench = Bench::new(Mode::Event);
-    assert_eq!(bench.stop(KEY, 5), (QueueState { next_avail: 0 }, false));
+    assert_eq!(bench.stop(KEY, 5), (QueueState::split(0), false));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use mdev_dma::{Iova, Perm, Windows};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 
 use crate::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
-use crate::ring::{RingAddr, RingError, RingSetup};
+use crate::ring::{QueueState, RingAddr, RingError, RingSetup};
 use crate::sys::EventFd;
 
 /// Queues of the toy; two of them are a group.
@@ -102,7 +102,9 @@ impl Toy {
             used: part(0x2000),
             event_idx: false,
             indirect: false,
-            next_avail: 100 + index,
+            packed: false,
+            in_order: false,
+            state: QueueState::split(100 + index),
         };
         let Ring { kick, switch, .. } = &*self.rings[usize::from(index)];
         let err = Some(Arc::new(EventFd::new().unwrap()));

@@ -1,0 +1,278 @@
+//! The packed ring (virtio 1.3, 2.8): take, write used descriptors, notify.
+//!
+//! Used descriptors overwrite available ones, so nothing is written before the burst is published, and then backwards in effect:
+//! whoever sees the first one sees them all. A used descriptor stands at the first slot of the chains that were used, in
+//! the order in which they were; how many slots a chain took is remembered under its buffer id while it is in flight.
+
+use std::sync::atomic::{Ordering, fence};
+
+use mdev_dma::{GuestSlice, Perm};
+use mdev_pin::Burst;
+use mdev_protocol::virtio::packed::{
+    DESC_LEN, EVENT_FLAGS_OFFSET, EVENT_LEN, LEN_OFFSET, Position, RING_EVENT_FLAGS_DESC,
+    RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, VIRTQ_DESC_F_WRITE, desc_len, is_size, needs_event,
+    used_flags,
+};
+
+use super::batch::Batch;
+use super::chain::Chain;
+use super::idle::Shape;
+use super::packed_chain::{Descriptor, Source};
+use super::place::{LOST, Parts, Places, Wanted};
+use super::{Part, QueueState, RingError};
+
+/// How far a packed ring got.
+pub(super) struct Packed {
+    next_avail: Position,
+    next_used: Position,
+    /// A decision about a call was made before.
+    signalled: bool,
+    /// Slots of the chain in flight by buffer id; 0 for none.
+    spans: Box<[u16]>,
+}
+
+impl Packed {
+    pub(super) fn new(size: u16, state: QueueState) -> Result<Self, RingError> {
+        if !is_size(size.into()) {
+            return Err(RingError::BadPackedSize(size));
+        }
+        let place = |word| match Position::from_word(word) {
+            at if at.slot < size => Ok(at),
+            at => Err(RingError::BadPosition { slot: at.slot, size }),
+        };
+        let next_avail = place(state.next_avail)?;
+        let next_used = state.next_used.map_or(Ok(next_avail), place)?;
+        if next_used.distance(next_avail, size).is_none() {
+            return Err(RingError::BadPosition { slot: next_used.slot, size });
+        }
+        let spans = vec![0; size.into()].into_boxed_slice();
+        Ok(Self { next_avail, next_used, signalled: false, spans })
+    }
+
+    pub(super) fn state(&self) -> QueueState {
+        QueueState::packed(self.next_avail, self.next_used)
+    }
+
+    /// What a burst took that was not published is not in flight.
+    #[inline(always)]
+    pub(super) fn forget(&mut self, batch: &Batch) {
+        if batch.taken() != 0 {
+            self.clear(batch.last(batch.taken()));
+        }
+    }
+
+    /// Takes chains off the books, and says how many slots they had.
+    fn clear(&mut self, ids: &[[u8; 2]]) -> u16 {
+        ids.iter().fold(0, |slots, id| slots.wrapping_add(self.end(u16::from_le_bytes(*id))))
+    }
+
+    /// A chain is in flight no longer. Its slots, 0 if it was not.
+    #[inline(always)]
+    fn end(&mut self, id: u16) -> u16 {
+        self.spans.get_mut(usize::from(id)).map_or(0, std::mem::take)
+    }
+
+    #[inline(always)]
+    pub(super) fn open<'r>(
+        &'r mut self,
+        shape: Shape,
+        places: &mut Places,
+        burst: &'r Burst<'_>,
+    ) -> Result<OpenPacked<'r>, RingError> {
+        let parts = match places.recall(burst) {
+            Some(parts) => parts,
+            None => find(shape.size, places, burst)?,
+        };
+        let [desc, driver, device] = parts;
+        let next_avail = self.next_avail;
+        Ok(OpenPacked { ring: self, desc, driver, device, next_avail })
+    }
+}
+
+/// Finds the three parts in the present table.
+#[cold]
+fn find<'s>(size: u16, places: &mut Places, burst: &'s Burst<'_>) -> Result<Parts<'s>, RingError> {
+    let write = Perm::READ | Perm::WRITE;
+    places.find(
+        burst,
+        [
+            Wanted { part: Part::Descriptors, len: desc_len(size), perm: write, align: 16 },
+            Wanted { part: Part::DriverEvents, len: EVENT_LEN, perm: Perm::READ, align: 4 },
+            Wanted { part: Part::DeviceEvents, len: EVENT_LEN, perm: write, align: 4 },
+        ],
+    )
+}
+
+/// A packed ring in one burst.
+pub(super) struct OpenPacked<'r> {
+    ring: &'r mut Packed,
+    desc: GuestSlice<'r>,
+    driver: GuestSlice<'r>,
+    device: GuestSlice<'r>,
+    next_avail: Position,
+}
+
+impl OpenPacked<'_> {
+    /// Slots that no chain in flight has.
+    #[inline(always)]
+    fn free(&self, size: u16) -> u16 {
+        size.wrapping_sub(self.ring.next_used.distance(self.next_avail, size).unwrap_or(size))
+    }
+
+    #[inline(always)]
+    pub(super) fn pending(&self, size: u16) -> Result<u16, RingError> {
+        let at = self.next_avail;
+        let desc = Descriptor::load(&self.desc, at.slot).ok_or(LOST)?;
+        match desc.is_available(at.wrap) {
+            false => Ok(0),
+            true if self.free(size) == 0 => Err(RingError::Overrun { size }),
+            true => Ok(1),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn take(
+        &mut self,
+        burst: &Burst<'_>,
+        shape: Shape,
+        batch: &mut Batch,
+        max: usize,
+        mut each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
+    ) -> Result<usize, RingError> {
+        let Shape { size, indirect, .. } = shape;
+        let source = Source { burst, ring: self.desc, size, indirect };
+        let mut free = self.free(size);
+        let (mut at, spans) = (self.next_avail, &mut *self.ring.spans);
+        let (ids, scratch) = batch.fresh(max);
+        let mut taken = 0usize;
+        let mut outcome = Ok(());
+        for place in ids {
+            let Some(desc) = Descriptor::load(&source.ring, at.slot) else { break };
+            if !desc.is_available(at.wrap) {
+                break;
+            }
+            if free == 0 {
+                outcome = Err(RingError::Overrun { size });
+                break;
+            }
+            let (mut id, mut slots) = (desc.id(), 1u16);
+            // A call for each form, so that it is compiled for what it gets; and who is in flight is asked before.
+            outcome = if desc.is_single() {
+                enlist(spans, id, size).and_then(|span| {
+                    let one = desc.buffer(&source.ring, at.slot);
+                    if desc.writes() {
+                        each(Chain { head: id, readable: &[], writable: &[one] })?;
+                    } else {
+                        each(Chain { head: id, readable: &[one], writable: &[] })?;
+                    }
+                    *span = 1;
+                    Ok(())
+                })
+            } else {
+                source.chain(at, free, desc, scratch).and_then(|(chain, found)| {
+                    (id, slots) = (chain.head, found);
+                    let span = enlist(spans, id, size)?;
+                    each(chain)?;
+                    *span = slots;
+                    Ok(())
+                })
+            };
+            if outcome.is_err() {
+                break;
+            }
+            *place = id.to_le_bytes();
+            at = at.advance(slots, size);
+            free = free.wrapping_sub(slots);
+            taken = taken.wrapping_add(1);
+        }
+        if taken == 0 {
+            outcome?;
+        }
+        batch.take(taken);
+        self.next_avail = at;
+        Ok(taken)
+    }
+
+    /// Gives back the chains with these ids, the last that were taken.
+    pub(super) fn untake(&mut self, size: u16, ids: &[[u8; 2]]) {
+        let slots = self.ring.clear(ids);
+        self.next_avail = self.next_avail.retreat(slots, size);
+    }
+
+    #[inline(always)]
+    pub(super) fn publish(self, shape: Shape, batch: &mut Batch) -> Result<bool, RingError> {
+        let Shape { size, event_idx, .. } = shape;
+        let Self { ring, desc, driver, next_avail, .. } = self;
+        ring.next_avail = next_avail;
+        let from = ring.next_used;
+        let (mut at, mut passed) = (from, 0u16);
+        let mut first = None;
+        for (len, id, run) in batch.uses() {
+            // With one entry for all of them the driver walks through its chains up to this one (2.8.9).
+            let slots = if run.is_empty() { ring.end(id) } else { ring.clear(run) };
+            if slots == 0 {
+                // Not in flight: it has been used before.
+                continue;
+            }
+            let word = used_word(len, id, at.wrap);
+            match first {
+                None => first = Some(word),
+                Some(_) => store(&desc, at.slot, word, Ordering::Relaxed)?,
+            }
+            at = at.advance(slots, size);
+            passed = passed.wrapping_add(slots);
+        }
+        batch.clear();
+        let Some(first) = first else { return Ok(false) };
+        ring.next_used = at;
+        store(&desc, from.slot, first, Ordering::Release)?;
+        // The descriptors must be out before the driver's wish is read: it publishes its wish and looks at them again.
+        fence(Ordering::SeqCst);
+        let wish = u32::from_le(driver.load_u32(0, Ordering::Relaxed).ok_or(LOST)?);
+        let (event, flags) = (Position::from_word(wish as u16), (wish >> 16) as u16 & 3);
+        let signalled = std::mem::replace(&mut ring.signalled, true);
+        Ok(match flags {
+            RING_EVENT_FLAGS_DISABLE => false,
+            // Before the first decision nobody knows what the driver has seen.
+            RING_EVENT_FLAGS_DESC if event_idx && signalled => needs_event(event, at, passed, size),
+            _ => true,
+        })
+    }
+
+    /// Says that a kick is wanted with the next chain.
+    pub(super) fn wish(&mut self, shape: Shape) -> Result<(), RingError> {
+        let wish = match shape.event_idx {
+            true => u32::from(self.next_avail.word()) | u32::from(RING_EVENT_FLAGS_DESC) << 16,
+            false => u32::from(RING_EVENT_FLAGS_ENABLE) << 16,
+        };
+        self.device.store_u32(0, wish.to_le(), Ordering::Relaxed).ok_or(LOST)
+    }
+
+    pub(super) fn disarm(&mut self) -> Result<(), RingError> {
+        let flags = RING_EVENT_FLAGS_DISABLE.to_le();
+        self.device.store_u16(EVENT_FLAGS_OFFSET, flags, Ordering::Relaxed).ok_or(LOST)
+    }
+}
+
+/// The place in the books of a chain that is not in flight yet.
+#[inline(always)]
+fn enlist(spans: &mut [u16], id: u16, size: u16) -> Result<&mut u16, RingError> {
+    match spans.get_mut(usize::from(id)) {
+        Some(span) if *span == 0 => Ok(span),
+        Some(_) => Err(RingError::IdInFlight { id }),
+        None => Err(RingError::IdOutOfRange { id, size }),
+    }
+}
+
+/// Length, id and flags of a used descriptor.
+#[inline(always)]
+fn used_word(len: u32, id: u16, wrap: bool) -> u64 {
+    let written = if len == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
+    u64::from(len) | u64::from(id) << 32 | u64::from(used_flags(wrap) | written) << 48
+}
+
+#[inline(always)]
+fn store(desc: &GuestSlice<'_>, slot: u16, word: u64, order: Ordering) -> Result<(), RingError> {
+    let at = usize::from(slot).wrapping_mul(DESC_LEN).wrapping_add(LEN_OFFSET);
+    desc.store_u64(at, word.to_le(), order).ok_or(LOST)
+}
