@@ -5,7 +5,7 @@ use super::memory::MemoryError;
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// The size is no ring's.
-    #[error("a ring has a power of two of descriptors, at most 32768, not {0}")]
+    #[error("a ring has at most 32768 descriptors, a split one a power of two of them, not {0}")]
     Size(u16),
     /// There is no memory for the ring or its buffers.
     #[error(transparent)]
@@ -21,6 +21,25 @@ pub enum DriverError {
     /// The caller named a head that is no chain, or one that the device has.
     #[error("descriptor {0} heads no chain that the driver holds")]
     NotHeld(u16),
+    /// The caller offered a chain out of the order in which descriptors lie in the ring, which it promised to keep
+    /// (`VIRTIO_F_IN_ORDER`).
+    #[error("descriptor {head} was offered where {due} is due: in order, descriptors are used in ring order")]
+    OutOfOrder {
+        /// What was offered.
+        head: u16,
+        /// What was due.
+        due: u16,
+    },
+    /// A used entry stands for more chains than the used index says.
+    #[error("the device used {used} chains, but descriptor {head} is the last of {batch} in order")]
+    BatchBeyondIndex {
+        /// What the entry names.
+        head: u16,
+        /// Chains up to that one.
+        batch: u16,
+        /// Chains by the index.
+        used: u16,
+    },
     /// The device's used index is further than the chains that it has.
     #[error("the device used {used} chains but has only {outstanding}: is it a virtio device?")]
     UsedIndexJump {

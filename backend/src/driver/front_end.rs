@@ -1,6 +1,6 @@
 //! The vhost-user front-end: hands memory and rings to a back-end and takes them back.
 use super::memory::GuestMemory;
-use super::split::SplitQueue;
+use super::virtqueue::Virtqueue;
 use crate::sys::EventFd;
 use mdev_dma::Iova;
 use mdev_protocol::vhost_user::{Client, ClientError, MemoryRegion, ProtocolFeatures, VringAddr};
@@ -199,7 +199,7 @@ impl FrontEnd {
     pub fn start(
         &mut self,
         index: u8,
-        queue: &SplitQueue,
+        queue: &impl Virtqueue,
         fds: &RingFds,
         memory: &GuestMemory,
     ) -> Result<(), FrontEndError> {
@@ -211,7 +211,7 @@ impl FrontEnd {
         let addresses = queue.addresses();
         let number = u32::from(index);
         self.client.set_vring_num(number, queue.options().size.into())?;
-        self.client.set_vring_base(number, queue.base().into())?;
+        self.client.set_vring_base(number, queue.base())?;
         self.client.set_vring_addr(VringAddr {
             index: number,
             flags: 0,

@@ -9,7 +9,8 @@
 //!   grows.
 //! - [`SplitQueue`]: the driver's side of a split virtqueue: chains are *prepared* once (descriptors written),
 //!   *offered* any number of times, *published* in batches, and taken back *used*.
-//!   [`RawRing`] writes anything at all into the same ring.
+//!   [`PackedQueue`] is the same for packed virtqueues, [`Virtqueue`] what they have in common.
+//!   [`RawRing`] and [`RawPacked`] write anything at all into the same rings.
 //! - [`net`]: receive and transmit queues of a network device on top of it.
 //! - [`FrontEnd`]: the vhost-user conversation: features, memory, rings, enable, stop.
 //!
@@ -21,16 +22,21 @@
 //!
 //! # What it does not implement
 //!
-//! Packed rings, the control queue, offloads, an IOMMU between driver and device.
+//! The control queue, offloads, an IOMMU between driver and device.
 mod error;
 mod front_end;
 mod memory;
 pub mod net;
+mod order;
+mod packed;
 mod raw;
 mod split;
+mod virtqueue;
 
 pub use error::DriverError;
 pub use front_end::{FrontEnd, FrontEndError, RingFds};
 pub use memory::{GuestMemory, MemoryError, MemoryOptions, Part, Region};
-pub use raw::RawRing;
-pub use split::{Piece, RingAddresses, RingOptions, SplitQueue, Used};
+pub use packed::PackedQueue;
+pub use raw::{RawPacked, RawRing};
+pub use split::SplitQueue;
+pub use virtqueue::{Piece, RingAddresses, RingOptions, Used, Virtqueue};

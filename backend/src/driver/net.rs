@@ -2,10 +2,12 @@
 //! written once.
 use super::error::DriverError;
 use super::memory::{GuestMemory, Part};
-use super::split::{Piece, RingOptions, SplitQueue, Used};
+use super::split::SplitQueue;
+use super::virtqueue::{Piece, RingOptions, Used, Virtqueue};
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::net::NetHeader;
 use smallvec::SmallVec;
+use std::collections::VecDeque;
 
 /// Bytes of the header before each packet.
 pub const HEADER_LEN: usize = NetHeader::LEN;
@@ -136,9 +138,9 @@ impl<'q> Packet<'q> {
 }
 
 /// A receive queue: all its buffers are offered to the device, received ones are offered again at once.
-pub struct RxQueue {
+pub struct RxQueue<Q = SplitQueue> {
     /// The ring, for whatever goes beyond the methods here.
-    pub queue: SplitQueue,
+    pub queue: Q,
     buffers: Buffers,
     options: QueueOptions,
     /// What one call takes from the ring; kept for its memory.
@@ -146,12 +148,22 @@ pub struct RxQueue {
 }
 
 impl RxQueue {
-    /// A queue and its buffers, none of them offered yet.
+    /// A queue on a split ring and its buffers, none of them offered yet.
     ///
     /// # Errors
     /// [`DriverError::Size`], [`DriverError::Memory`].
     pub fn new(memory: &mut GuestMemory, options: QueueOptions) -> Result<Self, DriverError> {
-        let mut queue = SplitQueue::new(memory, options.ring)?;
+        Self::on_ring(memory, options)
+    }
+}
+
+impl<Q: Virtqueue> RxQueue<Q> {
+    /// The same on a ring of any format.
+    ///
+    /// # Errors
+    /// [`DriverError::Size`], [`DriverError::Memory`].
+    pub fn on_ring(memory: &mut GuestMemory, options: QueueOptions) -> Result<Self, DriverError> {
+        let mut queue = Q::new(memory, options.ring)?;
         let buffers = Buffers::new(memory, options.ring.size, options.capacity)?;
         prepare_all(&mut queue, &buffers, options, true)?;
         Ok(RxQueue { queue, buffers, options, used: Vec::new() })
@@ -162,10 +174,8 @@ impl RxQueue {
     /// # Errors
     /// None, unless the ring was changed by other means.
     pub fn offer_all(&mut self) -> Result<u16, DriverError> {
-        let held: Vec<u16> = self.queue.held_heads().collect();
-        for &head in &held {
-            self.queue.offer(head)?;
-        }
+        let held = self.queue.held_heads();
+        self.queue.offer_each(held.iter().copied())?;
         Ok(held.len() as u16)
     }
 
@@ -234,26 +244,39 @@ impl RxQueue {
 }
 
 /// A transmit queue: buffers are filled when they are sent and come back when the device has read them.
-pub struct TxQueue {
+pub struct TxQueue<Q = SplitQueue> {
     /// The ring, for whatever goes beyond the methods here.
-    pub queue: SplitQueue,
+    pub queue: Q,
     buffers: Buffers,
-    /// Heads of buffers that may be filled, the one that came back last on top: it is the warmest.
-    idle: Vec<u16>,
+    /// Heads of buffers that may be filled, in the order in which they came back.
+    idle: VecDeque<u16>,
+    /// What one call sends; kept for its memory.
+    chosen: Vec<u16>,
     /// Bytes that each chain describes now.
     lengths: Vec<u32>,
 }
 
 impl TxQueue {
-    /// A queue and its buffers, their headers zero: an ordinary packet without offloads.
+    /// A queue on a split ring and its buffers, their headers zero: an ordinary packet without offloads.
     ///
     /// # Errors
     /// [`DriverError::Size`], [`DriverError::Memory`].
     pub fn new(memory: &mut GuestMemory, options: QueueOptions) -> Result<Self, DriverError> {
-        let mut queue = SplitQueue::new(memory, options.ring)?;
+        Self::on_ring(memory, options)
+    }
+}
+
+impl<Q: Virtqueue> TxQueue<Q> {
+    /// The same on a ring of any format.
+    ///
+    /// # Errors
+    /// [`DriverError::Size`], [`DriverError::Memory`].
+    pub fn on_ring(memory: &mut GuestMemory, options: QueueOptions) -> Result<Self, DriverError> {
+        let mut queue = Q::new(memory, options.ring)?;
         let buffers = Buffers::new(memory, options.ring.size, options.capacity)?;
         let idle = prepare_all(&mut queue, &buffers, options, false)?;
-        Ok(TxQueue { queue, buffers, idle, lengths: vec![options.capacity; options.ring.size.into()] })
+        let lengths = vec![options.capacity; options.ring.size.into()];
+        Ok(TxQueue { queue, buffers, idle: idle.into(), chosen: Vec::new(), lengths })
     }
 
     /// Takes up to `limit` buffers back that the device has read, telling `each` their heads; how many they were.
@@ -266,7 +289,7 @@ impl TxQueue {
         let idle = &mut self.idle;
         self.queue.pop_each(count, |used| {
             each(used.head);
-            idle.push(used.head);
+            idle.push_back(used.head);
         })?;
         Ok(count.into())
     }
@@ -281,18 +304,25 @@ impl TxQueue {
     /// first bytes it fills, and returns how many. Returns the number of packets, which is less where buffers are out.
     ///
     /// # Errors
-    /// [`DriverError::UsedLength`]: `fill` returned more than the buffer holds; nothing is offered then.
+    /// [`DriverError::UsedLength`]: `fill` returned more than the buffer holds; nothing is offered then, and the buffers
+    /// are not idle any more.
     #[inline]
     pub fn send(
         &mut self,
         count: u32,
         mut fill: impl FnMut(u16, &GuestSlice<'_>) -> u32,
     ) -> Result<u32, DriverError> {
-        let Self { queue, buffers, idle, lengths } = self;
+        let Self { queue, buffers, idle, chosen, lengths } = self;
         let Some(all) = buffers.all() else { return Ok(0) };
         let (capacity, header) = (buffers.capacity, HEADER_LEN as u32);
-        let first = idle.len().saturating_sub(count as usize);
-        let chosen = idle.get(first..).unwrap_or_default();
+        let count = idle.len().min(count as usize);
+        chosen.clear();
+        if queue.options().in_order {
+            chosen.extend(idle.drain(..count));
+        } else {
+            // What came back last is the warmest.
+            chosen.extend(idle.drain(idle.len() - count..));
+        }
         let fetch = |head: &u16| {
             if let Some(buffer) = buffers.one(&all, *head) {
                 buffer.prefetch_write(HEADER_LEN);
@@ -318,9 +348,7 @@ impl TxQueue {
             }
         }
         queue.offer_each(chosen.iter().copied())?;
-        let sent = chosen.len() as u32;
-        idle.truncate(first);
-        Ok(sent)
+        Ok(chosen.len() as u32)
     }
 
     /// Every buffer's frame, sent or not, with its head: to fill them before a run.
@@ -335,14 +363,14 @@ impl TxQueue {
     /// Starts anew after a reset of the device: see [`SplitQueue::reset`].
     pub fn reset(&mut self) {
         self.queue.reset();
-        self.idle = self.queue.held_heads().collect();
+        self.idle = self.queue.held_heads().into();
     }
 }
 
 /// Prepares a chain for as many buffers as there are descriptors for; buffer number and head are the same. The headers are
 /// zeroed. Returns the heads.
 fn prepare_all(
-    queue: &mut SplitQueue,
+    queue: &mut impl Virtqueue,
     buffers: &Buffers,
     options: QueueOptions,
     device_writes: bool,
@@ -360,7 +388,6 @@ fn prepare_all(
             let _ = slice.write(0, NetHeader::default());
         }
     }
-    heads.reverse();
     Ok(heads)
 }
 

@@ -1,7 +1,9 @@
 //! The driver's side of a split virtqueue (virtio 1.3, section 2.7).
 use super::error::DriverError;
 use super::memory::{GuestMemory, Part};
+use super::order::Order;
 use super::raw::RawRing;
+use super::virtqueue::{Piece, RingAddresses, RingOptions, Used};
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::split::{
     AVAIL_ALIGN, DESC_ALIGN, Desc, FLAGS_OFFSET, IDX_OFFSET, USED_ALIGN, VIRTQ_AVAIL_F_NO_INTERRUPT,
@@ -11,60 +13,11 @@ use mdev_protocol::virtio::split::{
 use std::sync::atomic::{Ordering, fence};
 
 /// Descriptors in each chain's indirect table.
-const INDIRECT_PIECES: usize = 16;
+pub(super) const INDIRECT_PIECES: usize = 16;
 /// Bytes of such a table.
-const INDIRECT_LEN: u64 = (INDIRECT_PIECES * size_of::<Desc>()) as u64;
+pub(super) const INDIRECT_LEN: u64 = (INDIRECT_PIECES * size_of::<Desc>()) as u64;
 /// Each part of a ring starts on lines of its own: the two sides write to different parts.
-const LINES: u64 = 128;
-
-/// What ring to make.
-#[derive(Copy, Clone, Debug)]
-pub struct RingOptions {
-    /// Descriptors: a power of two, at most 32,768.
-    pub size: u16,
-    /// `VIRTIO_RING_F_EVENT_IDX` was negotiated.
-    pub event_idx: bool,
-    /// Chains of more than one piece go into indirect tables (`VIRTIO_RING_F_INDIRECT_DESC` was negotiated).
-    pub indirect: bool,
-}
-
-impl RingOptions {
-    /// A ring of `size` descriptors without any feature.
-    pub fn plain(size: u16) -> Self {
-        RingOptions { size, event_idx: false, indirect: false }
-    }
-}
-
-/// One piece of a chain.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// The guest address of its first byte.
-    pub at: Iova,
-    /// Bytes.
-    pub len: u32,
-    /// The device writes it; otherwise it reads it.
-    pub device_writes: bool,
-}
-
-/// A chain that the device has used.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// The chain's head.
-    pub head: u16,
-    /// Bytes the device says it wrote.
-    pub len: u32,
-}
-
-/// Guest addresses of the three parts of a ring.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct RingAddresses {
-    /// The descriptor table.
-    pub desc: Iova,
-    /// The available ring.
-    pub avail: Iova,
-    /// The used ring.
-    pub used: Iova,
-}
+pub(super) const LINES: u64 = 128;
 
 /// Where a chain's bookkeeping stands.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -94,6 +47,11 @@ pub struct SplitQueue {
     /// The descriptors that belong to each chain, head first.
     members: Vec<Vec<u16>>,
     pieces: Vec<u8>,
+    /// What the device may write to each chain, in bytes: of the last piece, and of those before it.
+    writable: Vec<[u32; 2]>,
+    order: Option<Order>,
+    /// The head that is to be offered next, in order.
+    due: u16,
     outstanding: u16,
     next_avail: u16,
     published: u16,
@@ -124,6 +82,9 @@ impl SplitQueue {
             chains: vec![Chain::None; size.into()],
             members: vec![Vec::new(); size.into()],
             pieces: vec![0; size.into()],
+            writable: vec![[0; 2]; size.into()],
+            order: options.in_order.then(Order::default),
+            due: 0,
             outstanding: 0,
             next_avail: 0,
             published: 0,
@@ -187,14 +148,16 @@ impl SplitQueue {
         } else if let Some(table) = self.desc.slice() {
             write_chain(&table, &members, pieces);
         }
-        if let (Some(chain), Some(own), Some(count)) = (
+        if let (Some(chain), Some(own), Some(count), Some(writable)) = (
             self.chains.get_mut(usize::from(head)),
             self.members.get_mut(usize::from(head)),
             self.pieces.get_mut(usize::from(head)),
+            self.writable.get_mut(usize::from(head)),
         ) {
             *chain = Chain::Held;
             *own = members;
             *count = pieces.len() as u8;
+            *writable = writable_of(pieces);
         }
         Ok(head)
     }
@@ -212,6 +175,11 @@ impl SplitQueue {
     #[inline]
     pub fn resize_last(&mut self, head: u16, len: u32) -> Result<(), DriverError> {
         self.held(head)?;
+        if let Some([last, _]) = self.writable.get_mut(usize::from(head))
+            && *last > 0
+        {
+            *last = len;
+        }
         let pieces = self.pieces(head);
         let members = self.members.get(usize::from(head)).map_or(&[][..], Vec::as_slice);
         let (table, place) = if members.len() == pieces {
@@ -256,10 +224,18 @@ impl SplitQueue {
         let Some(avail) = self.avail.slice() else { return Ok(()) };
         let mask = self.options.size - 1;
         for head in heads {
-            match self.chains.get_mut(usize::from(head)) {
-                Some(chain @ Chain::Held) => *chain = Chain::Outstanding,
-                _ => return Err(DriverError::NotHeld(head)),
+            let Some(chain @ Chain::Held) = self.chains.get_mut(usize::from(head)) else {
+                return Err(DriverError::NotHeld(head));
+            };
+            if let Some(order) = &mut self.order {
+                if head != self.due {
+                    return Err(DriverError::OutOfOrder { head, due: self.due });
+                }
+                let members = self.members.get(usize::from(head)).map_or(0, Vec::len);
+                self.due = head.wrapping_add(members as u16) & mask;
+                order.offered(head);
             }
+            *chain = Chain::Outstanding;
             let _ = avail.store_u16(avail_entry(self.next_avail & mask), head, Ordering::Relaxed);
             self.next_avail = self.next_avail.wrapping_add(1);
             self.outstanding += 1;
@@ -318,13 +294,8 @@ impl SplitQueue {
     /// [`DriverError::UsedTwice`]; those before it are taken.
     #[inline]
     pub fn pop_each(&mut self, count: u16, mut each: impl FnMut(Used)) -> Result<(), DriverError> {
-        let Some(ring) = self.used.slice() else { return Ok(()) };
-        let mask = self.options.size - 1;
         for _ in 0..count {
-            let slot = self.next_used & mask;
-            // Two words: together they are not aligned to their size.
-            let word = |at| ring.load_u32(used_entry(slot) + at, Ordering::Relaxed).map_or(0, u32::from_le);
-            let (id, len) = (word(0), word(4));
+            let (id, len) = if self.order.is_some() { self.next_in_order()? } else { self.entry() };
             match self.chains.get_mut(id as usize) {
                 Some(chain @ Chain::Outstanding) => *chain = Chain::Held,
                 _ => return Err(DriverError::UsedTwice(id)),
@@ -334,6 +305,39 @@ impl SplitQueue {
             each(Used { head: id as u16, len });
         }
         Ok(())
+    }
+
+    /// The used entry at the driver's place: id and length.
+    #[inline]
+    fn entry(&self) -> (u32, u32) {
+        let Some(ring) = self.used.slice() else { return (u32::MAX, 0) };
+        let slot = self.next_used & (self.options.size - 1);
+        // Two words: together they are not aligned to their size.
+        let word = |at| ring.load_u32(used_entry(slot) + at, Ordering::Relaxed).map_or(0, u32::from_le);
+        (word(0), word(4))
+    }
+
+    /// The next used chain where one entry may stand for many.
+    fn next_in_order(&mut self) -> Result<(u32, u32), DriverError> {
+        let (id, len) = self.entry();
+        let used = self.ready()?;
+        let Some(order) = &mut self.order else { return Ok((id, len)) };
+        let next = match order.take() {
+            Some(next) => Some(next),
+            None => {
+                let head = u16::try_from(id).map_err(|_| DriverError::UsedTwice(id))?;
+                let batch = order.spans(head).ok_or(DriverError::UsedTwice(id))?;
+                if batch > used {
+                    return Err(DriverError::BatchBeyondIndex { head, batch, used });
+                }
+                order.begin(batch, len);
+                order.take()
+            }
+        };
+        let Some((head, len)) = next else { return Err(DriverError::UsedTwice(id)) };
+        let [last, before] = self.writable.get(usize::from(head)).copied().unwrap_or_default();
+        // Of all but the last of a batch nothing is said: they were used completely.
+        Ok((head.into(), len.unwrap_or(last.saturating_add(before))))
     }
 
     /// Says whether the device shall call when it has used chains; after saying yes look at [`ready`](Self::ready) once
@@ -368,7 +372,9 @@ impl SplitQueue {
             .iter_mut()
             .filter(|chain| **chain == Chain::Outstanding)
             .for_each(|chain| *chain = Chain::Held);
-        (self.outstanding, self.next_avail, self.published, self.next_used) = (0, 0, 0, 0);
+        self.order.iter_mut().for_each(Order::clear);
+        (self.outstanding, self.due) = (0, 0);
+        (self.next_avail, self.published, self.next_used) = (0, 0, 0);
         self.want_calls(false);
     }
 
@@ -401,6 +407,13 @@ impl SplitQueue {
             let _ = table.write(usize::from(place) * size_of::<Desc>(), desc);
         }
     }
+}
+
+/// Bytes that a device may write to a chain: to the last piece, and to those before it.
+fn writable_of(pieces: &[Piece]) -> [u32; 2] {
+    let writable = |piece: &Piece| if piece.device_writes { piece.len } else { 0 };
+    let Some((last, before)) = pieces.split_last() else { return [0; 2] };
+    [writable(last), before.iter().map(writable).fold(0, u32::saturating_add)]
 }
 
 /// Writes pieces into the given places of a descriptor table, each linked to the next.

@@ -299,3 +299,70 @@ fn indices_wrap_at_two_to_the_sixteenth_without_a_trace() {
     }
     assert_eq!(queue.base(), (70_000u32 % 65_536) as u16);
 }
+
+fn in_order(size: u16) -> (GuestMemory, SplitQueue, Vec<u16>) {
+    let (memory, mut queue) = queue(RingOptions { in_order: true, ..RingOptions::plain(size) });
+    let heads = (0..size).map(|at| queue.prepare(&[piece(at.into(), 10, at % 2 == 1)]).unwrap()).collect();
+    (memory, queue, heads)
+}
+
+#[test]
+fn chains_that_are_offered_out_of_ring_order_are_refused() {
+    let (_memory, mut queue, heads) = in_order(4);
+    assert!(matches!(queue.offer(heads[1]), Err(DriverError::OutOfOrder { head: 1, due: 0 })));
+    queue.offer_each(heads[..2].iter().copied()).unwrap();
+    assert!(matches!(queue.offer(heads[3]), Err(DriverError::OutOfOrder { head: 3, due: 2 })));
+    queue.reset();
+    assert!(queue.offer(heads[0]).is_ok());
+}
+
+#[test]
+fn used_entry_that_names_what_is_not_out_or_lies_beyond_the_index_is_an_error_in_order() {
+    for (id, index) in [(2, 3), (70_000, 1), (1, 1)] {
+        let (_memory, mut queue, heads) = in_order(4);
+        queue.offer_each(heads[..2].iter().copied()).unwrap();
+        queue.publish();
+        queue.raw().set_used_entry(0, UsedElem { id, len: 0 });
+        queue.raw().set_used_index(index.min(2));
+        let error = queue.pop().unwrap_err();
+        match id {
+            1 => assert!(matches!(error, DriverError::BatchBeyondIndex { head: 1, batch: 2, used: 1 })),
+            _ => assert!(matches!(error, DriverError::UsedTwice(seen) if seen == id)),
+        }
+    }
+}
+
+proptest! {
+    /// A device that uses chains in batches of its choice, with one entry each, against a queue of what must come back.
+    #[test]
+    fn batches_in_order_come_back_whole(
+        script in prop::collection::vec((1usize..9, 1usize..9, 1u16..9, 0u32..11), 1..200)
+    ) {
+        let (_memory, mut queue, heads) = in_order(8);
+        let (mut next, mut index) = (0usize, 0u16);
+        let (mut out, mut used) = (VecDeque::new(), VecDeque::new());
+        for (offer, batch, pop, len) in script {
+            for _ in 0..offer.min(8 - usize::from(queue.outstanding())) {
+                let head = heads[next % 8];
+                next += 1;
+                queue.offer(head).unwrap();
+                out.push_back(head);
+            }
+            queue.publish();
+            let batch: Vec<u16> = out.drain(..batch.min(out.len())).collect();
+            if let Some((&last, before)) = batch.split_last() {
+                queue.raw().set_used_entry(index, UsedElem { id: last.into(), len });
+                index = index.wrapping_add(batch.len() as u16);
+                queue.raw().set_used_index(index);
+                used.extend(before.iter().map(|&head| Used { head, len: if head % 2 == 1 { 10 } else { 0 } }));
+                used.push_back(Used { head: last, len });
+            }
+            let ready = queue.ready().unwrap();
+            prop_assert_eq!(usize::from(ready), used.len());
+            let mut seen = Vec::new();
+            queue.pop_each(pop.min(ready), |each| seen.push(each)).unwrap();
+            let expected: Vec<Used> = used.drain(..seen.len()).collect();
+            prop_assert_eq!(seen, expected);
+        }
+    }
+}

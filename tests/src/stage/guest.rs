@@ -225,7 +225,7 @@ impl Guest {
 }
 
 fn new_port(memory: &mut GuestMemory, options: GuestOptions) -> Port {
-    let ring = RingOptions { size: options.size, event_idx: options.event_idx, indirect: false };
+    let ring = RingOptions { event_idx: options.event_idx, ..RingOptions::plain(options.size) };
     let port = Port::apart(memory, ring, |memory| {
         if options.apart {
             let first = memory.regions().iter().map(|region| region.range.last().0).max().unwrap_or(0) + 1;

@@ -100,7 +100,7 @@ fn speak(port: &mut Port, tx: &RingFds) {
 /// where the device `is_free`.
 pub fn vanish(door: &dyn Door, random: &mut Random, is_free: bool) -> bool {
     let mut memory = GuestMemory::new(MemoryOptions { size: 1 << 20, ..Default::default() }).expect("memory");
-    let ring = RingOptions { size: SIZE, event_idx: true, indirect: false };
+    let ring = RingOptions { event_idx: true, ..RingOptions::plain(SIZE) };
     let mut port = Port::new(&mut memory, ring).expect("room");
     // There is something to do as soon as the rings run.
     port.send(u64::MAX).expect("an empty ring");

@@ -58,7 +58,7 @@ fn must_be_poisoned(attacks: &Attacks, what: &str, options: GuestOptions, shrink
 pub fn renew_memory(guest: &mut Guest) {
     let options = MemoryOptions { first: Iova(1 << 40), ..Default::default() };
     guest.memory.add_region(options).expect("memory");
-    let ring = RingOptions { size: 128, event_idx: true, indirect: false };
+    let ring = RingOptions { event_idx: true, ..RingOptions::plain(128) };
     guest.port = Port::new(&mut guest.memory, ring).expect("room");
     let region = guest.memory.regions().last().expect("it was added");
     let described = super::files::described(region);

@@ -277,7 +277,7 @@ fn copy(fd: BorrowedFd<'_>) -> OwnedFd {
 
 fn memory_and_port() -> (GuestMemory, Port) {
     let mut memory = GuestMemory::new(MemoryOptions { size: 1 << 20, ..Default::default() }).expect("memory");
-    let ring = RingOptions { size: SIZE, event_idx: true, indirect: false };
+    let ring = RingOptions { event_idx: true, ..RingOptions::plain(SIZE) };
     let port = Port::new(&mut memory, ring).expect("room");
     (memory, port)
 }
