@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::perf::against::{Against, MOST};
 use crate::perf::drive::Direction;
+use crate::perf::shape::{BURST, Format, Shape};
 use crate::perf::size::PacketSize;
-use crate::perf::{Options, run as measure};
+use crate::perf::{Mode, Options, run as measure};
 
 use super::values::parse_duration;
 
@@ -48,7 +50,21 @@ one that takes packets, \"from\" one that sends by itself (what it sends is
 counted, not checked), \"loop\" one that returns what it gets. Device time is
 then unknown.
 
+--against compares the back-end (A) with others (B, C ...) in one run: A B A B,
+then A C A C. A turn is a connection of its own and takes --duration by --pairs.
+The cache line's round trip is taken before, between and after the two turns of
+a pair; where the greatest exceeds the least by more than 25 % the machine was
+not the same for both, and the pair is dropped. The ratio is that of the two
+rates of each pair. Run the others on the first of the processors that perf may
+use, and the front-end runs on one of its own. Back-ends that poll without a
+client take each other's processor: --pause stops (SIGSTOP) the processes that
+listen at the sockets while it is not their turn. They go on at the end, unless
+perf itself is killed with SIGKILL; then continue them with kill -CONT.
+
 The exit status is 1 if something could not be measured or a check failed.";
+
+/// The shortest measurement.
+const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Arguments of `mdevd perf`.
 #[derive(Debug, clap::Args)]
@@ -86,6 +102,38 @@ struct NetArgs {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_ring_size)]
     ring_size: u16,
 
+    /// Format of the rings
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Split)]
+    ring: Format,
+
+    /// Have the device use buffers in the order in which they were made available
+    #[arg(long)]
+    in_order: bool,
+
+    /// Packets offered before they are published to the device, 1 to 1024
+    #[arg(long, value_name = "N", default_value_t = BURST, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    burst: u32,
+
+    /// Let a received packet span several buffers, or not; without it: if the back-end can
+    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    mergeable: Option<bool>,
+
+    /// Describe header and frame of each packet by an indirect table of two
+    #[arg(long)]
+    indirect: bool,
+
+    /// Compare with the back-ends that listen at these paths, in turns
+    #[arg(long, value_name = "PATH", num_args = 1..=MOST)]
+    against: Vec<PathBuf>,
+
+    /// Pairs of turns that each comparison has
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), requires = "against")]
+    pairs: u32,
+
+    /// Stop the processes of the back-ends whose turn it is not
+    #[arg(long, requires = "against")]
+    pause: bool,
+
     /// Time of each measurement, of which there is one for each size and direction: 5s, 500ms; at least 100ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_cell_duration)]
     duration: Duration,
@@ -102,10 +150,59 @@ fn parse_ring_size(text: &str) -> Result<u16, String> {
     }
 }
 
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("say on or off".to_owned()),
+    }
+}
+
 fn parse_cell_duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
-        short if short < Duration::from_millis(100) => Err(format!("{text:?} is too short: at least 100ms")),
+        short if short < SHORTEST => Err(format!("{text:?} is too short: at least 100ms")),
         long => Ok(long),
+    }
+}
+
+impl NetArgs {
+    /// The same for the part that measures.
+    fn options(&self, command: String) -> Result<Options, String> {
+        let mode = match self.against.is_empty() {
+            true => Mode::Greatest,
+            false => {
+                Mode::Against(Against { sockets: self.against.clone(), pairs: self.pairs, pause: self.pause })
+            }
+        };
+        let turns = if self.against.is_empty() { 1 } else { self.pairs };
+        if self.duration / turns < SHORTEST {
+            return Err(format!(
+                "{turns} turns of at least {} ms do not fit into a --duration of {} ms",
+                SHORTEST.as_millis(),
+                self.duration.as_millis()
+            ));
+        }
+        if self.burst > self.ring_size.into() {
+            return Err(format!("a --burst of {} does not fit into rings of {}", self.burst, self.ring_size));
+        }
+        Ok(Options {
+            command,
+            socket: self.socket_path.clone(),
+            sizes: self.size.clone(),
+            directions: self.direction.clone(),
+            queue_pairs: self.queue_pairs,
+            shape: Shape {
+                ring_size: self.ring_size,
+                format: self.ring,
+                in_order: self.in_order,
+                burst: self.burst,
+                mergeable: self.mergeable,
+                indirect: self.indirect,
+            },
+            duration: self.duration,
+            mode,
+            json: self.json.clone(),
+        })
     }
 }
 
@@ -117,16 +214,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         signal_hook::flag::register(signal, stop.clone())
             .map_err(|error| format!("cannot catch signals: {error}"))?;
     }
-    let options = Options {
-        command: command(),
-        socket: net.socket_path.clone(),
-        sizes: net.size.clone(),
-        directions: net.direction.clone(),
-        queue_pairs: net.queue_pairs,
-        ring_size: net.ring_size,
-        duration: net.duration,
-        json: net.json.clone(),
-    };
+    let options = net.options(command())?;
     measure(&options, &stop, &mut io::stdout().lock()).map_err(|error| error.to_string())
 }
 

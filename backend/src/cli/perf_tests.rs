@@ -47,8 +47,42 @@ fn wrong_values_are_refused_with_what_would_be_right() {
         ("--ring-size 65536", "power of two"),
         ("--duration 50ms", "at least 100ms"),
         ("--duration x", "500ms"),
+        ("--burst 0", "1..=1024"),
+        ("--ring round", "split, packed"),
+        ("--mergeable yes", "on or off"),
+        ("--pairs 3", "--against"),
+        ("--pause", "--against"),
     ] {
         let message = parse(text).unwrap_err();
+        assert!(message.contains(hint), "{text}: {message}");
+    }
+}
+
+#[test]
+fn shape_of_the_rings_is_taken_from_its_options() {
+    let shape = |text| parse(text).unwrap().options(String::new()).unwrap().shape;
+    assert_eq!(shape(""), Shape::plain(256));
+    let odd = Shape { burst: 8, mergeable: Some(false), indirect: true, ..Shape::plain(64) };
+    assert_eq!(shape("--burst 8 --mergeable off --indirect --ring-size 64"), odd);
+    let packed = Shape { format: Format::Packed, in_order: true, ..Shape::plain(256) };
+    assert_eq!(shape("--ring packed --in-order"), packed);
+}
+
+#[test]
+fn others_to_compare_with_are_a_list_of_sockets() {
+    let options = parse("--against /b /c --pairs 7 --pause").unwrap().options(String::new()).unwrap();
+    let Mode::Against(against) = options.mode else { panic!("no comparison") };
+    assert_eq!((against.sockets, against.pairs, against.pause), (vec!["/b".into(), "/c".into()], 7, true));
+    assert!(matches!(parse("").unwrap().options(String::new()).unwrap().mode, Mode::Greatest));
+}
+
+#[test]
+fn options_that_do_not_fit_together_are_refused_with_both() {
+    for (text, hint) in [
+        ("--against /b --pairs 100 --duration 1s", "100 turns of at least 100 ms"),
+        ("--burst 128 --ring-size 64", "rings of 64"),
+    ] {
+        let message = parse(text).unwrap().options(String::new()).unwrap_err();
         assert!(message.contains(hint), "{text}: {message}");
     }
 }

@@ -3,14 +3,15 @@
 //! A [`Pair`] knows what it sent and what it expects; a poll takes back what the device has used, counts and checks it, and
 //! offers more. Packets carry running numbers, so that a lost or reordered packet is seen while time is measured too.
 use super::frames;
-use super::latency::{Latencies, Probe};
+use super::latency::{Latencies, Probe, Stamps, Timing};
+use super::pace::Load;
+use super::shape::BURST;
 use super::size::PacketSize;
-use crate::driver::DriverError;
 use crate::driver::net::{Packet, RxQueue, TxQueue};
+use crate::driver::{DriverError, SplitQueue, Virtqueue};
 use std::fmt;
+use std::time::Instant;
 
-/// Packets offered before the index is published.
-pub const BURST: u32 = 32;
 /// One burst in this many has a packet whose latency is taken.
 const PROBE_INTERVAL: u32 = 64;
 
@@ -71,6 +72,19 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// The packet that is known by `mark` has arrived.
+    #[inline]
+    fn arrived(&mut self, timing: &mut Timing, mark: u64) {
+        let latency = match timing {
+            Timing::Sampled(probe) if probe.marked() == Some(mark) => probe.back(),
+            Timing::Sampled(_) => None,
+            Timing::Every(stamps) => stamps.stop(mark),
+        };
+        if let Some(latency) = latency {
+            self.latencies.record(latency);
+        }
+    }
+
     /// Adds another pair's.
     pub fn merge(&mut self, other: &Counts) {
         self.packets += other.packets;
@@ -83,19 +97,24 @@ impl Counts {
 }
 
 /// A queue pair under load.
-pub struct Pair {
-    rx: RxQueue,
-    tx: TxQueue,
+pub struct Pair<Q = SplitQueue> {
+    rx: RxQueue<Q>,
+    tx: TxQueue<Q>,
     direction: Direction,
     size: PacketSize,
     care: Care,
+    /// Packets offered before they are published.
+    burst: u32,
     /// The number of the next packet to send.
     next: u64,
     /// The number of the next packet to arrive (from, loop); `None` before the first of a generator, which may have begun at any.
     expected: Option<u64>,
-    probe: Probe,
+    load: Load,
+    timing: Timing,
     counts: Counts,
     completed: u64,
+    /// Packets that found no room when they were due.
+    refused: u64,
 }
 
 /// Which of a pair's queues have to be kicked after a poll.
@@ -109,9 +128,9 @@ pub struct Polled {
     pub kick_tx: bool,
 }
 
-impl Pair {
+impl<Q: Virtqueue> Pair<Q> {
     /// A pair on fresh queues. Transmit buffers are filled with whole frames, so that later only numbers need be written.
-    pub fn new(rx: RxQueue, tx: TxQueue, direction: Direction, size: PacketSize) -> Self {
+    pub fn new(rx: RxQueue<Q>, tx: TxQueue<Q>, direction: Direction, size: PacketSize) -> Self {
         for (head, frame) in tx.frames() {
             if let Some(frame) = frame.subslice(0, usize::from(size.greatest()).min(frame.len())) {
                 frames::write(&frame, u64::from(head));
@@ -123,16 +142,19 @@ impl Pair {
             direction,
             size,
             care: Care::Numbers,
+            burst: BURST,
             next: 0,
             expected: (direction == Direction::Loop).then_some(0),
-            probe: Probe::every(PROBE_INTERVAL),
+            load: Load::Greatest,
+            timing: Timing::Sampled(Probe::every(PROBE_INTERVAL)),
             counts: Counts::default(),
             completed: 0,
+            refused: 0,
         }
     }
 
     /// The queues: receive, transmit.
-    pub fn queues(&self) -> (&RxQueue, &TxQueue) {
+    pub fn queues(&self) -> (&RxQueue<Q>, &TxQueue<Q>) {
         (&self.rx, &self.tx)
     }
 
@@ -150,20 +172,44 @@ impl Pair {
         self.care = care;
     }
 
+    /// How many packets are offered, at least one, before they are published.
+    pub fn set_burst(&mut self, burst: u32) {
+        self.burst = burst.max(1);
+    }
+
+    /// How many packets are sent from now on ([`Direction::To`], [`Direction::Loop`]).
+    pub fn set_load(&mut self, load: Load) {
+        self.load = load;
+    }
+
+    /// From now on every packet's latency is taken ([`Direction::To`], [`Direction::Loop`]).
+    pub fn time_every_packet(&mut self) {
+        self.timing = Timing::Every(Stamps::new(self.rx.queue.options().size));
+    }
+
     /// What was counted since the last time.
     pub fn take(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
     }
 
-    /// Packets that are under way (loop; otherwise 0).
+    /// Packets that were sent and did not arrive yet (from: none).
     #[inline]
     pub fn in_flight(&self) -> u64 {
-        if self.direction == Direction::Loop { self.next - self.expected.unwrap_or(0) } else { 0 }
+        match self.direction {
+            Direction::To => self.tx.queue.outstanding().into(),
+            Direction::From => 0,
+            Direction::Loop => self.next - self.expected.unwrap_or(0),
+        }
     }
 
     /// Packets that the device has used from the first on (to).
     pub fn completed(&self) -> u64 {
         self.completed
+    }
+
+    /// Packets that were sent from the first on, and those that found no room when they were due.
+    pub fn offered(&self) -> [u64; 2] {
+        [self.next, self.refused]
     }
 
     /// Which way its packets go.
@@ -185,20 +231,18 @@ impl Pair {
     }
 
     fn poll_to(&mut self, send: bool) -> Result<Polled, DriverError> {
-        let Self { tx, probe, counts, completed, .. } = self;
-        let used = tx.reclaim(2 * BURST, |head| {
-            if probe.marked() == Some(u64::from(head)) {
-                probe.back().into_iter().for_each(|latency| counts.latencies.record(latency));
-            }
-        })?;
+        let limit = self.limit();
+        let Self { tx, timing, counts, completed, .. } = self;
+        let used = tx.reclaim(limit, |head| counts.arrived(timing, head.into()))?;
         counts.packets += u64::from(used);
         *completed += u64::from(used);
+        let room = self.tx.idle() as u64;
         let mut polled = Polled { packets: used, ..Polled::default() };
-        if send && let Some((last, bytes)) = self.send(BURST)? {
-            polled.kick_tx = self.tx.queue.publish();
+        if send {
             // The device uses all of them soon: what is under way at the end of a run does not show.
+            let (kick, bytes) = self.send(room)?;
+            polled.kick_tx = kick;
             self.counts.bytes += bytes;
-            self.probe.burst(u64::from(last));
         }
         Ok(polled)
     }
@@ -210,27 +254,59 @@ impl Pair {
     }
 
     fn poll_loop(&mut self, send: bool) -> Result<Polled, DriverError> {
-        self.tx.reclaim(2 * BURST, |_| ())?;
+        self.tx.reclaim(self.limit(), |_| ())?;
         let packets = self.receive()?;
         let kick_rx = packets > 0 && self.rx.queue.publish();
         let mut polled = Polled { packets, kick_rx, kick_tx: false };
         // Never more under way than there are receive buffers: then a packet is lost only by the device's fault.
         let room = u64::from(self.rx.queue.options().size).saturating_sub(self.in_flight());
-        let burst = room.min(BURST.into()) as u32;
-        let first = self.next;
-        if send && burst > 0 && self.send(burst)?.is_some() {
-            polled.kick_tx = self.tx.queue.publish();
-            if self.next > first {
-                self.probe.burst(self.next - 1);
-            }
+        if send {
+            polled.kick_tx = self.send(room)?.0;
         }
         Ok(polled)
     }
 
-    /// Offers up to `count` packets: the last one's head and the bytes of all; `None` if no buffer was idle.
+    /// How many packets are taken from a ring at a time. At the greatest rate neither side is to wait for the other's whole ring;
+    /// below it nothing may be left there that somebody needs room for.
+    fn limit(&self) -> u32 {
+        if matches!(self.load, Load::Greatest) { 2 * self.burst } else { u32::MAX }
+    }
+
+    /// Sends what the load wants, as far as there is `room`, and publishes each burst of it: whether the device wants a
+    /// kick, and the bytes.
     #[inline]
-    fn send(&mut self, count: u32) -> Result<Option<(u16, u64)>, DriverError> {
-        let Self { tx, size, care, next, .. } = self;
+    fn send(&mut self, room: u64) -> Result<(bool, u64), DriverError> {
+        let burst = self.burst;
+        let wanted = match &mut self.load {
+            Load::Greatest => burst,
+            Load::One => 1,
+            Load::Paced(pace) => pace.due(Instant::now()),
+        };
+        let mut left = match self.load {
+            Load::One if self.in_flight() > 0 => 0,
+            _ => room.min(wanted.into()) as u32,
+        };
+        let (mut kick, mut bytes) = (false, 0);
+        let first = self.next;
+        while left > 0 {
+            let Some(sent) = self.send_burst(left.min(burst))? else { break };
+            kick |= self.tx.queue.publish();
+            bytes += sent;
+            left = left.saturating_sub(burst);
+        }
+        if matches!(self.load, Load::Paced(_)) {
+            self.refused += u64::from(wanted).saturating_sub(self.next - first);
+        }
+        Ok((kick, bytes))
+    }
+
+    /// Offers up to `count` packets: the bytes of all; `None` if no buffer was idle.
+    #[inline]
+    fn send_burst(&mut self, count: u32) -> Result<Option<u64>, DriverError> {
+        let Self { tx, size, care, next, timing, direction, .. } = self;
+        let now = matches!(timing, Timing::Every(_)).then(Instant::now);
+        // A packet is known by what tells of its arrival: its buffer's use, or its number.
+        let mark = |head: u16, number: u64| if *direction == Direction::To { head.into() } else { number };
         let (mut last, mut bytes) = (None, 0u64);
         tx.send(count, |head, frame| {
             let len = size.of(*next);
@@ -241,19 +317,26 @@ impl Pair {
             } else {
                 frames::stamp(frame, *next);
             }
+            if let (Timing::Every(stamps), Some(now)) = (&mut *timing, now) {
+                stamps.start(mark(head, *next), now);
+            }
+            last = Some(mark(head, *next));
             *next += 1;
-            last = Some(head);
             bytes += u64::from(len);
             len.into()
         })?;
-        Ok(last.map(|head| (head, bytes)))
+        if let (Timing::Sampled(probe), Some(last)) = (timing, last) {
+            probe.burst(last);
+        }
+        Ok(last.map(|_| bytes))
     }
 
     #[inline]
     fn receive(&mut self) -> Result<u32, DriverError> {
-        let Self { rx, probe, counts, expected, care, direction, size, .. } = self;
+        let limit = self.limit();
+        let Self { rx, timing, counts, expected, care, direction, size, .. } = self;
         let mut last = None;
-        let packets = rx.receive(2 * BURST, |head, packet| {
+        let packets = rx.receive(limit, |head, packet| {
             counts.bytes += packet.len() as u64;
             last = Some(head);
             let mark = if *direction == Direction::From {
@@ -261,9 +344,7 @@ impl Pair {
             } else {
                 frames::number(&packet.frame()).unwrap_or(u64::MAX)
             };
-            if probe.marked() == Some(mark) {
-                probe.back().into_iter().for_each(|latency| counts.latencies.record(latency));
-            }
+            counts.arrived(timing, mark);
             if *care != Care::None {
                 let whole = examine(packet, expected, counts);
                 if *care == Care::Bytes
@@ -275,7 +356,7 @@ impl Pair {
         })?;
         counts.packets += u64::from(packets);
         if self.direction == Direction::From
-            && let Some(last) = last
+            && let (Timing::Sampled(probe), Some(last)) = (&mut self.timing, last)
         {
             probe.burst(last.into());
         }
@@ -286,7 +367,9 @@ impl Pair {
     pub fn give_up_in_flight(&mut self) {
         self.counts.lost += self.in_flight();
         self.expected = Some(self.next);
-        self.probe.forget();
+        if let Timing::Sampled(probe) = &mut self.timing {
+            probe.forget();
+        }
     }
 }
 

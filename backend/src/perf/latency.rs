@@ -36,6 +36,12 @@ impl Latencies {
         self.0.as_ref().map_or(0, Histogram::len)
     }
 
+    /// The least and the greatest in microseconds; `None` without samples.
+    pub fn extremes_us(&self) -> Option<[f64; 2]> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        Some([histogram.min() as f64 / 1e3, histogram.max() as f64 / 1e3])
+    }
+
     /// The latency in microseconds that `share` (0 to 1) of the samples do not exceed; `None` without samples.
     pub fn quantile_us(&self, share: f64) -> Option<f64> {
         let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
@@ -92,9 +98,57 @@ impl Probe {
     }
 }
 
+/// Follows every packet: when each was sent, by a place of its own while it is under way.
+#[derive(Clone, Debug)]
+pub struct Stamps(Vec<Option<Instant>>);
+
+impl Stamps {
+    /// Of packets of which at most `places` are under way at a time.
+    pub fn new(places: u16) -> Self {
+        Stamps(vec![None; places.max(1).into()])
+    }
+
+    /// The packet at `place` (modulo the number of places) was sent.
+    #[inline]
+    pub fn start(&mut self, place: u64, now: Instant) {
+        let count = self.0.len() as u64;
+        if let Some(stamp) = self.0.get_mut((place % count) as usize) {
+            *stamp = Some(now);
+        }
+    }
+
+    /// The packet at `place` is back: its latency; `None` if it was not sent.
+    #[inline]
+    pub fn stop(&mut self, place: u64) -> Option<Duration> {
+        let count = self.0.len() as u64;
+        let stamp = self.0.get_mut((place % count) as usize)?.take()?;
+        Some(stamp.elapsed())
+    }
+}
+
+/// Which packets' latencies are taken.
+#[derive(Debug)]
+pub enum Timing {
+    /// Some.
+    Sampled(Probe),
+    /// All.
+    Every(Stamps),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stamps_tell_each_latency_once() {
+        let mut stamps = Stamps::new(4);
+        let now = Instant::now();
+        stamps.start(2, now);
+        stamps.start(7, now);
+        assert!(stamps.stop(6).is_some(), "place 2 again, modulo 4");
+        assert_eq!((stamps.stop(2), stamps.stop(0)), (None, None));
+        assert!(stamps.stop(7).is_some());
+    }
 
     #[test]
     fn quantiles_are_of_the_recorded_values_in_microseconds() {

@@ -86,6 +86,11 @@ impl Outcome {
         (!self.share.samples.is_empty() && others > DISTURBANCE).then_some(others)
     }
 
+    /// What is wrong with the packets, each with the cell's name.
+    pub fn complaints(&self) -> impl Iterator<Item = String> {
+        self.faults.iter().map(|fault| format!("{} {}: {fault}", self.direction, self.size))
+    }
+
     /// All measurements, for the report.
     pub fn measurements(&self) -> impl Iterator<Item = &Measurement> {
         [&self.rate, &self.throughput, &self.device, &self.drops]

@@ -1,7 +1,7 @@
 //! Timing: threads that drive their pairs, cut into slices.
 use super::drive::{Care, Counts, Direction, Pair};
 use super::roundtrip::pin_to;
-use crate::driver::{DriverError, RingFds};
+use crate::driver::{DriverError, RingFds, SplitQueue, Virtqueue};
 use crate::sys::Kicks;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,9 +53,9 @@ pub enum RunError {
 }
 
 /// A pair with the counters by which its rings are kicked.
-pub struct Member {
+pub struct Member<Q = SplitQueue> {
     /// The pair.
-    pub pair: Pair,
+    pub pair: Pair<Q>,
     /// Of the receive ring.
     pub rx: RingFds,
     /// Of the transmit ring.
@@ -89,8 +89,8 @@ pub struct Slice {
 ///
 /// # Errors
 /// [`RunError`]. The rings are then in an undefined state.
-pub fn drive(
-    members: &mut [Member],
+pub fn drive<Q: Virtqueue>(
+    members: &mut [Member<Q>],
     plan: &Plan,
     cpus: &[usize],
     stop: &AtomicBool,
@@ -171,8 +171,8 @@ fn watch(
     !alive()
 }
 
-fn one_thread(
-    members: &mut [Member],
+fn one_thread<Q: Virtqueue>(
+    members: &mut [Member<Q>],
     first: usize,
     plan: &Plan,
     stop: &AtomicBool,
@@ -221,7 +221,7 @@ fn processor_time() -> f64 {
 
 /// One poll of one pair, with the kicks it takes; how many packets arrived.
 #[inline]
-fn round(member: &mut Member, send: bool) -> Result<u32, DriverError> {
+fn round<Q: Virtqueue>(member: &mut Member<Q>, send: bool) -> Result<u32, DriverError> {
     let polled = member.pair.poll(send)?;
     if polled.kick_rx {
         member.rx.kick.signal();
@@ -259,7 +259,7 @@ impl Silence {
 }
 
 /// Nothing arrived for a while.
-fn idle(members: &mut [Member], first: usize, since: Duration) -> Result<(), RunError> {
+fn idle<Q: Virtqueue>(members: &mut [Member<Q>], first: usize, since: Duration) -> Result<(), RunError> {
     if since < GIVE_UP {
         return Ok(());
     }
@@ -279,8 +279,8 @@ fn idle(members: &mut [Member], first: usize, since: Duration) -> Result<(), Run
 ///
 /// # Errors
 /// [`RunError`].
-pub fn verify(
-    members: &mut [Member],
+pub fn verify<Q: Virtqueue>(
+    members: &mut [Member<Q>],
     packets: u64,
     stop: &AtomicBool,
     alive: impl Fn() -> bool,

@@ -16,6 +16,11 @@ More: mdevd perf net --help
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut rows = vec![heading()];
     rows.extend(outcomes.iter().map(row));
+    aligned(&rows) + LEGEND + &warning(outcomes)
+}
+
+/// Rows of equal length as columns: the first to the left, the others to the right.
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -23,7 +28,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
         })
         .collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             // Writing into a string does not fail.
@@ -35,7 +40,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text + LEGEND + &warning(outcomes)
+    text
 }
 
 /// A word on what else ran here, if that was enough to spoil the figures.
@@ -81,7 +86,7 @@ fn row(outcome: &Outcome) -> Vec<String> {
 }
 
 /// The median, or a dash where there is none.
-fn value(result: &Measurement, digits: usize) -> String {
+pub fn value(result: &Measurement, digits: usize) -> String {
     match result.status {
         Status::Skipped => "-".to_owned(),
         _ if result.samples.is_empty() => "-".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -172,22 +172,87 @@ fn socket_that_nobody_listens_on_is_an_error_that_names_it() {
     assert!(err.contains("/nonexistent/net.sock"), "{err}");
 }
 
+/// Another device, which listens in a folder of its own.
+struct Other {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Other {
+    fn start(link: &str) -> Other {
+        let folder = tempfile::tempdir().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_mdevd"))
+            .args(["net", "--link", link, "--socket-path"])
+            .arg(folder.path().join("net.sock"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let other = Other { child, folder };
+        wait_for(|| other.socket().exists().then_some(()));
+        other
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("net.sock")
+    }
+
+    /// How its process is: R, S, T ...
+    fn state(&self) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _ = kill_process(Pid::from_child(&self.child), Signal::CONT);
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn back_end_that_sends_nothing_is_an_error_that_says_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("net.sock");
-    let mut device = Command::new(env!("CARGO_BIN_EXE_mdevd"))
-        .args(["net", "--link", "null", "--socket-path"])
-        .arg(&socket)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_for(|| socket.exists().then_some(()));
-    let arguments = format!("--socket-path {} --size 64 --direction from", socket.display());
+    let device = Other::start("null");
+    let arguments = format!("--socket-path {} --size 64 --direction from", device.socket().display());
     let (status, out, err) = Run::start(&arguments).end();
-    kill_process(Pid::from_child(&device), Signal::TERM).unwrap();
-    device.wait().unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(err.contains("no packet for"), "{err}");
     assert!(out.contains("FAILED"), "{out}");
+}
+
+#[test]
+fn shapes_of_rings_are_verified_in_a_loop() {
+    for shape in ["--indirect --burst 4", "--mergeable off --burst 64", "--mergeable on --indirect"] {
+        let arguments = format!("--size 64,imix --direction loop --duration 100ms {shape}");
+        let (status, out, err) = Run::start(&arguments).end();
+        assert!(status.success(), "{shape}: {err}{out}");
+    }
+}
+
+#[test]
+fn two_back_ends_are_compared_in_turns_and_the_one_that_waits_is_stopped() {
+    let other = Other::start("loopback");
+    let arguments = format!(
+        "--size 64 --direction loop --duration 400ms --pairs 2 --pause --json - --against {}",
+        other.socket().display()
+    );
+    let run = Run::start(&arguments);
+    wait_for(|| (other.state() == Some('T')).then_some(()));
+    let (status, out, err) = run.end();
+    assert!(status.success(), "{err}{out}");
+    assert_ne!(other.state(), Some('T'), "it goes on in the end");
+    let report: Report = serde_json::from_str(&out).expect("nothing but the report");
+    let count = |name: &str| report.result(name).map_or(0, |result| result.samples.len());
+    let dropped = report.result("loop/64/B/pairs-dropped").unwrap().median as usize;
+    assert_eq!(count("loop/64/A-by-B/ratio") + dropped, 2);
+    assert_eq!(count("loop/64/A-beside-B/rate"), count("loop/64/B/rate"));
+}
+
+#[test]
+fn other_that_nobody_listens_for_is_an_error_that_names_it() {
+    let (status, _, err) =
+        Run::start("--size 64 --direction to --duration 500ms --against /nonexistent/other.sock").end();
+    assert_eq!(status.code(), Some(1));
+    assert!(err.contains("/nonexistent/other.sock"), "{err}");
 }

@@ -22,6 +22,7 @@ use mdevd::perf::device::{DeviceOptions, DeviceProcess};
 use mdevd::perf::drive::Direction;
 use mdevd::perf::outcome::Outcome;
 use mdevd::perf::roundtrip;
+use mdevd::perf::shape::Shape;
 use mdevd::perf::size::PacketSize;
 use mdevd::report::{Measurement, Report, Status, median, online_cpus};
 
@@ -132,7 +133,7 @@ impl Cores {
             direction,
             size: SIZE,
             queue_pairs: 1,
-            ring_size: args.ring_size,
+            shape: Shape::plain(args.ring_size),
             duration: args.duration,
             cpus: vec![self.driver],
             numbered: false,
