@@ -41,7 +41,7 @@ pub enum FileKind {
 }
 
 /// Which files are accepted as guest memory.
-#[derive(Copy, Clone, Debug, Default)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct FilePolicy {
     /// Accept regular files on any filesystem. A page fault in such a file may then wait for a disk, a network or
     /// a FUSE server, and the worker that touches it waits too.

@@ -75,6 +75,13 @@ fn the_options_of_mdevd_net_are_those_of_its_help() {
 }
 
 #[test]
+fn the_options_of_mdevd_serve_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let serve = command.find_subcommand("serve").expect("mdevd serve");
+    none(&documents::options(&page("docs/src/operating.md"), "mdevd serve", serve));
+}
+
+#[test]
 fn the_options_of_mdevd_perf_net_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let net =

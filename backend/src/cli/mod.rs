@@ -1,6 +1,6 @@
 //! The command line.
 //!
-//! `mdevd net` serves a device and follows the conventions for back-end programs of QEMU's vhost-user document;
+//! `mdevd serve` serves the devices of a file, `mdevd net` serves one and follows the conventions for back-end programs of QEMU's vhost-user document;
 //! under the name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that
 //! follows these conventions knows no subcommands.
 //!
@@ -13,6 +13,7 @@ mod man;
 mod net;
 mod perf;
 mod regress;
+mod serve;
 mod values;
 
 use std::ffi::OsString;
@@ -32,7 +33,8 @@ const AFTER_HELP: &str = "Environment:\n  \
     RUST_LOG is read if it is not set\n\n\
     Signals:\n  \
     SIGTERM, SIGINT  stop all queues, remove the socket, exit with status 0; a second one exits at once\n  \
-    SIGUSR1          write the counters of all queues to standard error";
+    SIGUSR1          write the counters of all queues to standard error\n  \
+    SIGHUP           mdevd serve: read the file again";
 
 /// Software mediated devices, served to virtual machines from a userspace process.
 #[derive(Debug, Parser)]
@@ -46,6 +48,8 @@ struct Cli {
 enum Command {
     /// Serve a virtio network device over vhost-user
     Net(net::Args),
+    /// Serve many devices in one process, as a file describes them
+    Serve(serve::Args),
     /// Measure a device: start one, or drive one that runs, and print what it reaches
     Perf(perf::Args),
     /// Replay what happens to a device whose memory is taken away, and check that it holds
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let result = match cli.command {
         Command::Net(args) => net::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Perf(args) => perf::run(&args),
         Command::Regress(args) => regress::run(&args),
         Command::Man(args) => man::run(&args),

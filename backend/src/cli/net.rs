@@ -7,15 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::daemon::{CounterSocket, Daemon, Endpoint, Options};
-use crate::device::net::{NetConfig, NetDevice, parse_mac};
+use crate::device::net::{NetConfig, NetDevice, QUEUE_NAMES, parse_mac};
 use crate::link::LinkKind;
 use crate::sys::inherit;
 use crate::worker::Mode;
 
 use super::values::{parse_cpus, parse_duration, parse_mode};
-
-/// Ring 0 of a pair is filled by the device, ring 1 by the driver; named as the guest sees them.
-const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
 
 /// Arguments of `mdevd net`.
 #[derive(Debug, clap::Args)]

@@ -2,145 +2,92 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mdev_dma::Windows;
 
-use crate::limit::LogLimit;
 use crate::report::MemoryLine;
-use crate::session::{Queues, Session, SessionError, SessionOptions};
 use crate::sys::{Interest, Poll, Readiness, Ready, Timer};
 use crate::worker::{EventSource, WorkerEvent};
 
+use super::connection::Connection;
 use super::counters::CounterSocket;
-use super::dialer::Dialer;
-use super::endpoint::{Endpoint, Listener};
-use super::rings::Rings;
+use super::key::Key;
+use super::plan::{Plan, Plans};
+use super::pool::Pool;
+use super::served::Served;
 use super::signals::Signals;
-use super::stats::{self, QueueNames, Rates};
-use super::{DaemonError, Options};
+use super::{DaemonError, stats};
 
-/// Connections at a time.
-pub const MAX_CONNECTIONS: usize = 16;
-
-/// Front-ends accepted before others are looked after.
-const ACCEPTS_AT_ONCE: usize = MAX_CONNECTIONS;
-/// How long accepting pauses when it failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long rings may take to stop when the process ends.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
-// What the descriptors go by in the poll; a connection goes by its number, counted from 1, above the last of
-// these.
-const LISTENER: u64 = 0;
-const EVENTS: u64 = 1;
-const TIMER: u64 = 2;
-const STOP: u64 = 3;
-const PRINT: u64 = 4;
-const COUNTERS: u64 = 5;
-const CONNECTION: u64 = 5;
-
-static COMINGS: LogLimit = LogLimit::new(20, Duration::from_secs(10));
-static REFUSALS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
-static ACCEPT_ERRORS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
-
 pub(super) struct Control {
-    poll: Poll,
+    pub(super) poll: Poll,
     timer: Timer,
     signals: Signals,
     events: EventSource,
-    rings: Rings,
-    windows: Arc<Windows>,
-    connections: BTreeMap<u64, Connection>,
-    next_connection: u64,
-    /// `None` while draining, and where front-ends do not come to us.
-    listener: Option<Listener>,
-    /// `None` while draining, and where we do not go to a front-end.
-    dialer: Option<Dialer>,
-    /// Accepting failed: when to try again.
-    accept_at: Option<Instant>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) windows: Arc<Windows>,
+    pub(super) devices: BTreeMap<u64, Served>,
+    pub(super) next_device: u64,
+    pub(super) connections: BTreeMap<u64, Connection>,
+    pub(super) next_connection: u64,
+    /// What is to be served, where that can change.
+    pub(super) plans: Option<Box<dyn Plans>>,
+    /// What is not served yet.
+    pub(super) wanted: Vec<Plan>,
     /// When the rings must have stopped, once the process is to end.
     drain_until: Option<Instant>,
-    stats: Option<Stats>,
+    /// How often rates are written, and when next.
+    stats: Option<(Duration, Instant)>,
     counters: Option<CounterSocket>,
-    names: QueueNames,
-    sessions: SessionOptions,
 }
 
-/// One front-end.
-struct Connection {
-    session: Session,
-    interest: Interest,
-    /// When the session wants to be called.
-    tick: Option<Instant>,
-    /// It is gone, but for its rings and its memory.
-    closing: bool,
-}
-
-/// The line of rates that is written from time to time.
-struct Stats {
-    every: Duration,
-    next: Instant,
-    rates: Rates,
+/// What the loop starts with.
+pub(super) struct Parts {
+    pub(super) pool: Pool,
+    pub(super) events: EventSource,
+    pub(super) windows: Arc<Windows>,
+    pub(super) stats: Option<Duration>,
+    pub(super) counters: Option<CounterSocket>,
+    pub(super) plans: Option<Box<dyn Plans>>,
 }
 
 impl Control {
-    pub(super) fn new(
-        endpoint: Endpoint,
-        rings: Rings,
-        events: EventSource,
-        windows: Arc<Windows>,
-        options: Options,
-    ) -> Result<Control, DaemonError> {
-        let names = options.queue_names;
-        let now = Instant::now();
-        let stats = options.stats.map(|every| {
-            let rates = Rates::new(rings.device().as_ref(), names, now);
-            Stats { every, next: after(now, every), rates }
-        });
-        let watching = DaemonError::system("watch descriptors");
-        let control = (|| {
-            let mut control = Control {
-                poll: Poll::new()?,
-                timer: Timer::new()?,
-                signals: Signals::install()?,
-                events,
-                rings,
-                windows,
-                connections: BTreeMap::new(),
-                next_connection: 1,
-                listener: None,
-                dialer: None,
-                accept_at: None,
-                drain_until: None,
-                stats,
-                counters: options.counters,
-                names,
-                sessions: options.sessions,
-            };
-            let poll = &control.poll;
-            poll.add(&control.timer, TIMER, Interest::READ)?;
-            poll.add(&control.events, EVENTS, Interest::READ)?;
-            poll.add(&control.signals.stop.0, STOP, Interest::READ)?;
-            poll.add(&control.signals.print.0, PRINT, Interest::READ)?;
-            if let Some(counters) = &control.counters {
-                poll.add(counters, COUNTERS, Interest::READ)?;
-            }
-            match endpoint {
-                Endpoint::Listening(listener) => {
-                    poll.add(&listener, LISTENER, Interest::READ)?;
-                    control.listener = Some(listener);
-                }
-                Endpoint::Connected(socket) => {
-                    control.connect(socket)?;
-                }
-                Endpoint::Dialing(dialer) => control.dialer = Some(dialer),
-            }
-            Ok(control)
-        })();
-        control.map_err(watching)
+    /// A loop that serves nothing yet.
+    pub(super) fn new(parts: Parts) -> io::Result<Control> {
+        let Parts { pool, events, windows, stats, counters, plans } = parts;
+        let control = Control {
+            poll: Poll::new()?,
+            timer: Timer::new()?,
+            signals: Signals::install(plans.is_some())?,
+            events,
+            pool: Arc::new(pool),
+            windows,
+            devices: BTreeMap::new(),
+            next_device: 0,
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            plans,
+            wanted: Vec::new(),
+            drain_until: None,
+            stats: stats.map(|every| (every, after(Instant::now(), every))),
+            counters,
+        };
+        let poll = &control.poll;
+        poll.add(&control.timer, Key::Timer.number(), Interest::READ)?;
+        poll.add(&control.events, Key::Events.number(), Interest::READ)?;
+        poll.add(&control.signals.stop.0, Key::Stop.number(), Interest::READ)?;
+        poll.add(&control.signals.print.0, Key::Print.number(), Interest::READ)?;
+        if let Some(reload) = &control.signals.reload {
+            poll.add(&reload.0, Key::Reload.number(), Interest::READ)?;
+        }
+        if let Some(counters) = &control.counters {
+            poll.add(counters, Key::Counters.number(), Interest::READ)?;
+        }
+        Ok(control)
     }
 
     pub(super) fn run(mut self) -> Result<(), DaemonError> {
@@ -149,222 +96,92 @@ impl Control {
             self.timer.set(self.next_deadline()).map_err(DaemonError::system("set a timer"))?;
             self.poll.wait(None, &mut ready).map_err(DaemonError::system("wait for descriptors"))?;
             for &(key, readiness) in &ready {
-                self.dispatch(key, readiness)?;
+                self.dispatch(Key::of(key), readiness)?;
             }
-            self.pass_on();
             self.on_time(Instant::now())?;
         }
         Ok(())
     }
 
+    /// Nobody is there, and nobody can come. Plans may change, so a process that has some waits.
     fn finished(&self) -> bool {
-        self.connections.is_empty() && self.listener.is_none() && self.dialer.is_none()
+        let nobody_comes = self.plans.is_none() && self.devices.values().all(Served::is_shut);
+        self.connections.is_empty() && (nobody_comes || self.draining())
     }
 
-    fn dispatch(&mut self, key: u64, readiness: Readiness) -> Result<(), DaemonError> {
+    pub(super) fn draining(&self) -> bool {
+        self.drain_until.is_some()
+    }
+
+    fn dispatch(&mut self, key: Key, readiness: Readiness) -> Result<(), DaemonError> {
         match key {
-            LISTENER => self.accept(),
-            EVENTS => return self.events.take().into_iter().try_for_each(|event| self.obey(event)),
-            TIMER => self.timer.rang(),
-            STOP => self.drain(),
-            PRINT => {
+            Key::Listener(device) => self.accept(device),
+            Key::Connection(conn) => self.serve(conn, readiness),
+            Key::Events => return self.events.take().into_iter().try_for_each(|event| self.obey(event)),
+            Key::Timer => self.timer.rang(),
+            Key::Stop => self.drain(),
+            Key::Print => {
                 self.signals.print.take();
-                print(&stats::table(self.rings.device().as_ref(), self.names, MemoryLine::of(&self.windows)));
+                self.print_counters();
             }
-            COUNTERS => self.count(),
-            connection => self.serve(connection - CONNECTION, readiness),
+            Key::Reload => {
+                if let Some(reload) = &self.signals.reload {
+                    reload.take();
+                }
+                self.reload();
+            }
+            Key::Counters => self.count(),
         }
         Ok(())
-    }
-
-    /// Answers whoever measures this process; without them it has nobody to run for.
-    fn count(&mut self) {
-        let (device, windows) = (self.rings.device().as_ref(), &self.windows);
-        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(device, windows)) {
-            self.poll.remove(&counters);
-            self.drain();
-        }
-    }
-
-    fn accept(&mut self) {
-        for _ in 0..ACCEPTS_AT_ONCE {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Ok(None) => return,
-                Ok(Some(socket)) => {
-                    if let Err(error) = self.connect(socket) {
-                        return self.pause(&error);
-                    }
-                }
-                Err(error) => return self.pause(&error),
-            }
-        }
-    }
-
-    /// Nothing can be accepted now, and the listener would be ready all the time: it is left alone for a
-    /// moment.
-    fn pause(&mut self, error: &io::Error) {
-        if let Some(left_out) = ACCEPT_ERRORS.permit() {
-            log::error!("cannot accept a front-end: {error}; trying again in {ACCEPT_PAUSE:?}{left_out}");
-        }
-        if let Some(listener) = &self.listener {
-            let _ = self.poll.change(listener, LISTENER, Interest::empty());
-            self.accept_at = Some(after(Instant::now(), ACCEPT_PAUSE));
-        }
-    }
-
-    /// Calls on the front-end.
-    fn dial(&mut self, now: Instant) {
-        let name = self.rings.device().name();
-        let Some(socket) = self.dialer.as_mut().and_then(|dialer| dialer.dial(name, now)) else { return };
-        let connected = self.connect(socket);
-        let Some(dialer) = &mut self.dialer else { return };
-        match connected {
-            Ok(Some(conn)) => dialer.connected(conn, now),
-            Ok(None) => dialer.wait(now),
-            Err(error) => {
-                if let Some(left_out) = ACCEPT_ERRORS.permit() {
-                    log::error!("cannot serve a front-end: {error}; trying again{left_out}");
-                }
-                dialer.wait(now);
-            }
-        }
-    }
-
-    /// Begins to serve a front-end: the connection's number, `None` if there are too many.
-    fn connect(&mut self, socket: OwnedFd) -> io::Result<Option<u64>> {
-        let open = self.connections.values().filter(|connection| !connection.closing).count();
-        if open >= MAX_CONNECTIONS {
-            if let Some(left_out) = REFUSALS.permit() {
-                let name = self.rings.device().name();
-                log::warn!("{name}: refused a front-end: {open} are connected, and no more may be{left_out}");
-            }
-            return Ok(None);
-        }
-        let conn = self.next_connection;
-        let device = self.rings.device().clone();
-        let (windows, options) = (self.windows.clone(), self.sessions.clone());
-        let session = Session::with_options(conn, socket, device, windows, options)?;
-        self.poll.add(session.fd(), CONNECTION + conn, Interest::READ)?;
-        self.next_connection += 1;
-        let connection = Connection { session, interest: Interest::READ, tick: None, closing: false };
-        self.connections.insert(conn, connection);
-        if let Some(left_out) = COMINGS.permit() {
-            log::info!("{}: connection {conn}: a front-end is there{left_out}", self.rings.device().name());
-        }
-        Ok(Some(conn))
-    }
-
-    /// Something happened on a connection's socket.
-    fn serve(&mut self, conn: u64, readiness: Readiness) {
-        let Some(connection) = self.connections.get_mut(&conn) else { return };
-        let mut result = Ok(());
-        if readiness.writable {
-            result = connection.session.writable(&mut self.rings);
-        }
-        if result.is_ok() && (readiness.readable || readiness.hung_up) {
-            // Takes what arrived before the hang-up, then ends, also where nothing is read at the moment.
-            result = connection.session.readable(&mut self.rings);
-        }
-        match result {
-            Err(error) => self.close(conn, Some(&error)),
-            Ok(()) => self.refresh(conn, Instant::now()),
-        }
-    }
-
-    /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and
-    /// drops it when its end is complete.
-    fn refresh(&mut self, conn: u64, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&conn) else { return };
-        connection.tick = connection.session.tick(&mut self.rings, now);
-        if connection.closing {
-            if connection.session.is_closed() {
-                self.connections.remove(&conn);
-            }
-            return;
-        }
-        let mut interest = Interest::empty();
-        interest.set(Interest::READ, connection.session.wants_read());
-        interest.set(Interest::WRITE, connection.session.wants_write());
-        if interest != connection.interest {
-            connection.interest = interest;
-            let _ = self.poll.change(connection.session.fd(), CONNECTION + conn, interest);
-        }
-    }
-
-    /// Ends a connection; the session stays until its rings have stopped and its memory is let go.
-    fn close(&mut self, conn: u64, why: Option<&SessionError>) {
-        let Some(connection) = self.connections.get_mut(&conn) else { return };
-        if !connection.closing {
-            connection.closing = true;
-            self.poll.remove(connection.session.fd());
-            connection.session.close(&mut self.rings);
-            if let Some(dialer) = &mut self.dialer {
-                dialer.ended(conn, Instant::now());
-            }
-            if let Some(left_out) = COMINGS.permit() {
-                let name = self.rings.device().name();
-                match why {
-                    None => log::info!("{name}: connection {conn}: closed{left_out}"),
-                    Some(error @ SessionError::Closed) => {
-                        log::info!("{name}: connection {conn}: {error}{left_out}")
-                    }
-                    Some(error) => log::warn!("{name}: connection {conn}: closed: {error}{left_out}"),
-                }
-            }
-        }
-        self.refresh(conn, Instant::now());
     }
 
     fn obey(&mut self, event: WorkerEvent) -> Result<(), DaemonError> {
         match event {
             WorkerEvent::Started { .. } => {}
-            WorkerEvent::Stopped { token, state, .. } => {
-                let Some(conn) = self.rings.stopped(token) else { return Ok(()) };
-                if let Some(connection) = self.connections.get_mut(&conn) {
-                    connection.session.queue_stopped(&mut self.rings, token, state);
-                }
-                self.refresh(conn, Instant::now());
-            }
-            WorkerEvent::Failed { index, error, .. } => {
-                let owner = self.rings.owner();
-                if let Some(connection) = owner.and_then(|conn| self.connections.get_mut(&conn)) {
-                    connection.session.queue_failed(index, &error);
-                }
-            }
+            WorkerEvent::Stopped { token, state, .. } => self.ring_stopped(token, state),
+            WorkerEvent::Failed { device_key, index, error } => self.ring_failed(device_key, index, &error),
             WorkerEvent::Died { worker } => {
-                self.rings.abandon();
+                self.pool.abandon();
                 return Err(DaemonError::WorkerDied(worker));
             }
         }
         Ok(())
     }
 
-    /// Tells those who wait for the device that it is free, oldest first.
-    fn pass_on(&mut self) {
-        while self.rings.take_freed() {
-            let conns: Vec<u64> = self.connections.keys().copied().collect();
-            for conn in conns {
-                if let Some(connection) = self.connections.get_mut(&conn) {
-                    connection.session.device_free(&mut self.rings);
-                }
-                self.refresh(conn, Instant::now());
-            }
+    fn print_counters(&self) {
+        let mut text: String = self
+            .devices
+            .values()
+            .map(|served| stats::table(served.device().as_ref(), served.names))
+            .collect();
+        text.push_str(&stats::memory(MemoryLine::of(&self.windows)));
+        print(&text);
+    }
+
+    /// Answers whoever measures this process; without them it has nobody to run for.
+    fn count(&mut self) {
+        let Some(served) = self.devices.values().next() else { return };
+        let (device, windows) = (served.device().as_ref(), &self.windows);
+        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(device, windows)) {
+            self.poll.remove(&counters);
+            self.drain();
         }
     }
 
     /// The process is to end: nobody is accepted any more, and everybody's rings are stopped.
     fn drain(&mut self) {
         self.signals.stop.take();
-        if self.drain_until.is_some() {
+        if self.draining() {
             return;
         }
-        log::info!("{}: stopping", self.rings.device().name());
-        if let Some(listener) = self.listener.take() {
-            self.poll.remove(&listener);
+        match self.devices.values().next() {
+            Some(only) if self.plans.is_none() => log::info!("{}: stopping", only.name()),
+            _ => log::info!("stopping {} devices", self.devices.len()),
         }
-        self.dialer = None;
-        self.accept_at = None;
+        self.wanted.clear();
+        for served in self.devices.values_mut() {
+            served.shut(&self.poll);
+        }
         self.drain_until = Some(after(Instant::now(), DRAIN_WITHIN));
         let conns: Vec<u64> = self.connections.keys().copied().collect();
         for conn in conns {
@@ -373,10 +190,11 @@ impl Control {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let dial = self.dialer.as_ref().and_then(|dialer| dialer.due(Instant::now()));
+        let now = Instant::now();
         let ticks = self.connections.values().filter_map(|connection| connection.tick);
-        let stats = self.stats.as_ref().map(|stats| stats.next);
-        ticks.chain(stats).chain(self.accept_at).chain(dial).chain(self.drain_until).min()
+        let comings = self.devices.values().filter_map(|served| served.due(now));
+        let stats = self.stats.map(|(_, next)| next);
+        ticks.chain(comings).chain(stats).chain(self.drain_until).min()
     }
 
     /// Does what is due.
@@ -390,22 +208,21 @@ impl Control {
         for conn in due {
             self.refresh(conn, now);
         }
-        if let Some(stats) = self.stats.as_mut().filter(|stats| stats.next <= now) {
-            let device = self.rings.device().as_ref();
-            print(&format!("{}\n", stats.rates.line(device, self.names, now)));
-            stats.next = after(now, stats.every);
-        }
-        if self.dialer.as_ref().and_then(|dialer| dialer.due(now)).is_some_and(|at| at <= now) {
-            self.dial(now);
-        }
-        if self.accept_at.is_some_and(|at| at <= now) {
-            self.accept_at = None;
-            if let Some(listener) = &self.listener {
-                let _ = self.poll.change(listener, LISTENER, Interest::READ);
+        if let Some((every, next)) = self.stats.filter(|&(_, next)| next <= now) {
+            for Served { rings, rates, names, .. } in self.devices.values_mut() {
+                let device = crate::session::Queues::device(rings).as_ref();
+                print(&format!("{}\n", rates.line(device, names, now)));
             }
+            self.stats = Some((every, after(next.max(now), every)));
+        }
+        let due = |served: &Served| served.due(now).is_some_and(|at| at <= now);
+        let coming: Vec<u64> =
+            self.devices.iter().filter(|(_, served)| due(served)).map(|(&id, _)| id).collect();
+        for device in coming {
+            self.look_for_front_end(device, now);
         }
         if self.drain_until.is_some_and(|at| at <= now) {
-            self.rings.abandon();
+            self.pool.abandon();
             return Err(DaemonError::Drain(DRAIN_WITHIN));
         }
         Ok(())

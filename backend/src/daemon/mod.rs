@@ -1,11 +1,13 @@
-//! The process around a device: its socket, its connections, its workers, signals and counters.
+//! The process around devices: their sockets, their connections, the workers, signals and counters.
 //!
-//! **Objects.** [`Endpoint`] (where front-ends come from), [`Daemon`] (the device, its workers and its
-//! endpoint, until [`Daemon::run`] returns), `Rings` (which worker runs which ring, and for which connection;
-//! what a session may ask of the running side), one [`Session`](crate::session::Session) per connection.
+//! **Objects.** [`Plan`] (a device as its operator wants it) and [`Plans`] (all of them, and what makes devices of them),
+//! [`Endpoint`] (where a device's front-ends come from), [`Daemon`] (devices, workers and windows, until
+//! [`Daemon::run`] returns), `Pool` (the workers, shared by all devices), `Served` (one device with its endpoint),
+//! `Rings` (which worker runs which of its rings, and for which connection; what a session may ask of the running
+//! side), one [`Session`](crate::session::Session) per connection.
 //!
 //! **Threads and locks.** One control thread, the one that calls `run`, and the workers. The control thread is
-//! an epoll loop over the endpoint, the connections, the events of the workers, signals and one timer. It takes
+//! an epoll loop over the endpoints, the connections, the events of the workers, signals and one timer. It takes
 //! no lock that a worker holds and never waits for a worker or a front-end: a reply that depends on a worker is
 //! sent when the worker's event has come; a session that waits for memory to be let go is called again by the
 //! timer.
@@ -14,23 +16,35 @@
 //!
 //! **What ends what.** A connection's end (or an error in what it says) stops its rings and nothing else; the
 //! session lives until they have stopped. A front-end that we connect to is called on again after its connection
-//! has ended, with pauses that grow from 100 ms to some seconds while nobody is there. The process ends with SIGTERM or SIGINT (all connections are closed,
-//! their rings drained, the socket's file removed; status 0), with the only connection if it was given a
-//! connected socket, in the same way with whoever asks for counters, or when a worker's thread dies, which is a
-//! defect and ends it with an error rather than leaving guests with half a device. A second SIGTERM or SIGINT ends
-//! it at once.
+//! has ended, with pauses that grow from 100 ms to some seconds while nobody is there. The process ends with SIGTERM
+//! or SIGINT (all connections are closed, their rings drained, the sockets' files removed; status 0), with the only
+//! connection if it was given a connected socket, in the same way with whoever asks for counters, or when a
+//! worker's thread dies, which is a defect and ends it with an error rather than leaving guests with half a device. A
+//! second SIGTERM or SIGINT ends it at once.
 //!
-//! **Limits.** So many connections at a time ([`MAX_CONNECTIONS`]); further ones are closed on arrival with a
-//! log line. When the process has no descriptors left, accepting pauses for a moment instead of spinning.
+//! **Many devices.** They share workers and windows, and nothing else: a device that cannot begin is left out, one that
+//! fails fails alone. The rings of a group run on one worker: of those that the device may run on, the one with the
+//! fewest rings. With SIGHUP the plans are read again. A device whose plan is the same is not touched: its
+//! connections, rings and counters go on. One whose plan is gone ends like the process does, and one whose plan has
+//! changed ends and begins anew, the new one when the old one's rings have stopped, since the guest's rings may be the
+//! same. Plans with errors change nothing. The workers stay those the process began with.
 //!
-//! **Not here.** More than one device in a process, configuration while it runs, privileges: it keeps those it
-//! was started with.
+//! **Limits.** So many connections of a device at a time ([`MAX_CONNECTIONS`]); further ones are closed on arrival
+//! with a log line. When the process has no descriptors left, accepting pauses for a moment instead of spinning.
+//!
+//! **Not here.** Moving rings between workers, privileges: the process keeps those it was started with.
 
+mod connection;
 mod control;
 mod counters;
 mod dialer;
 mod endpoint;
+mod key;
+mod plan;
+mod pool;
 mod rings;
+mod roll;
+mod served;
 mod signals;
 mod stats;
 
@@ -48,16 +62,18 @@ use crate::device::Device;
 use crate::session::SessionOptions;
 use crate::worker::{self, Mode, Worker};
 
-pub use control::MAX_CONNECTIONS;
+pub use connection::MAX_CONNECTIONS;
 pub use counters::CounterSocket;
 pub use dialer::Dialer;
 pub use endpoint::{Endpoint, EndpointError, Listener};
+pub use plan::{Door, Kind, Plan, Plans};
 pub use stats::QueueNames;
 
-use control::Control;
-use rings::Rings;
+use control::{Control, Parts};
+use pool::Pool;
+use roll::Beginning;
 
-/// How a daemon runs its device.
+/// How a daemon runs its only device.
 #[derive(Debug)]
 pub struct Options {
     /// What workers do without work.
@@ -73,6 +89,17 @@ pub struct Options {
     pub sessions: SessionOptions,
     /// Where the process that started this one asks for counters. When it is gone the daemon ends as after SIGTERM.
     pub counters: Option<CounterSocket>,
+}
+
+/// How a daemon runs the devices of its plans.
+#[derive(Clone, Debug, Default)]
+pub struct Shared {
+    /// What workers do without work.
+    pub mode: Mode,
+    /// The processor of each worker, `None` for wherever the scheduler puts it. At least one.
+    pub workers: Vec<Option<usize>>,
+    /// How often a line of rates is written to standard error, for each device.
+    pub stats: Option<Duration>,
 }
 
 /// Why a daemon could not start or had to end.
@@ -92,6 +119,12 @@ pub enum DaemonError {
     /// A worker did not stop its rings in time.
     #[error("a worker did not let go of its rings within {0:?}; the process ends without waiting any longer")]
     Drain(Duration),
+    /// The plans are wrong: what is, a line each.
+    #[error("{}", .0.join("\n"))]
+    Plans(Vec<String>),
+    /// No device of the plans could begin.
+    #[error("none of the {0} devices can be served; the lines above say why")]
+    Nothing(usize),
 }
 
 impl DaemonError {
@@ -100,29 +133,47 @@ impl DaemonError {
     }
 }
 
-/// A device that is served to whoever comes to its endpoint.
+/// Devices that are served to whoever comes to their endpoints.
 pub struct Daemon {
     control: Control,
 }
 
 impl Daemon {
-    /// Starts the workers, installs the handlers for signals and for lost memory, and raises the limit on open
-    /// files: from here on front-ends are heard, if not yet answered.
+    /// A daemon of one device. Starts the workers, installs the handlers for signals and for lost memory, and raises
+    /// the limit on open files: from here on front-ends are heard, if not yet answered.
     ///
     /// # Errors
     /// What the system refuses; a processor that may not be used.
     pub fn new(device: Arc<dyn Device>, endpoint: Endpoint, options: Options) -> Result<Daemon, DaemonError> {
-        raise_file_limit();
-        let windows = Windows::new().map_err(DaemonError::system("prepare for lost memory"))?;
-        let (sink, source) = worker::events().map_err(DaemonError::system("create an eventfd"))?;
-        let workers = cpus(device.as_ref(), &options)
-            .into_iter()
-            .enumerate()
-            .map(|(number, cpu)| Worker::spawn(&format!("mdevd-w{number}"), cpu, options.mode, sink.clone()))
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(DaemonError::system("start a worker"))?;
-        let rings = Rings::new(device, workers);
-        Ok(Daemon { control: Control::new(endpoint, rings, source, windows, options)? })
+        let workers = cpus(device.as_ref(), &options);
+        let Options { mode, stats, queue_names, sessions, counters, .. } = options;
+        let mut control = start(&Shared { mode, workers, stats }, counters, None)?;
+        let plan = None;
+        control.begin(Beginning {
+            device,
+            endpoint,
+            workers: Vec::new(),
+            sessions,
+            names: queue_names,
+            plan,
+        })?;
+        Ok(Daemon { control })
+    }
+
+    /// A daemon of as many devices as there are plans, now and whenever SIGHUP comes. What else it does is what
+    /// [`Daemon::new`] does.
+    ///
+    /// # Errors
+    /// As there; plans with errors; there are plans and none of them can be served.
+    pub fn of_plans(mut plans: Box<dyn Plans>, shared: &Shared) -> Result<Daemon, DaemonError> {
+        let wanted = plans.read().map_err(DaemonError::Plans)?;
+        let mut control = start(shared, None, Some(plans))?;
+        let count = wanted.len();
+        control.wanted = wanted;
+        if control.begin_wanted() == count && count > 0 {
+            return Err(DaemonError::Nothing(count));
+        }
+        Ok(Daemon { control })
     }
 
     /// Serves until a signal, or the end of the only connection, ends it.
@@ -132,6 +183,24 @@ impl Daemon {
     pub fn run(self) -> Result<(), DaemonError> {
         self.control.run()
     }
+}
+
+/// Workers without rings, and the loop around them.
+fn start(
+    shared: &Shared,
+    counters: Option<CounterSocket>,
+    plans: Option<Box<dyn Plans>>,
+) -> Result<Control, DaemonError> {
+    raise_file_limit();
+    let windows = Windows::new().map_err(DaemonError::system("prepare for lost memory"))?;
+    let (sink, events) = worker::events().map_err(DaemonError::system("create an eventfd"))?;
+    let numbered = shared.workers.iter().enumerate();
+    let workers = numbered
+        .map(|(number, &cpu)| Worker::spawn(&format!("mdevd-w{number}"), cpu, shared.mode, sink.clone()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(DaemonError::system("start a worker"))?;
+    let parts = Parts { pool: Pool::new(workers), events, windows, stats: shared.stats, counters, plans };
+    Control::new(parts).map_err(DaemonError::system("watch descriptors"))
 }
 
 /// The processor of each worker.

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use crate::device::{Device, QueueSetup};
 use crate::session::{Queues, StartError};
 use crate::sys::EventFd;
-use crate::worker::{Command, Worker};
+use crate::worker::Command;
 
-/// The one device of the process goes by this number on its workers.
-pub(super) const DEVICE_KEY: u64 = 0;
+use super::pool::Pool;
 
-/// The rings of one device over a set of workers. They run on one connection at a time: the *owner*, from its
+/// The rings of one device over the workers of the process. They run on one connection at a time: the *owner*, from its
 /// first start to the end of its last ring.
 pub(super) struct Rings {
     device: Arc<dyn Device>,
-    workers: Vec<Worker>,
+    /// What the device goes by on the workers.
+    device_key: u64,
+    pool: Arc<Pool>,
+    /// The workers that its rings may run on; all if empty.
+    allowed: Vec<usize>,
     owner: Option<u64>,
     /// Where each running ring runs.
     running: BTreeMap<u16, usize>,
@@ -32,10 +35,25 @@ struct Stopping {
 }
 
 impl Rings {
-    /// No ring runs yet. Needs at least one worker.
-    pub(super) fn new(device: Arc<dyn Device>, workers: Vec<Worker>) -> Self {
+    /// No ring runs yet.
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        device_key: u64,
+        pool: Arc<Pool>,
+        allowed: Vec<usize>,
+    ) -> Self {
         let (running, stopping) = (BTreeMap::new(), HashMap::new());
-        Rings { device, workers, owner: None, running, stopping, next_start: 0, freed: false }
+        Rings {
+            device,
+            device_key,
+            pool,
+            allowed,
+            owner: None,
+            running,
+            stopping,
+            next_start: 0,
+            freed: false,
+        }
     }
 
     /// The connection on which rings run.
@@ -46,6 +64,7 @@ impl Rings {
     /// A worker has stopped a ring: the connection that is to be told.
     pub(super) fn stopped(&mut self, token: u64) -> Option<u64> {
         let stopping = self.stopping.remove(&token)?;
+        self.pool.give_back(stopping.worker);
         self.settle();
         Some(stopping.conn)
     }
@@ -55,11 +74,6 @@ impl Rings {
         std::mem::take(&mut self.freed)
     }
 
-    /// Leaves the workers' threads to themselves, for the end of a process in which one does not answer.
-    pub(super) fn abandon(&mut self) {
-        self.workers.drain(..).for_each(Worker::abandon);
-    }
-
     fn settle(&mut self) {
         if self.owner.is_some() && self.running.is_empty() && self.stopping.is_empty() {
             self.owner = None;
@@ -67,24 +81,14 @@ impl Rings {
         }
     }
 
-    /// The worker for a ring: that of its group, or the one with the fewest rings. A ring that is being stopped
-    /// counts where it is.
+    /// The worker for a ring: that of its group, or of those it may run on the one with the fewest rings. A ring that
+    /// is being stopped counts where it is.
     fn place(&self, index: u16) -> usize {
         let group = self.device.group(index);
+        let running = self.running.iter().map(|(&index, &worker)| (index, worker));
         let stopping = self.stopping.values().map(|stopping| (stopping.index, stopping.worker));
-        let taken: Vec<(u16, usize)> =
-            self.running.iter().map(|(&index, &worker)| (index, worker)).chain(stopping).collect();
-        if let Some(&(_, worker)) = taken.iter().find(|&&(other, _)| self.device.group(other) == group) {
-            return worker;
-        }
-        let load = |worker: &usize| taken.iter().filter(|&&(_, other)| other == *worker).count();
-        (0..self.workers.len()).min_by_key(load).unwrap_or_default()
-    }
-
-    fn send(&self, worker: usize, command: Command) {
-        if let Some(worker) = self.workers.get(worker) {
-            worker.send(command);
-        }
+        let of_group = running.chain(stopping).find(|&(other, _)| self.device.group(other) == group);
+        of_group.map_or_else(|| self.pool.least_loaded(&self.allowed), |(_, worker)| worker)
     }
 
     /// Tells the worker of a ring that runs on this connection.
@@ -92,7 +96,7 @@ impl Rings {
         if self.owner == Some(conn)
             && let Some(&worker) = self.running.get(&index)
         {
-            self.send(worker, command);
+            self.pool.send(worker, command);
         }
     }
 }
@@ -104,11 +108,16 @@ impl Queues for Rings {
         }
         let worker = self.place(setup.index);
         self.owner = Some(conn);
-        self.running.insert(setup.index, worker);
+        // A ring that runs already is replaced, and none of it is left to be counted.
+        if let Some(before) = self.running.insert(setup.index, worker) {
+            self.pool.give_back(before);
+        }
+        self.pool.take(worker);
         let token = self.next_start;
         self.next_start = token.wrapping_add(1);
         let (device, setup) = (self.device.clone(), Box::new(setup));
-        self.send(worker, Command::Start { token, device, device_key: DEVICE_KEY, features, setup });
+        let device_key = self.device_key;
+        self.pool.send(worker, Command::Start { token, device, device_key, features, setup });
         Ok(())
     }
 
@@ -118,23 +127,25 @@ impl Queues for Rings {
         }
         let Some(worker) = self.running.remove(&index) else { return false };
         self.stopping.insert(token, Stopping { conn, index, worker });
-        self.send(worker, Command::Stop { token, device_key: DEVICE_KEY, index });
+        self.pool.send(worker, Command::Stop { token, device_key: self.device_key, index });
         true
     }
 
     fn cancel(&mut self, conn: u64, index: u16) {
         let meant = |stopping: &&Stopping| stopping.conn == conn && stopping.index == index;
         if let Some(stopping) = self.stopping.values().find(meant) {
-            self.send(stopping.worker, Command::Cancel { device_key: DEVICE_KEY, index });
+            self.pool.send(stopping.worker, Command::Cancel { device_key: self.device_key, index });
         }
     }
 
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
-        self.tell(conn, index, Command::SetCall { device_key: DEVICE_KEY, index, call });
+        let device_key = self.device_key;
+        self.tell(conn, index, Command::SetCall { device_key, index, call });
     }
 
     fn set_err(&mut self, conn: u64, index: u16, err: Option<Arc<EventFd>>) {
-        self.tell(conn, index, Command::SetErr { device_key: DEVICE_KEY, index, err });
+        let device_key = self.device_key;
+        self.tell(conn, index, Command::SetErr { device_key, index, err });
     }
 
     fn switched(&mut self, conn: u64, index: u16) {

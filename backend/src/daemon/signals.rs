@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use signal_hook::SigId;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::{flag, low_level};
 
 /// The signals that the daemon obeys. Their former handling does not come back on drop, since signal-hook keeps
@@ -17,6 +17,8 @@ pub(super) struct Signals {
     pub(super) stop: Signal,
     /// Readable after SIGUSR1.
     pub(super) print: Signal,
+    /// Readable after SIGHUP; without plans to read again that signal ends the process as it always does.
+    pub(super) reload: Option<Signal>,
     registered: Vec<SigId>,
 }
 
@@ -27,7 +29,7 @@ pub(super) struct Signal(pub(super) UnixStream);
 impl Signals {
     /// Installs the handlers. The second SIGTERM or SIGINT ends the process at once, with status 1, whatever
     /// the control thread is doing.
-    pub(super) fn install() -> io::Result<Signals> {
+    pub(super) fn install(reload: bool) -> io::Result<Signals> {
         let mut registered = Vec::new();
         let (stop, stopped) = UnixStream::pair()?;
         let seen = Arc::new(AtomicBool::new(false));
@@ -39,9 +41,18 @@ impl Signals {
         }
         let (print, wanted) = UnixStream::pair()?;
         registered.push(low_level::pipe::register(SIGUSR1, wanted)?);
+        let reload = match reload {
+            true => {
+                let (reload, wanted) = UnixStream::pair()?;
+                registered.push(low_level::pipe::register(SIGHUP, wanted)?);
+                reload.set_nonblocking(true)?;
+                Some(Signal(reload))
+            }
+            false => None,
+        };
         stop.set_nonblocking(true)?;
         print.set_nonblocking(true)?;
-        Ok(Signals { stop: Signal(stop), print: Signal(print), registered })
+        Ok(Signals { stop: Signal(stop), print: Signal(print), reload, registered })
     }
 }
 

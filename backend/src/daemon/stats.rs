@@ -9,9 +9,8 @@ use crate::report::MemoryLine;
 /// What the queues of a kind of device are called: queue `i` is `names[i % names.len()]`.
 pub type QueueNames = &'static [&'static str];
 
-/// All queues' counters as an aligned table, and a line on the memory. Of the causes of drops only those that occurred
-/// have a column.
-pub(super) fn table(device: &dyn Device, names: QueueNames, memory: MemoryLine) -> String {
+/// All queues' counters of a device as an aligned table. Of the causes of drops only those that occurred have a column.
+pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
     let queues: Vec<_> = queues(device).collect();
     let causes: Vec<_> = DropCause::ALL
         .into_iter()
@@ -31,12 +30,13 @@ pub(super) fn table(device: &dyn Device, names: QueueNames, memory: MemoryLine) 
         row.extend(rest.map(|count| count.to_string()));
         rows.push(row);
     }
+    format!("{}:\n{}", device.name(), aligned(&rows))
+}
+
+/// A line on the memory of all front-ends of the process.
+pub(super) fn memory(memory: MemoryLine) -> String {
     let MemoryLine { windows, poisoned, revoked, faults } = memory;
-    format!(
-        "{}:\n{}  memory: {windows} windows, {poisoned} poisoned, {revoked} revoked, {faults} faults\n",
-        device.name(),
-        aligned(&rows)
-    )
+    format!("  memory: {windows} windows, {poisoned} poisoned, {revoked} revoked, {faults} faults\n")
 }
 
 /// The first column to the left, all others to the right.

@@ -118,7 +118,7 @@ const TURN: usize = 64;
 const POLL: Duration = Duration::from_micros(200);
 
 /// What an operator may choose.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Which files guest memory may lie in.
     pub files: FilePolicy,

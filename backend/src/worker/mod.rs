@@ -40,6 +40,7 @@ pub(crate) mod tests;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -216,6 +217,7 @@ pub struct Worker {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+    abandoned: AtomicBool,
 }
 
 impl Worker {
@@ -238,7 +240,13 @@ impl Worker {
                 runner.run();
             }
         })?;
-        let worker = Worker { name: name.to_owned(), commands, wake, thread: Some(thread) };
+        let worker = Worker {
+            name: name.to_owned(),
+            commands,
+            wake,
+            thread: Some(thread),
+            abandoned: AtomicBool::new(false),
+        };
         outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the worker's thread ended at once")))?;
         Ok(worker)
     }
@@ -255,16 +263,16 @@ impl Worker {
         &self.name
     }
 
-    /// Gives up on a thread that does not answer: it is not joined.
-    pub fn abandon(mut self) {
-        self.thread = None;
+    /// Gives up on a thread that does not answer: it will not be joined.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.send(Command::Quit);
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take().filter(|_| !self.abandoned.load(Ordering::Relaxed)) {
             // A panic has been printed and told.
             let _ = thread.join();
         }

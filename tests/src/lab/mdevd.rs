@@ -73,6 +73,33 @@ impl Mdevd {
         Mdevd { run: Running::spawn("mdevd", command), queues: 2 * queue_pairs }
     }
 
+    /// Start `mdevd serve` with this text as its file `mdevd.toml`, and wait until it says that it serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn serve(lab: &Lab, text: &str) -> Mdevd {
+        std::fs::write(lab.work().join("mdevd.toml"), text).expect("a file");
+        let mut command = lab.product();
+        command.args(["serve", "mdevd.toml"]).env("RUST_LOG", "info");
+        let mut run = Running::spawn("mdevd", command);
+        run.expect("mdevd.toml says", START);
+        Mdevd { run, queues: 2 }
+    }
+
+    /// Write another file for `mdevd serve`, ask it to read it, and wait until it has, and says `done`.
+    pub fn reload(&mut self, lab: &Lab, text: &str, done: &str) -> String {
+        std::fs::write(lab.work().join("mdevd.toml"), text).expect("a file");
+        self.run.signal(Signal::HUP);
+        self.run.expect(done, START)
+    }
+
+    /// The counters of one of several devices, all with one queue pair.
+    pub fn counters_of(&mut self, device: &str) -> Vec<Counters> {
+        self.run.signal(Signal::USR1);
+        self.run.expect(&format!("{device}:\n"), STOP);
+        self.table()
+    }
+
     /// Start the product with exactly these arguments, for tests of its command line.
     pub fn run(lab: &Lab, arguments: &[&str]) -> Running {
         let mut command = lab.product();
@@ -132,6 +159,10 @@ impl Mdevd {
     /// When it prints no such table in time.
     pub fn counters(&mut self) -> Vec<Counters> {
         self.run.signal(Signal::USR1);
+        self.table()
+    }
+
+    fn table(&mut self) -> Vec<Counters> {
         let up_to_titles = self.run.expect(" packets ", STOP);
         let titles = up_to_titles.lines().last().unwrap_or_default().to_owned();
         let mut row = || self.run.expect("\n", STOP);

@@ -4,6 +4,7 @@ mod net_client;
 mod net_connections;
 mod net_guest;
 mod net_restart;
+mod net_serve;
 mod net_testpmd;
 mod peers;
 mod scenarios;
@@ -18,6 +19,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_guest::trials());
     trials.extend(net_restart::trials());
     trials.extend(net_client::trials());
+    trials.extend(net_serve::trials());
     trials.extend(scenarios::trials());
     runner::main(&trials)
 }

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::worker::tests::toy::Toy;
-use crate::worker::{EventSource, Mode, WorkerEvent, events};
+use crate::worker::{EventSource, Mode, Worker, WorkerEvent, events};
 
 const ONE: u64 = 1;
 const TWO: u64 = 2;
@@ -11,7 +11,8 @@ const TWO: u64 = 2;
 fn rings(toy: &Arc<Toy>, workers: usize) -> (Rings, EventSource) {
     let (sink, source) = events().unwrap();
     let spawn = |_| Worker::spawn("test-rings", None, Mode::Event, sink.clone()).unwrap();
-    (Rings::new(toy.clone(), (0..workers).map(spawn).collect()), source)
+    let pool = Arc::new(Pool::new((0..workers).map(spawn).collect()));
+    (Rings::new(toy.clone(), 0, pool, Vec::new()), source)
 }
 
 /// Waits for a stop to be answered and takes note of it.
@@ -66,6 +67,31 @@ fn a_group_stays_together_and_groups_spread_over_the_workers() {
         let load = rings.running.values().filter(|&&other| other == worker).count();
         assert!((2..=4).contains(&load), "worker {worker} has {load}");
     }
+}
+
+#[test]
+fn devices_spread_over_the_workers_unless_they_are_put_on_some() {
+    let toys: Vec<_> = (0..4).map(|_| Toy::new()).collect();
+    let (rings, source) = rings(&toys[0], 3);
+    let pool = rings.pool.clone();
+    let mut bound = Rings::new(toys[1].clone(), 1, pool.clone(), vec![1]);
+    for index in 0..8 {
+        bound.start(ONE, 0, toys[1].setup(index)).unwrap();
+    }
+    assert!(bound.running.values().all(|&worker| worker == 1));
+    let mut free: Vec<_> =
+        (2..4).map(|key| Rings::new(toys[key].clone(), key as u64, pool.clone(), Vec::new())).collect();
+    for (rings, toy) in free.iter_mut().zip(&toys[2..]) {
+        rings.start(ONE, 0, toy.setup(0)).unwrap();
+    }
+    let workers: Vec<usize> = free.iter().map(|rings| rings.running[&0]).collect();
+    assert_eq!(workers, [0, 2], "those with the fewest rings of all devices");
+
+    for index in 0..8 {
+        assert!(bound.stop(ONE, index, index.into()));
+        stopped(&mut bound, &source, index.into());
+    }
+    assert_eq!(pool.least_loaded(&[]), 1, "stopped rings are not counted");
 }
 
 #[test]

@@ -52,8 +52,12 @@ pub const MAX_QUEUE_PAIRS: u16 = 16;
 /// The smallest MTU of IPv4 (RFC 791), and of virtio-net.
 const MIN_MTU: u16 = 68;
 
+/// What its queues are called in counters. Ring 0 of a pair is filled by the device, ring 1 by the driver; named as the
+/// guest sees them.
+pub const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
+
 /// How a network device is made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Its name in logs and statistics.
     pub name: String,
@@ -81,6 +85,25 @@ pub enum NetConfigError {
     GroupAddress,
 }
 
+impl NetConfig {
+    /// Whether such a device can be, before there is one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), NetConfigError> {
+        if !(1..=MAX_QUEUE_PAIRS).contains(&self.queue_pairs) {
+            return Err(NetConfigError::QueuePairs(self.queue_pairs));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return Err(NetConfigError::Mtu(mtu));
+        }
+        if self.mac.is_some_and(|mac| mac[0] & 1 != 0) {
+            return Err(NetConfigError::GroupAddress);
+        }
+        Ok(())
+    }
+}
+
 /// A virtio network device.
 pub struct NetDevice {
     config: NetConfig,
@@ -94,15 +117,7 @@ impl NetDevice {
     /// # Errors
     /// What is wrong with the configuration.
     pub fn new(config: NetConfig) -> Result<Self, NetConfigError> {
-        if !(1..=MAX_QUEUE_PAIRS).contains(&config.queue_pairs) {
-            return Err(NetConfigError::QueuePairs(config.queue_pairs));
-        }
-        if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
-            return Err(NetConfigError::Mtu(mtu));
-        }
-        if config.mac.is_some_and(|mac| mac[0] & 1 != 0) {
-            return Err(NetConfigError::GroupAddress);
-        }
+        config.check()?;
         let space = ConfigSpace::new(config.mac, config.queue_pairs, config.mtu);
         let stats = (0..config.queue_pairs.saturating_mul(2)).map(|_| Arc::default()).collect();
         Ok(Self { config, space, stats })

@@ -1,0 +1,257 @@
+//! The file of `mdevd serve`: TOML in, plans out. All that is wrong is said at once, each with its line.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::thread::available_parallelism;
+
+use clap::ValueEnum;
+use rustix::net::SocketAddrUnix;
+use rustix::thread::CpuSet;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::cli::values::parse_mode;
+use crate::daemon::{Door, Kind, Plan};
+use crate::device::net::{NetConfig, parse_mac};
+use crate::link::LinkKind;
+use crate::worker::Mode;
+
+/// Workers in one process, at most.
+const MAX_WORKERS: usize = 256;
+
+/// A file without errors.
+#[derive(Debug)]
+pub(super) struct Config {
+    /// The processor of each worker.
+    pub(super) workers: Vec<Option<usize>>,
+    /// The same, if the file says it.
+    pub(super) asked_workers: Option<Vec<Option<usize>>>,
+    pub(super) mode: Mode,
+    pub(super) plans: Vec<Plan>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    workers: Workers,
+    #[serde(default)]
+    net: Vec<Net>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Workers {
+    cpus: Option<Spanned<Vec<usize>>>,
+    count: Option<Spanned<usize>>,
+    mode: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Net {
+    name: Spanned<String>,
+    socket_path: Option<Spanned<PathBuf>>,
+    socket_mode: Option<Spanned<String>>,
+    connect: Option<Spanned<PathBuf>>,
+    link: Option<Spanned<String>>,
+    queue_pairs: Option<Spanned<u16>>,
+    mac: Option<Spanned<String>>,
+    mtu: Option<Spanned<u16>>,
+    worker: Option<Spanned<OneOrMore>>,
+}
+
+/// `worker = 0` or `worker = [0, 1]`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(usize),
+    More(Vec<usize>),
+}
+
+/// Reads the text of the file called `file`. `running`: so many workers run already, whatever the file says.
+///
+/// # Errors
+/// What is wrong, each as `FILE:LINE: what`.
+pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Config, Vec<String>> {
+    let mut problems = Problems { text, file, found: Vec::new() };
+    let File { workers, net } = match toml::from_str(text) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            problems.at(error.span().map_or(0, |span| span.start), error.message());
+            return Err(problems.found);
+        }
+    };
+    let mode =
+        workers.mode.as_ref().and_then(|mode| problems.value(mode, |text| Mode::from_str(text, false)));
+    let asked = asked_workers(&workers, &mut problems);
+    let pairs = net.iter().map(|net| net.queue_pairs.as_ref().map_or(1, |pairs| (*pairs.get_ref()).into()));
+    let processors = available_parallelism().map_or(1, NonZeroUsize::get);
+    let default = || vec![None; pairs.sum::<usize>().clamp(1, processors)];
+    let there = asked.clone().unwrap_or_else(default);
+
+    let mut names: HashMap<String, usize> = HashMap::new();
+    let mut paths: HashMap<PathBuf, usize> = HashMap::new();
+    let mut plans = Vec::new();
+    for net in net {
+        let (at, name) = (net.name.span().start, net.name.get_ref().clone());
+        if let Some(&before) = names.get(&name) {
+            let line = problems.line(before);
+            problems
+                .at(at, &format!("the name {name:?} is taken by the device in line {line}; choose another"));
+        }
+        names.entry(name.clone()).or_insert(at);
+        if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+            problems.at(at, "a name has 1 to 64 bytes and no control characters");
+        }
+        let door = door(&net, &mut problems);
+        if let Some((at, door)) = &door {
+            let path = std::path::absolute(door.path()).unwrap_or_else(|_| door.path().clone());
+            if let Some(&before) = paths.get(&path) {
+                let line = problems.line(before);
+                problems.at(
+                    *at,
+                    &format!("the socket {path:?} is that of line {line}; each device needs its own"),
+                );
+            }
+            paths.entry(path).or_insert(*at);
+        }
+        let workers = placed(net.worker.as_ref(), running.unwrap_or(there.len()), &mut problems);
+        let kind = Kind::Net(kind(&net, name.clone(), &mut problems));
+        if let Some((_, door)) = door {
+            plans.push(Plan { name, door, kind, workers, sessions: Default::default() });
+        }
+    }
+    if problems.found.is_empty() {
+        Ok(Config { workers: there, asked_workers: asked, mode: mode.unwrap_or_default(), plans })
+    } else {
+        Err(problems.found)
+    }
+}
+
+fn asked_workers(workers: &Workers, problems: &mut Problems<'_>) -> Option<Vec<Option<usize>>> {
+    match (&workers.cpus, &workers.count) {
+        (Some(_), Some(count)) => {
+            problems.at(
+                count.span().start,
+                "cpus and count exclude each other: there is one worker for each of cpus",
+            );
+            None
+        }
+        (Some(cpus), None) => {
+            let list = cpus.get_ref();
+            let twice =
+                list.iter().enumerate().any(|(at, cpu)| list.iter().take(at).any(|other| other == cpu));
+            if list.is_empty() || twice || list.iter().any(|&cpu| cpu >= CpuSet::MAX_CPU) {
+                problems.at(cpus.span().start, "cpus names processors, each once and at least one: [0, 1]");
+            }
+            Some(list.iter().copied().map(Some).collect())
+        }
+        (None, Some(count)) => {
+            if !(1..=MAX_WORKERS).contains(count.get_ref()) {
+                problems.at(count.span().start, &format!("there may be 1 to {MAX_WORKERS} workers"));
+            }
+            Some(vec![None; (*count.get_ref()).clamp(1, MAX_WORKERS)])
+        }
+        (None, None) => None,
+    }
+}
+
+/// Where the device's front-ends come from, and where that is said.
+fn door(net: &Net, problems: &mut Problems<'_>) -> Option<(usize, Door)> {
+    let mode = net.socket_mode.as_ref();
+    let (path, door) = match (&net.socket_path, &net.connect) {
+        (Some(path), None) => {
+            let mode = mode.and_then(|mode| problems.value(mode, parse_mode));
+            (path, Door::Listen { path: path.get_ref().clone(), mode })
+        }
+        (None, Some(path)) => {
+            if let Some(mode) = mode {
+                problems.at(
+                    mode.span().start,
+                    "socket-mode goes with socket-path; with connect the socket is the front-end's",
+                );
+            }
+            (path, Door::Dial { path: path.get_ref().clone() })
+        }
+        (Some(_), Some(path)) => {
+            problems.at(
+                path.span().start,
+                "socket-path and connect exclude each other: either we listen or the front-end",
+            );
+            return None;
+        }
+        (None, None) => {
+            problems.at(
+                net.name.span().start,
+                "a device needs a socket: give socket-path (we listen) or connect (the front-end does)",
+            );
+            return None;
+        }
+    };
+    if SocketAddrUnix::new(path.get_ref()).is_err() || path.get_ref().as_os_str().is_empty() {
+        problems.at(path.span().start, "a socket's path has 1 to 107 bytes");
+    }
+    Some((path.span().start, door))
+}
+
+fn placed(worker: Option<&Spanned<OneOrMore>>, there: usize, problems: &mut Problems<'_>) -> Vec<usize> {
+    let Some(worker) = worker else { return Vec::new() };
+    let list = match worker.get_ref() {
+        OneOrMore::One(one) => vec![*one],
+        OneOrMore::More(more) => more.clone(),
+    };
+    if list.is_empty() || list.iter().any(|&worker| worker >= there) {
+        let last = there.saturating_sub(1);
+        let what = format!("worker names one or more of the workers 0 to {last}, which [workers] says");
+        problems.at(worker.span().start, &what);
+    }
+    list
+}
+
+fn kind(net: &Net, name: String, problems: &mut Problems<'_>) -> NetConfig {
+    let link = net.link.as_ref().and_then(|link| problems.value(link, LinkKind::from_str));
+    let config = NetConfig {
+        name,
+        queue_pairs: net.queue_pairs.as_ref().map_or(1, |pairs| *pairs.get_ref()),
+        mac: net.mac.as_ref().and_then(|mac| problems.value(mac, parse_mac)),
+        mtu: net.mtu.as_ref().map(|mtu| *mtu.get_ref()),
+        link: link.unwrap_or(LinkKind::Loopback),
+    };
+    if let Err(error) = config.check() {
+        problems.at(net.name.span().start, &error.to_string());
+    }
+    config
+}
+
+/// What is wrong with a file so far.
+struct Problems<'t> {
+    text: &'t str,
+    file: &'t str,
+    found: Vec<String>,
+}
+
+impl Problems<'_> {
+    fn line(&self, at: usize) -> usize {
+        self.text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
+    }
+
+    fn at(&mut self, at: usize, what: &str) {
+        let (file, line) = (self.file, self.line(at));
+        self.found.push(format!("{file}:{line}: {what}"));
+    }
+
+    /// The meaning of a text, or `None` and why it has none.
+    fn value<T, E: ToString>(
+        &mut self,
+        text: &Spanned<String>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        parse(text.get_ref()).map_err(|error| self.at(text.span().start, &error.to_string())).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

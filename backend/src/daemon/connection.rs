@@ -1,0 +1,208 @@
+//! Front-ends: how they come to a device, are served, and leave.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crate::limit::LogLimit;
+use crate::ring::{QueueState, RingError};
+use crate::session::{Session, SessionError};
+use crate::sys::{Interest, Readiness};
+
+use super::control::Control;
+use super::key::Key;
+use super::served::ACCEPT_PAUSE;
+
+/// Connections of one device at a time.
+pub const MAX_CONNECTIONS: usize = 16;
+
+/// Front-ends accepted before others are looked after.
+const ACCEPTS_AT_ONCE: usize = MAX_CONNECTIONS;
+
+static COMINGS: LogLimit = LogLimit::new(20, Duration::from_secs(10));
+static REFUSALS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
+static ACCEPT_ERRORS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
+
+/// One front-end.
+pub(super) struct Connection {
+    /// The device it came for.
+    pub(super) device: u64,
+    session: Session,
+    interest: Interest,
+    /// When the session wants to be called.
+    pub(super) tick: Option<Instant>,
+    /// It is gone, but for its rings and its memory.
+    closing: bool,
+}
+
+impl Control {
+    /// Somebody waits at a device's listening socket.
+    pub(super) fn accept(&mut self, device: u64) {
+        for _ in 0..ACCEPTS_AT_ONCE {
+            let Some(served) = self.devices.get_mut(&device) else { return };
+            let error = match served.accept() {
+                Ok(None) => return,
+                Ok(Some(socket)) => match self.connect(device, socket) {
+                    Ok(_) => continue,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if let Some(left_out) = ACCEPT_ERRORS.permit() {
+                log::error!("cannot accept a front-end: {error}; trying again in {ACCEPT_PAUSE:?}{left_out}");
+            }
+            if let Some(served) = self.devices.get_mut(&device) {
+                served.pause(device, &self.poll);
+            }
+            return;
+        }
+    }
+
+    /// A device wants to accept again, or to call on its front-end.
+    pub(super) fn look_for_front_end(&mut self, device: u64, now: Instant) {
+        let Some(served) = self.devices.get_mut(&device) else { return };
+        let Some(socket) = served.on_time(device, &self.poll, now) else { return };
+        let connected = self.connect(device, socket);
+        let Some(dialer) = self.devices.get_mut(&device).and_then(|served| served.dialer()) else { return };
+        match connected {
+            Ok(Some(conn)) => dialer.connected(conn, now),
+            Ok(None) => dialer.wait(now),
+            Err(error) => {
+                if let Some(left_out) = ACCEPT_ERRORS.permit() {
+                    log::error!("cannot serve a front-end: {error}; trying again{left_out}");
+                }
+                dialer.wait(now);
+            }
+        }
+    }
+
+    /// Begins to serve a front-end: the connection's number, `None` if there are too many.
+    pub(super) fn connect(&mut self, device: u64, socket: OwnedFd) -> io::Result<Option<u64>> {
+        let Some(served) = self.devices.get(&device) else { return Ok(None) };
+        let of_device = |connection: &&Connection| connection.device == device && !connection.closing;
+        let open = self.connections.values().filter(of_device).count();
+        if open >= MAX_CONNECTIONS {
+            if let Some(left_out) = REFUSALS.permit() {
+                let name = served.name();
+                log::warn!("{name}: refused a front-end: {open} are connected, and no more may be{left_out}");
+            }
+            return Ok(None);
+        }
+        let conn = self.next_connection;
+        let (windows, options) = (self.windows.clone(), served.sessions.clone());
+        let session = Session::with_options(conn, socket, served.device().clone(), windows, options)?;
+        self.poll.add(session.fd(), Key::Connection(conn).number(), Interest::READ)?;
+        self.next_connection += 1;
+        let connection = Connection { device, session, interest: Interest::READ, tick: None, closing: false };
+        self.connections.insert(conn, connection);
+        if let Some(left_out) = COMINGS.permit() {
+            log::info!("{}: connection {conn}: a front-end is there{left_out}", served.name());
+        }
+        Ok(Some(conn))
+    }
+
+    /// Something happened on a connection's socket.
+    pub(super) fn serve(&mut self, conn: u64, readiness: Readiness) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let Some(served) = self.devices.get_mut(&connection.device) else { return };
+        let mut result = Ok(());
+        if readiness.writable {
+            result = connection.session.writable(&mut served.rings);
+        }
+        if result.is_ok() && (readiness.readable || readiness.hung_up) {
+            // Takes what arrived before the hang-up, then ends, also where nothing is read at the moment.
+            result = connection.session.readable(&mut served.rings);
+        }
+        match result {
+            Err(error) => self.close(conn, Some(&error)),
+            Ok(()) => self.refresh(conn, Instant::now()),
+        }
+    }
+
+    /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and
+    /// drops it when its end is complete.
+    pub(super) fn refresh(&mut self, conn: u64, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let Some(served) = self.devices.get_mut(&connection.device) else { return };
+        connection.tick = connection.session.tick(&mut served.rings, now);
+        if connection.closing {
+            if connection.session.is_closed() {
+                let device = connection.device;
+                self.connections.remove(&conn);
+                self.forget(device);
+            }
+            return;
+        }
+        let mut interest = Interest::empty();
+        interest.set(Interest::READ, connection.session.wants_read());
+        interest.set(Interest::WRITE, connection.session.wants_write());
+        if interest != connection.interest {
+            connection.interest = interest;
+            let _ = self.poll.change(connection.session.fd(), Key::Connection(conn).number(), interest);
+        }
+    }
+
+    /// Ends a connection; the session stays until its rings have stopped and its memory is let go.
+    pub(super) fn close(&mut self, conn: u64, why: Option<&SessionError>) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let Some(served) = self.devices.get_mut(&connection.device) else { return };
+        if !connection.closing {
+            connection.closing = true;
+            self.poll.remove(connection.session.fd());
+            connection.session.close(&mut served.rings);
+            if let Some(dialer) = served.dialer() {
+                dialer.ended(conn, Instant::now());
+            }
+            if let Some(left_out) = COMINGS.permit() {
+                let name = served.name();
+                match why {
+                    None => log::info!("{name}: connection {conn}: closed{left_out}"),
+                    Some(error @ SessionError::Closed) => {
+                        log::info!("{name}: connection {conn}: {error}{left_out}")
+                    }
+                    Some(error) => log::warn!("{name}: connection {conn}: closed: {error}{left_out}"),
+                }
+            }
+        }
+        self.refresh(conn, Instant::now());
+    }
+
+    /// A worker has let go of a ring. When it was the last one, those who wait for the device are told, oldest first.
+    pub(super) fn ring_stopped(&mut self, token: u64, state: QueueState) {
+        // A token names its connection: no other stop of any session has it.
+        let stopping =
+            self.devices.iter_mut().find_map(|(&id, served)| Some((id, served.rings.stopped(token)?)));
+        let Some((device, conn)) = stopping else { return };
+        let Some(served) = self.devices.get_mut(&device) else { return };
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.session.queue_stopped(&mut served.rings, token, state);
+        }
+        let freed = served.rings.take_freed();
+        self.refresh(conn, Instant::now());
+        if !freed {
+            return;
+        }
+        for conn in self.connections_of(device) {
+            let Some(served) = self.devices.get_mut(&device) else { return };
+            if let Some(connection) = self.connections.get_mut(&conn) {
+                connection.session.device_free(&mut served.rings);
+            }
+            self.refresh(conn, Instant::now());
+        }
+    }
+
+    /// A worker has given a ring up.
+    pub(super) fn ring_failed(&mut self, device: u64, index: u16, error: &RingError) {
+        let owner = self.devices.get(&device).and_then(|served| served.rings.owner());
+        if let Some(connection) = owner.and_then(|conn| self.connections.get_mut(&conn)) {
+            connection.session.queue_failed(index, error);
+        }
+    }
+
+    /// The connections of a device, oldest first.
+    pub(super) fn connections_of(&self, device: u64) -> Vec<u64> {
+        let of_device =
+            |(&conn, connection): (&u64, &Connection)| (connection.device == device).then_some(conn);
+        self.connections.iter().filter_map(of_device).collect()
+    }
+}

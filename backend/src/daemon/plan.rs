@@ -1,0 +1,112 @@
+//! What a process is to serve, as its operator has written it down.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::device::net::NetConfig;
+use crate::session::SessionOptions;
+
+use super::endpoint::{Endpoint, EndpointError};
+use super::stats::QueueNames;
+
+/// A device that is to be served. Nothing of it exists yet.
+///
+/// Two plans that are equal are the same device: it stays as it is when its file is read again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Its name in logs and statistics, which no other device of the process has.
+    pub name: String,
+    /// Where its front-ends come from.
+    pub door: Door,
+    /// What it is.
+    pub kind: Kind,
+    /// The workers that its queues may run on, counted from 0; all if empty.
+    pub workers: Vec<usize>,
+    /// What each connection is served with.
+    pub sessions: SessionOptions,
+}
+
+/// Where a device's front-ends come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// We listen.
+    Listen {
+        /// The socket's file, made when the device begins.
+        path: PathBuf,
+        /// Its permissions, if the umask is not to decide.
+        mode: Option<u32>,
+    },
+    /// The front-end listens.
+    Dial {
+        /// The socket's file, which is the front-end's.
+        path: PathBuf,
+    },
+}
+
+/// What kind of device.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// A network device.
+    Net(NetConfig),
+}
+
+/// The plans of a process, which may change while it runs.
+pub trait Plans: Send {
+    /// The plans as they are now: names and paths differ, workers exist.
+    ///
+    /// # Errors
+    /// What is wrong with them, a line each. What is served then stays as it is.
+    fn read(&mut self) -> Result<Vec<Plan>, Vec<String>>;
+
+    /// Makes the device of a plan. What devices of the process share, the maker keeps.
+    ///
+    /// # Errors
+    /// What the operator has to change.
+    fn make(&mut self, plan: &Plan) -> Result<Arc<dyn Device>, String>;
+}
+
+impl Door {
+    /// The socket's file.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Door::Listen { path, .. } | Door::Dial { path } => path,
+        }
+    }
+
+    pub(super) fn open(&self) -> Result<Endpoint, EndpointError> {
+        match self {
+            Door::Listen { path, mode } => Endpoint::bind(path, *mode),
+            Door::Dial { path } => Endpoint::dial(path),
+        }
+    }
+}
+
+impl Kind {
+    /// What its queues are called in counters.
+    pub(super) fn queue_names(&self) -> QueueNames {
+        match self {
+            Kind::Net(_) => crate::device::net::QUEUE_NAMES,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            Kind::Net(_) => "a network device",
+        };
+        match &self.door {
+            Door::Listen { path, .. } => write!(f, "{what} on {}", path.display()),
+            Door::Dial { path } => write!(f, "{what} to whoever listens on {}", path.display()),
+        }
+    }
+}
+
+impl Plan {
+    /// Whether the two cannot be served at the same time.
+    pub(super) fn collides(&self, other: &Plan) -> bool {
+        self.name == other.name || self.door.path() == other.door.path()
+    }
+}

@@ -1,0 +1,143 @@
+//! One device of the process: its rings, its endpoint, its connections' options.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::device::Device;
+use crate::session::{Queues, SessionOptions};
+use crate::sys::{Interest, Poll};
+
+use super::dialer::Dialer;
+use super::endpoint::{Endpoint, Listener};
+use super::key::Key;
+use super::plan::Plan;
+use super::rings::Rings;
+use super::stats::{QueueNames, Rates};
+
+/// How long accepting pauses when it failed.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A device that is served.
+pub(super) struct Served {
+    pub(super) rings: Rings,
+    /// What it was made from, if it was made from a plan.
+    pub(super) plan: Option<Plan>,
+    pub(super) sessions: SessionOptions,
+    pub(super) names: QueueNames,
+    pub(super) rates: Rates,
+    entrance: Entrance,
+}
+
+/// Where its front-ends come from, now.
+enum Entrance {
+    Listening {
+        listener: Listener,
+        /// Accepting failed: when to try again.
+        again: Option<Instant>,
+    },
+    Dialing(Dialer),
+    /// From nowhere: it has its only connection, or is being left.
+    Shut,
+}
+
+impl Served {
+    /// A device that goes by `id`, and the connection that it comes with if there is one.
+    ///
+    /// # Errors
+    /// The endpoint cannot be watched.
+    pub(super) fn open(
+        id: u64,
+        rings: Rings,
+        endpoint: Endpoint,
+        plan: Option<Plan>,
+        sessions: SessionOptions,
+        names: QueueNames,
+        poll: &Poll,
+    ) -> io::Result<(Served, Option<OwnedFd>)> {
+        let (entrance, connected) = match endpoint {
+            Endpoint::Listening(listener) => {
+                poll.add(&listener, Key::Listener(id).number(), Interest::READ)?;
+                (Entrance::Listening { listener, again: None }, None)
+            }
+            Endpoint::Dialing(dialer) => (Entrance::Dialing(dialer), None),
+            Endpoint::Connected(socket) => (Entrance::Shut, Some(socket)),
+        };
+        let rates = Rates::new(rings.device().as_ref(), names, Instant::now());
+        Ok((Served { rings, plan, sessions, names, rates, entrance }, connected))
+    }
+
+    pub(super) fn device(&self) -> &Arc<dyn Device> {
+        self.rings.device()
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.rings.device().name()
+    }
+
+    /// Nobody comes any more.
+    pub(super) fn shut(&mut self, poll: &Poll) {
+        if let Entrance::Listening { listener, .. } = &self.entrance {
+            poll.remove(listener);
+        }
+        self.entrance = Entrance::Shut;
+    }
+
+    /// Whether nobody can come any more.
+    pub(super) fn is_shut(&self) -> bool {
+        matches!(self.entrance, Entrance::Shut)
+    }
+
+    /// The next front-end that waits at the listening socket.
+    ///
+    /// # Errors
+    /// What accepting answers.
+    pub(super) fn accept(&self) -> io::Result<Option<OwnedFd>> {
+        match &self.entrance {
+            Entrance::Listening { listener, .. } => listener.accept(),
+            Entrance::Dialing(_) | Entrance::Shut => Ok(None),
+        }
+    }
+
+    /// Nothing can be accepted now, and the listener would be ready all the time: it is left alone for a moment.
+    pub(super) fn pause(&mut self, id: u64, poll: &Poll) {
+        if let Entrance::Listening { listener, again } = &mut self.entrance {
+            let _ = poll.change(listener, Key::Listener(id).number(), Interest::empty());
+            *again = Instant::now().checked_add(ACCEPT_PAUSE);
+        }
+    }
+
+    /// When it has something to do for a front-end to come.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        match &self.entrance {
+            Entrance::Listening { again, .. } => *again,
+            Entrance::Dialing(dialer) => dialer.due(now),
+            Entrance::Shut => None,
+        }
+    }
+
+    /// Does what is due: listens again, or calls on the front-end, which may give a connection.
+    pub(super) fn on_time(&mut self, id: u64, poll: &Poll, now: Instant) -> Option<OwnedFd> {
+        if self.due(now).is_none_or(|at| at > now) {
+            return None;
+        }
+        match &mut self.entrance {
+            Entrance::Listening { listener, again } => {
+                *again = None;
+                let _ = poll.change(listener, Key::Listener(id).number(), Interest::READ);
+                None
+            }
+            Entrance::Dialing(dialer) => dialer.dial(self.rings.device().name(), now),
+            Entrance::Shut => None,
+        }
+    }
+
+    /// The connection to the front-end that was called on, if we are the ones who call.
+    pub(super) fn dialer(&mut self) -> Option<&mut Dialer> {
+        match &mut self.entrance {
+            Entrance::Dialing(dialer) => Some(dialer),
+            Entrance::Listening { .. } | Entrance::Shut => None,
+        }
+    }
+}
