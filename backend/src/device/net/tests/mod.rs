@@ -1,5 +1,6 @@
 //! Queue pairs on real guest memory: frames, drops, and what a hostile driver can and cannot do.
 
+mod drivers;
 mod frames;
 mod hostile;
 mod pair;
