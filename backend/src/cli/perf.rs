@@ -9,7 +9,9 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::perf::against::{Against, MOST};
+use crate::perf::delays::{Load, parse_rate};
 use crate::perf::drive::Direction;
+use crate::perf::search::SearchOptions;
 use crate::perf::shape::{BURST, Format, Shape};
 use crate::perf::size::PacketSize;
 use crate::perf::{Mode, Options, run as measure};
@@ -60,6 +62,21 @@ use, and the front-end runs on one of its own. Back-ends that poll without a
 client take each other's processor: --pause stops (SIGSTOP) the processes that
 listen at the sockets while it is not their turn. They go on at the end, unless
 perf itself is killed with SIGKILL; then continue them with kill -CONT.
+
+--zero-loss searches as RFC 2544 does: frames are offered at a rate for the time
+of --duration, and the interval between the highest rate without a loss and the
+lowest with one is halved until it is small. A frame is lost if it finds no room
+in the ring when its time has come (refused), or if the back-end takes it and
+does not deliver it (dropped: by the device's counters in direction \"to\", where a
+back-end at --socket-path does not tell; by what comes back within a second in a
+\"loop\"). Where the front-end itself does not keep up with a rate, it was not
+offered, and does not count as passed.
+
+--latency takes the time of every frame instead of a sample, with one frame under
+way (one) or at a rate below the greatest: --latency one,100k,1M. Percentiles are
+those of all frames of a cell. Both leave out the direction \"from\".
+
+--html FILE writes figures and all results as one page that needs no network.
 
 The exit status is 1 if something could not be measured or a check failed.";
 
@@ -138,6 +155,26 @@ struct NetArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_cell_duration)]
     duration: Duration,
 
+    /// Find the highest rate at which no frame is lost, by halving; each trial takes --duration
+    #[arg(long, conflicts_with_all = ["against", "latency"])]
+    zero_loss: bool,
+
+    /// How close the search comes to that rate, in percent of it: 0.01 to 50
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_resolution, requires = "zero_loss")]
+    resolution: f64,
+
+    /// Begin the search at this rate in frames a second, such as 5M; without it a little above the greatest
+    #[arg(long, value_name = "RATE", value_parser = parse_max_rate, requires = "zero_loss")]
+    max_rate: Option<f64>,
+
+    /// Take every frame's latency, one frame at a time (one) or at rates in frames a second, such as 50k or 1.5M
+    #[arg(long, value_name = "LOADS", num_args = 0..=1, value_delimiter = ',', default_missing_value = "one", conflicts_with = "against")]
+    latency: Option<Vec<Load>>,
+
+    /// Write the results with figures as a page of HTML to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
     /// Write the results as JSON to this file; - is standard output, instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -148,6 +185,17 @@ fn parse_ring_size(text: &str) -> Result<u16, String> {
         Ok(size) if size.is_power_of_two() && size >= 64 => Ok(size),
         _ => Err("give a power of two from 64 to 32768".to_owned()),
     }
+}
+
+fn parse_resolution(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches('%').parse::<f64>() {
+        Ok(percent) if (0.01..=50.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("give percent from 0.01 to 50".to_owned()),
+    }
+}
+
+fn parse_max_rate(text: &str) -> Result<f64, String> {
+    parse_rate(text).ok_or_else(|| "give frames a second from 1000 to 1G, such as 50k or 1.5M".to_owned())
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -168,12 +216,28 @@ fn parse_cell_duration(text: &str) -> Result<Duration, String> {
 impl NetArgs {
     /// The same for the part that measures.
     fn options(&self, command: String) -> Result<Options, String> {
-        let mode = match self.against.is_empty() {
-            true => Mode::Greatest,
-            false => {
+        let mode = match &self.latency {
+            Some(loads) => Mode::Latency(loads.clone()),
+            None if self.zero_loss => Mode::ZeroLoss(SearchOptions {
+                trial: self.duration,
+                resolution: self.resolution,
+                highest: self.max_rate,
+            }),
+            None if self.against.is_empty() => Mode::Greatest,
+            None => {
                 Mode::Against(Against { sockets: self.against.clone(), pairs: self.pairs, pause: self.pause })
             }
         };
+        let mut directions = self.direction.clone();
+        if matches!(mode, Mode::ZeroLoss(_) | Mode::Latency(_)) {
+            // A device that sends by itself is offered nothing.
+            directions.retain(|&direction| direction != Direction::From);
+            if directions.is_empty() {
+                return Err("the device decides how fast it sends \"from\" itself: \
+                            --zero-loss and --latency are for the directions to and loop"
+                    .to_owned());
+            }
+        }
         let turns = if self.against.is_empty() { 1 } else { self.pairs };
         if self.duration / turns < SHORTEST {
             return Err(format!(
@@ -189,7 +253,7 @@ impl NetArgs {
             command,
             socket: self.socket_path.clone(),
             sizes: self.size.clone(),
-            directions: self.direction.clone(),
+            directions,
             queue_pairs: self.queue_pairs,
             shape: Shape {
                 ring_size: self.ring_size,
@@ -202,6 +266,7 @@ impl NetArgs {
             duration: self.duration,
             mode,
             json: self.json.clone(),
+            html: self.html.clone(),
         })
     }
 }

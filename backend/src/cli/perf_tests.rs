@@ -52,6 +52,12 @@ fn wrong_values_are_refused_with_what_would_be_right() {
         ("--mergeable yes", "on or off"),
         ("--pairs 3", "--against"),
         ("--pause", "--against"),
+        ("--resolution 1", "--zero-loss"),
+        ("--zero-loss --resolution 0", "0.01 to 50"),
+        ("--zero-loss --max-rate 5", "1.5M"),
+        ("--latency 1,2", "50k"),
+        ("--zero-loss --latency", "cannot be used with"),
+        ("--zero-loss --against /b", "cannot be used with"),
     ] {
         let message = parse(text).unwrap_err();
         assert!(message.contains(hint), "{text}: {message}");
@@ -85,4 +91,21 @@ fn options_that_do_not_fit_together_are_refused_with_both() {
         let message = parse(text).unwrap().options(String::new()).unwrap_err();
         assert!(message.contains(hint), "{text}: {message}");
     }
+}
+
+#[test]
+fn search_and_latency_are_modes_without_the_direction_that_is_not_offered() {
+    let options = |text| parse(text).unwrap().options(String::new());
+    let search = options("--zero-loss --duration 2s --resolution 0.5 --max-rate 3M").unwrap();
+    assert_eq!(search.directions, [Direction::To, Direction::Loop]);
+    let Mode::ZeroLoss(how) = search.mode else { panic!("no search") };
+    let trial = Duration::from_secs(2);
+    assert_eq!(how, SearchOptions { trial, resolution: 0.005, highest: Some(3e6) });
+    let loads = |text| match options(text).unwrap().mode {
+        Mode::Latency(loads) => loads,
+        _ => Vec::new(),
+    };
+    assert_eq!(loads("--latency"), [Load::One]);
+    assert_eq!(loads("--latency one,50k --size 64"), [Load::One, Load::Rate(5e4)]);
+    assert!(options("--latency --direction from").unwrap_err().contains("to and loop"));
 }

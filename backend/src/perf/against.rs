@@ -9,8 +9,9 @@ use super::outcome::Outcome;
 use super::pairs::{Comparison, Pairing, STEADY};
 use super::pause::Paused;
 use super::size::PacketSize;
-use super::table::{aligned, value};
+use super::table::{aligned, disturbance, value};
 use super::{Findings, Options, PerfError};
+use crate::report::html::{Bar, Figure};
 use crate::report::{Measurement, Status};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -35,6 +36,8 @@ struct Row {
     size: PacketSize,
     other: String,
     comparison: Comparison,
+    /// Parts of the turns' time that the front-end had its processor.
+    shares: Vec<f64>,
     faults: Vec<String>,
 }
 
@@ -72,6 +75,7 @@ fn all(ground: &Ground<'_>, against: &Against, rows: &mut Vec<Row>) -> Result<()
                 size,
                 other: letter(other),
                 comparison: Comparison::of("", ["", ""], &[]),
+                shares: Vec::new(),
                 faults: Vec::new(),
             };
             let mut pairs = Vec::new();
@@ -80,7 +84,7 @@ fn all(ground: &Ground<'_>, against: &Against, rows: &mut Vec<Row>) -> Result<()
                 ground.say(format!("{direction} {size} A {} {}/{}", letter(other), pair + 1, against.pairs));
                 let mut turn = |number: usize, at: Option<&Path>| {
                     paused.turn(place(number), || {
-                        one_turn(ground, at, direction, size, against.pairs, &mut row.faults)
+                        one_turn(ground, at, direction, size, against.pairs, &mut row)
                     })
                 };
                 let before = ground.layout.round_trip();
@@ -116,13 +120,14 @@ fn one_turn(
     direction: Direction,
     size: PacketSize,
     pairs: u32,
-    faults: &mut Vec<String>,
+    row: &mut Row,
 ) -> Result<f64, PerfError> {
     let cell = ground.measure(at, direction, size, ground.options.duration / pairs.max(1), || ())?;
     ground.bar.inc(1);
     let outcome = Outcome::of(direction, size, &cell, &[]);
     let name = at.map_or("the device of our own".to_owned(), |at| at.display().to_string());
-    faults.extend(outcome.complaints().map(|complaint| format!("{name}: {complaint}")));
+    row.shares.push(outcome.share.median);
+    row.faults.extend(outcome.complaints().map(|complaint| format!("{name}: {complaint}")));
     Ok(outcome.rate.median)
 }
 
@@ -146,12 +151,36 @@ fn findings(who: &str, rows: &[Row]) -> Findings {
         row.comparison.measurements().map(status).collect::<Vec<Measurement>>()
     };
     Findings {
-        table: format!("{who}\n{}{}", table(rows), legend()),
+        table: format!("{who}\n{}{}{}", table(rows), legend(), remarks(rows)),
         faults: rows.iter().flat_map(|row| row.faults.clone()).collect(),
         failed: rows.iter().filter(|row| !row.faults.is_empty()).count(),
         results: rows.iter().flat_map(results).collect(),
+        figures: figures(rows),
         lines: rows.iter().flat_map(|row| row.comparison.cache_line.samples.clone()).collect(),
     }
+}
+
+/// Rates side by side, and ratios.
+fn figures(rows: &[Row]) -> Vec<Figure> {
+    let figure =
+        |title: &str, unit: &str, series: &[&str], bars: &dyn Fn(&Comparison) -> Vec<Option<Bar>>| {
+            let group =
+                |row: &Row| (format!("{} {} {}", row.direction, row.size, row.other), bars(&row.comparison));
+            Figure::Bars {
+                title: title.to_owned(),
+                unit: unit.to_owned(),
+                series: series.iter().map(|&name| name.to_owned()).collect(),
+                groups: rows.iter().map(group).collect(),
+            }
+        };
+    vec![
+        figure("Rates in turns", "Mpps, median and range of pairs", &["A", "the other"], &|each| {
+            vec![Bar::of(&each.first), Bar::of(&each.second)]
+        }),
+        figure("A by the other", "ratio, median and range of pairs", &["A / other"], &|each| {
+            vec![Bar::of(&each.ratio)]
+        }),
+    ]
 }
 
 fn table(rows: &[Row]) -> String {
@@ -160,7 +189,7 @@ fn table(rows: &[Row]) -> String {
         "",
     ];
     let mut cells = vec![heading.map(str::to_owned).to_vec()];
-    for Row { direction, size, other, comparison, faults } in rows {
+    for Row { direction, size, other, comparison, faults, .. } in rows {
         let Comparison { first, second, ratio, cache_line, kept, dropped } = comparison;
         let mut row = vec![direction.to_string(), size.to_string(), other.clone()];
         for result in [first, second, ratio] {
@@ -193,6 +222,17 @@ More: mdevd perf net --help
     )
 }
 
+/// What keeps the figures from saying much.
+fn remarks(rows: &[Row]) -> String {
+    let none = rows.iter().any(|row| row.comparison.kept == 0 && row.comparison.dropped > 0);
+    let words = if none {
+        "\nNo pair of a comparison counts: the machine never stood still for two turns.\n"
+    } else {
+        ""
+    };
+    words.to_owned() + &disturbance(rows.iter().flat_map(|row| row.shares.iter().copied()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +244,7 @@ mod tests {
             size: PacketSize::Bytes(64),
             other: "B".to_owned(),
             comparison: Comparison::of("loop/64", ["A", "B"], &pairs),
+            shares: vec![1.0, 0.99],
             faults,
         }
     }
@@ -236,6 +277,12 @@ mod tests {
         let text = table(&[row(vec!["lost".to_owned()], [60.0, 500.0, 60.0])]);
         let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(words, ["loop", "64", "B", "-", "-", "-", "-", "-", "-", "0", "1", "-", "FAILED"]);
+    }
+
+    #[test]
+    fn remark_is_made_where_no_pair_counts() {
+        assert_eq!(remarks(&[row(vec![], [60.0; 3])]), "");
+        assert!(remarks(&[row(vec![], [60.0, 600.0, 60.0])]).contains("No pair"));
     }
 
     #[test]

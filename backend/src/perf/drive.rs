@@ -202,7 +202,7 @@ impl<Q: Virtqueue> Pair<Q> {
         }
     }
 
-    /// Packets that the device has used from the first on (to).
+    /// Packets that arrived from the first on: used by the device (to), received (from, loop).
     pub fn completed(&self) -> u64 {
         self.completed
     }
@@ -355,6 +355,7 @@ impl<Q: Virtqueue> Pair<Q> {
             }
         })?;
         counts.packets += u64::from(packets);
+        self.completed += u64::from(packets);
         if self.direction == Direction::From
             && let (Timing::Sampled(probe), Some(last)) = (&mut self.timing, last)
         {

@@ -9,6 +9,8 @@
 //! - A *cell* is one direction and one packet size. [`cell::measure`] attaches to a back-end, looks at 10^5 packets byte
 //!   by byte, then drives the rings for a time that is cut into slices, and detaches.
 //! - [`shape::Shape`] is how the rings look and are used; [`ground::Ground`] what all measurements of a run stand on.
+//! - [`trial`] offers frames at rates below the greatest, paced by [`pace::Pace`]: [`search`] halves the way to the highest rate
+//!   without a loss, [`delays`] takes every frame's latency.
 //! - [`against`] measures several back-ends in turns, [`pairs::Comparison`] is what may be concluded from that.
 //! - [`drive::Pair`] is a queue pair under load, [`run::drive`] the threads that poll pairs.
 //! - [`device::DeviceProcess`] is a device of our own; it answers questions for its counters.
@@ -27,6 +29,7 @@
 pub mod against;
 pub mod attached;
 pub mod cell;
+pub mod delays;
 pub mod device;
 pub mod drive;
 pub mod frames;
@@ -40,21 +43,28 @@ pub mod pairs;
 pub mod pause;
 pub mod roundtrip;
 pub mod run;
+pub mod search;
 pub mod shape;
 pub mod size;
 pub mod table;
+pub mod trial;
+mod zero_loss;
 
+use crate::report::html::{self, Figure};
 use crate::report::{Measurement, Report, median, online_cpus};
 use against::Against;
 use cell::CellError;
+use delays::Load;
 use device::DeviceError;
 use drive::Direction;
 use layout::Layout;
 use pause::PauseError;
+use search::SearchOptions;
 use shape::Shape;
 use size::PacketSize;
+use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -79,6 +89,8 @@ pub struct Options {
     pub mode: Mode,
     /// Where to write the report; `-` is standard output, which then holds nothing else.
     pub json: Option<PathBuf>,
+    /// Where to write the report as a page for people.
+    pub html: Option<PathBuf>,
 }
 
 /// What to find out about a back-end.
@@ -88,6 +100,10 @@ pub enum Mode {
     Greatest,
     /// How it compares with others.
     Against(Against),
+    /// The highest rate without a loss.
+    ZeroLoss(SearchOptions),
+    /// How long a frame takes, under each of these loads.
+    Latency(Vec<Load>),
 }
 
 /// What a run has found, in whatever mode.
@@ -103,6 +119,8 @@ struct Findings {
     results: Vec<Measurement>,
     /// Round trips of a cache line.
     lines: Vec<f64>,
+    /// What is drawn of it.
+    figures: Vec<Figure>,
 }
 
 /// Why `perf` failed.
@@ -154,15 +172,17 @@ pub fn run(options: &Options, stop: &AtomicBool, out: &mut dyn Write) -> Result<
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         }
     };
-    print(introduction(options, &layout, &report));
+    let introduction = introduction(options, &layout, &report);
+    print(introduction.clone());
     let (findings, mut result) = match &options.mode {
         Mode::Greatest => greatest::run(options, &layout, stop),
         Mode::Against(others) => against::run(options, others, &layout, stop),
+        Mode::ZeroLoss(how) => zero_loss::run(options, how, &layout, stop),
+        Mode::Latency(loads) => delays::run(options, loads, &layout, stop),
     };
-    print(findings.table);
-    for fault in &findings.faults {
-        print(format!("{fault}\n"));
-    }
+    let faults = findings.faults.iter().map(|fault| format!("{fault}\n"));
+    let table = std::iter::once(findings.table).chain(faults).collect::<String>();
+    print(table.clone());
     report.results = findings.results;
     let mut lines = findings.lines;
     lines.sort_by(f64::total_cmp);
@@ -170,10 +190,16 @@ pub fn run(options: &Options, stop: &AtomicBool, out: &mut dyn Write) -> Result<
     if result.is_ok() && (findings.failed > 0 || report.failed()) {
         result = Err(PerfError::Faults(findings.failed.max(1)));
     }
-    if let Some(path) = &options.json {
-        let written = report.write_to(path);
+    let refused = |path: &Path| {
         let path = path.display().to_string();
-        result = result.and(written.map_err(|source| PerfError::Write { path, source }));
+        move |source| PerfError::Write { path, source }
+    };
+    if let Some(path) = &options.json {
+        result = result.and(report.write_to(path).map_err(refused(path)));
+    }
+    if let Some(path) = &options.html {
+        let page = html::page(&report, &(introduction + &table), &findings.figures);
+        result = result.and(fs::write(path, page).map_err(refused(path)));
     }
     result
 }

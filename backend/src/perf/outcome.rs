@@ -34,7 +34,7 @@ pub struct Outcome {
 pub const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// What other programs may have of a processor before the figures are not the device's any more.
-const DISTURBANCE: f64 = 0.05;
+pub const DISTURBANCE: f64 = 0.05;
 
 impl Outcome {
     /// Judges a cell.
@@ -78,12 +78,6 @@ impl Outcome {
         let mut outcome = Outcome::of(direction, size, &CellResult::default(), &[]);
         outcome.faults = vec!["not measured".to_owned()];
         outcome
-    }
-
-    /// The part of the time, if it is worth a word, that other programs had the front-end's processor.
-    pub fn disturbed(&self) -> Option<f64> {
-        let others = 1.0 - self.share.median;
-        (!self.share.samples.is_empty() && others > DISTURBANCE).then_some(others)
     }
 
     /// What is wrong with the packets, each with the cell's name.

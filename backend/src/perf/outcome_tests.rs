@@ -27,7 +27,6 @@ fn rates_are_by_the_second_and_bits_without_preamble() {
     assert!(outcome.faults.is_empty());
     let names: Vec<&str> = outcome.measurements().map(|result| result.name.as_str()).collect();
     assert_eq!(names.len(), 9);
-    assert_eq!(outcome.disturbed(), None);
 }
 
 #[test]
@@ -94,12 +93,4 @@ fn cell_that_was_not_measured_is_failed_in_the_report() {
     let outcome = Outcome::failed(Direction::To, SIZE);
     assert_eq!(outcome.rate.status, Status::Failed);
     assert!(!outcome.faults.is_empty());
-}
-
-#[test]
-fn front_end_that_shared_its_processor_is_disturbed() {
-    let shared = Slice { share: 0.75, ..slice(1, 0) };
-    let cell = CellResult { slices: vec![shared; 3], ..CellResult::default() };
-    assert_eq!(Outcome::of(Direction::To, SIZE, &cell, &[]).disturbed(), Some(0.25));
-    assert_eq!(Outcome::failed(Direction::To, SIZE).disturbed(), None);
 }

@@ -314,6 +314,39 @@ pub fn verify<Q: Virtqueue>(
     Ok(counts)
 }
 
+/// Lets what is under way come in, on this thread; what was counted, all pairs together. What does not come within a second
+/// is lost.
+///
+/// # Errors
+/// [`RunError`].
+pub fn drain<Q: Virtqueue>(
+    members: &mut [Member<Q>],
+    stop: &AtomicBool,
+    alive: impl Fn() -> bool,
+) -> Result<Counts, RunError> {
+    let mut silence = Silence::new();
+    while members.iter().any(|member| member.pair.in_flight() > 0) {
+        let mut arrived = 0;
+        for member in &mut *members {
+            arrived += round(member, false)?;
+        }
+        let length = silence.look(arrived > 0, Instant::now());
+        if length >= GIVE_UP {
+            if !alive() {
+                return Err(RunError::PeerGone);
+            }
+            idle(members, 0, length)?;
+            break;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(RunError::Interrupted);
+        }
+    }
+    let mut counts = Counts::default();
+    members.iter_mut().for_each(|member| counts.merge(&member.pair.take()));
+    Ok(counts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

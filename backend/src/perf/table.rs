@@ -1,5 +1,5 @@
 //! The table at the end.
-use super::outcome::{Outcome, QUANTILES};
+use super::outcome::{DISTURBANCE, Outcome, QUANTILES};
 use crate::report::{Measurement, Status};
 use std::fmt::Write;
 
@@ -45,9 +45,17 @@ pub fn aligned(rows: &[Vec<String>]) -> String {
 
 /// A word on what else ran here, if that was enough to spoil the figures.
 fn warning(outcomes: &[Outcome]) -> String {
-    let Some(others) = outcomes.iter().filter_map(Outcome::disturbed).reduce(f64::max) else {
+    disturbance(
+        outcomes.iter().filter_map(|outcome| outcome.share.samples.first().map(|_| outcome.share.median)),
+    )
+}
+
+/// The same of the parts of the time, from 0 to 1, that the front-end had its processor.
+pub fn disturbance(shares: impl Iterator<Item = f64>) -> String {
+    let others = shares.map(|share| 1.0 - share).fold(0.0, f64::max);
+    if others <= DISTURBANCE {
         return String::new();
-    };
+    }
     let percent = 100.0 * others;
     format!(
         "\nOther programs had the front-end's processor for up to {percent:.0} % of a cell:\nmeasure again on a machine that does nothing else.\n"

@@ -1,4 +1,4 @@
-//! What a command measured, as JSON.
+//! What a command measured, as JSON and as a page.
 //!
 //! Every command that measures or judges writes one [`Report`], always of the same shape, so that one reader serves
 //! them all: who measured (command, version, commit), where (machine), and a flat list of results. A result carries
@@ -8,6 +8,7 @@
 //! No locks, no threads. Writing blocks on the file that it writes to; nothing else here blocks.
 //! Not here: comparing two reports, keeping a history of them.
 mod counters;
+pub mod html;
 mod machine;
 
 use serde::{Deserialize, Serialize};

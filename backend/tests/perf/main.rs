@@ -256,3 +256,56 @@ fn other_that_nobody_listens_for_is_an_error_that_names_it() {
     assert_eq!(status.code(), Some(1));
     assert!(err.contains("/nonexistent/other.sock"), "{err}");
 }
+
+#[test]
+fn search_without_loss_prints_its_trials_and_reports_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let arguments = format!(
+        "--zero-loss --size 64 --direction to,from,loop --duration 100ms --resolution 25 --max-rate 200k --json {}",
+        file.display()
+    );
+    let (status, out, err) = Run::start(&arguments).end();
+    assert!(status.success(), "{err}{out}");
+    let report: Report = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    for direction in ["to", "loop"] {
+        let result = |what: &str| report.result(&format!("{direction}/64/{what}")).unwrap();
+        let trials = result("trials-wanted").samples.clone();
+        assert_eq!(trials.first(), Some(&0.2));
+        assert_eq!(trials.len(), result("trials-lost").samples.len());
+        assert!(out.lines().filter(|line| line.starts_with(direction)).count() > trials.len(), "{out}");
+    }
+    assert!(report.result("from/64/zero-loss-rate").is_none());
+}
+
+#[test]
+fn latency_of_every_frame_is_reported_and_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("report.html");
+    let arguments = format!(
+        "--latency one,20k --size 64 --direction loop --duration 200ms --json - --html {}",
+        page.display()
+    );
+    let (status, out, err) = Run::start(&arguments).end();
+    assert!(status.success(), "{err}");
+    let report: Report = serde_json::from_str(&out).expect("nothing but the report");
+    for load in ["one", "20k"] {
+        let value = |what: &str| report.result(&format!("loop/64/{load}/{what}")).unwrap().median;
+        let latencies = ["latency-min", "latency-p50", "latency-p99", "latency-max"].map(value);
+        assert!(latencies[0] > 0.0 && latencies.is_sorted(), "{latencies:?}");
+    }
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && page.contains("loop/64/20k/latency-p99.9"));
+}
+
+#[test]
+fn page_of_a_plain_run_shows_its_rates_and_escapes_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("<b>&.html");
+    let arguments = format!("--size 64 --direction to --duration 100ms --html {}", page.display());
+    let (status, _, err) = Run::start(&arguments).end();
+    assert!(status.success(), "{err}");
+    let text = fs::read_to_string(page).unwrap();
+    assert!(text.contains("&lt;b&gt;&amp;.html") && !text.contains("<b>"));
+    assert!(text.contains("Rate by frame size"));
+}
