@@ -131,8 +131,8 @@ struct NetArgs {
     #[arg(long, value_name = "N", default_value_t = BURST, value_parser = clap::value_parser!(u32).range(1..=1024))]
     burst: u32,
 
-    /// Let a received packet span several buffers, or not; without it: if the back-end can
-    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    /// Let a received packet span several buffers (on) or not (off); without it: if the back-end can
+    #[arg(long, value_name = "SWITCH", value_parser = parse_switch)]
     mergeable: Option<bool>,
 
     /// Describe header and frame of each packet by an indirect table of two
