@@ -37,7 +37,8 @@ pub(super) struct Args {
     socket_mode: Option<u32>,
 
     /// What the device is connected to: null (drop and count), loopback (every frame comes back),
-    /// pktgen[,size=N|imix] (fill the guest's receive rings as fast as it empties them, count what it sends)
+    /// pktgen[,size=N|imix] (fill the guest's receive rings as fast as it empties them, count what it sends),
+    /// tap=NAME (an interface of the host, made if there is none)
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: LinkKind,
 

@@ -117,6 +117,7 @@ impl Control {
         match key {
             Key::Listener(device) => self.accept(device),
             Key::Connection(conn) => self.serve(conn, readiness),
+            Key::Outside(device) => self.look_behind(device),
             Key::Events => return self.events.take().into_iter().try_for_each(|event| self.obey(event)),
             Key::Timer => self.timer.rang(),
             Key::Stop => self.drain(),
@@ -146,6 +147,17 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Something behind a device has changed: whoever asked to be told of its configuration is told.
+    fn look_behind(&mut self, device: u64) {
+        if self.devices.get(&device).is_some_and(|served| served.device().look()) {
+            for conn in self.connections_of(device) {
+                if let Some(connection) = self.connections.get_mut(&conn) {
+                    connection.session.config_changed();
+                }
+            }
+        }
     }
 
     fn print_counters(&self) {

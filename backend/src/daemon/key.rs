@@ -19,9 +19,11 @@ pub(super) enum Key {
     Listener(u64),
     /// The socket of this connection.
     Connection(u64),
+    /// The world behind this device.
+    Outside(u64),
 }
 
-const KINDS: u64 = 8;
+const KINDS: u64 = 9;
 
 impl Key {
     /// As one number.
@@ -35,6 +37,7 @@ impl Key {
             Key::Counters => (5, 0),
             Key::Listener(device) => (6, device),
             Key::Connection(conn) => (7, conn),
+            Key::Outside(device) => (8, device),
         };
         of.wrapping_mul(KINDS) | kind
     }
@@ -50,7 +53,8 @@ impl Key {
             4 => Key::Reload,
             5 => Key::Counters,
             6 => Key::Listener(of),
-            _ => Key::Connection(of),
+            7 => Key::Connection(of),
+            _ => Key::Outside(of),
         }
     }
 }
@@ -62,7 +66,9 @@ mod tests {
     #[test]
     fn every_key_is_what_its_number_says() {
         let fixed = [Key::Events, Key::Timer, Key::Stop, Key::Print, Key::Reload, Key::Counters];
-        let counted = [0, 1, 7, 1 << 40].into_iter().flat_map(|of| [Key::Listener(of), Key::Connection(of)]);
+        let counted = [0, 1, 7, 1 << 40]
+            .into_iter()
+            .flat_map(|of| [Key::Listener(of), Key::Connection(of), Key::Outside(of)]);
         for key in fixed.into_iter().chain(counted) {
             assert_eq!(Key::of(key.number()), key);
         }

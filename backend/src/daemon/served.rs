@@ -64,6 +64,9 @@ impl Served {
             Endpoint::Dialing(dialer) => (Entrance::Dialing(dialer), None),
             Endpoint::Connected(socket) => (Entrance::Shut, Some(socket)),
         };
+        if let Some(outside) = rings.device().watched() {
+            poll.add(outside, Key::Outside(id).number(), Interest::READ)?;
+        }
         let rates = Rates::new(rings.device().as_ref(), names, Instant::now());
         Ok((Served { rings, plan, sessions, names, rates, entrance }, connected))
     }
@@ -80,6 +83,9 @@ impl Served {
     pub(super) fn shut(&mut self, poll: &Poll) {
         if let Entrance::Listening { listener, .. } = &self.entrance {
             poll.remove(listener);
+        }
+        if let Some(outside) = self.device().watched() {
+            poll.remove(outside);
         }
         self.entrance = Entrance::Shut;
     }

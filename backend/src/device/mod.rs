@@ -16,6 +16,7 @@ mod queue;
 mod stats;
 mod switch;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +24,9 @@ pub use crate::sys::EventFd;
 pub use queue::{Queue, QueueSetup};
 pub use stats::{DropCause, QueueCounters, QueueStats};
 pub use switch::{Enabled, Switch};
+
+/// A descriptor that becomes readable when an engine has work: an eventfd, or the other end of its link.
+pub type Bell = Arc<dyn AsFd + Send + Sync>;
 
 /// The data path of one group of queues, on one worker.
 pub trait Engine: Send {
@@ -44,9 +48,9 @@ pub trait Engine: Send {
     /// nevertheless, because it was not quiesced, end unheard.
     fn stop_queue(&mut self, index: u16) -> Option<Queue>;
 
-    /// Signalled when there is work that no kick announces: requests that have ended. It wakes the worker from the
-    /// start of the first queue to the stop of the last.
-    fn bell(&self) -> Option<Arc<EventFd>> {
+    /// Becomes readable when there is work that no kick announces: requests that have ended, frames that have come. It
+    /// wakes the worker, once each time, from the start of the first queue to the stop of the last.
+    fn bell(&self) -> Option<Bell> {
         None
     }
 
@@ -130,6 +134,21 @@ pub trait Device: Send + Sync {
 
     /// A new engine for a group, with the features that were acknowledged.
     fn engine(&self, group: u16, features: u64) -> Box<dyn Engine>;
+
+    /// The control thread tells of each queue that starts with these features, is enabled or disabled while it runs, or is
+    /// taken from its worker. `runs`: frames may come for it. For what takes longer than a worker may take.
+    fn queue_turned(&self, _queue: u16, _features: u64, _runs: bool) {}
+
+    /// Becomes readable when the world behind the device has changed, which [`Device::look`] then takes note of. For the
+    /// device's whole life.
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Looks at the world behind the device. Whether the configuration space has changed.
+    fn look(&self) -> bool {
+        false
+    }
 
     /// The MTU the front-end told the guest (NET_SET_MTU).
     ///

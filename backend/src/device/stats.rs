@@ -21,17 +21,29 @@ pub enum DropCause {
     Oversize,
     /// Discarded because its queue is disabled.
     Disabled,
+    /// Its header asks for what was not negotiated, or points outside the frame.
+    Header,
+    /// The link has no room for it at the moment.
+    LinkFull,
+    /// The link is down, or gone.
+    LinkDown,
+    /// The link does not take such a frame.
+    LinkRefused,
 }
 
 impl DropCause {
     /// Every cause, in the order of [`QueueCounters::drops`].
-    pub const ALL: [DropCause; 6] = [
+    pub const ALL: [DropCause; 10] = [
         DropCause::NoReceiver,
         DropCause::ReceiverFull,
         DropCause::ReceiverSmall,
         DropCause::Short,
         DropCause::Oversize,
         DropCause::Disabled,
+        DropCause::Header,
+        DropCause::LinkFull,
+        DropCause::LinkDown,
+        DropCause::LinkRefused,
     ];
 
     /// A word for statistics lines.
@@ -43,6 +55,10 @@ impl DropCause {
             DropCause::Short => "short",
             DropCause::Oversize => "oversize",
             DropCause::Disabled => "disabled",
+            DropCause::Header => "header",
+            DropCause::LinkFull => "link-full",
+            DropCause::LinkDown => "link-down",
+            DropCause::LinkRefused => "link-refused",
         }
     }
 }

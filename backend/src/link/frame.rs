@@ -2,6 +2,9 @@
 
 use mdev_dma::GuestSlice;
 
+/// No page is smaller.
+const SMALLEST_PAGE: usize = 4096;
+
 /// A frame the guest sends, without its virtio header. Its bytes may change while they are read.
 #[derive(Copy, Clone)]
 pub(crate) struct Frame<'a, 'g> {
@@ -28,6 +31,12 @@ impl<'a, 'g> Frame<'a, 'g> {
         self.len
     }
 
+    /// Where it is.
+    #[inline(always)]
+    pub(crate) fn pieces(&self) -> &'a [GuestSlice<'g>] {
+        self.pieces
+    }
+
     /// Copies the frame, or as much of it as fits, and says how many bytes.
     #[inline]
     pub(crate) fn copy_to(&self, out: &mut [u8]) -> usize {
@@ -48,6 +57,11 @@ impl<'a, 'g> Room<'a, 'g> {
     #[inline(always)]
     pub(crate) fn new(pieces: &'a [GuestSlice<'g>]) -> Self {
         Self { pieces }
+    }
+
+    /// The pieces from byte `offset` on.
+    pub(crate) fn from(&self, offset: usize) -> impl Iterator<Item = GuestSlice<'g>> + use<'a, 'g> {
+        tail(self.pieces, offset)
     }
 
     /// Writes `bytes` at `offset`. What does not fit is left out.
@@ -92,8 +106,23 @@ impl<'a, 'g> Room<'a, 'g> {
     }
 }
 
+/// Reads a byte of every page of these pieces, for whoever has learned from the kernel that something of them is lost:
+/// then it is lost for us too, and its window is known for it.
+#[cold]
+pub(crate) fn touch<'g>(pieces: impl Iterator<Item = GuestSlice<'g>>) {
+    for piece in pieces {
+        let last = piece.len().checked_sub(1);
+        for offset in (0..piece.len()).step_by(SMALLEST_PAGE).chain(last) {
+            std::hint::black_box(piece.read::<u8>(offset));
+        }
+    }
+}
+
 /// The pieces from byte `offset` on.
-fn tail<'g>(pieces: &[GuestSlice<'g>], mut offset: usize) -> impl Iterator<Item = GuestSlice<'g>> {
+fn tail<'a, 'g>(
+    pieces: &'a [GuestSlice<'g>],
+    mut offset: usize,
+) -> impl Iterator<Item = GuestSlice<'g>> + use<'a, 'g> {
     pieces.iter().filter_map(move |piece| {
         let skipped = offset.min(piece.len());
         offset = offset.saturating_sub(skipped);

@@ -1,16 +1,25 @@
 //! Links: where a network device's frames go, and where they come from.
 //!
-//! A link knows frames (`Frame`, pieces of guest memory without their virtio header) and nothing of rings, queues or
-//! features; the net engine moves them. Each engine has a link of its own, so nothing here is shared or locked, and
-//! nothing blocks or allocates after creation.
+//! A link knows frames (`Frame`, pieces of guest memory, with or without their virtio header) and nothing of rings or queues;
+//! the net engine moves them. Each engine has a link of its own, or a queue of its own of one, so nothing that moves
+//! frames is shared or locked, and nothing of it blocks or allocates after creation.
 //!
 //! | link | takes | gives |
 //! |---|---|---|
 //! | `null` | reads every frame whole, and drops it | nothing |
 //! | `loopback` | copies every frame into the same pair's receive queue | what was taken |
 //! | `pktgen[,size=N]` | drops every frame unread | UDP frames of `size` bytes (or `imix`) as fast as they are received |
+//! | `tap=NAME` | hands every frame to the host's network stack | what the host sends to the interface |
 //!
-//! Not here: links that leave the process (tap, peer).
+//! # Tap
+//!
+//! One queue of the interface for each queue pair, non-blocking, made when the device is made and closed with it. Frames go
+//! between guest pages and the kernel in one system call each, without a copy of ours. The header goes along: checksums and
+//! segmentation are left to whoever comes last, as far as both sides have agreed. What may take its time (the offloads of
+//! the interface, attaching and detaching its queues: they wait for the kernel's lock on network configuration) is done by
+//! the control thread, which also follows by netlink whether the interface is up.
+//!
+//! Not here: links between the devices of a process (peer).
 
 #![cfg_attr(
     not(test),
@@ -27,12 +36,16 @@ mod frame;
 mod kind;
 mod null;
 mod pktgen;
+mod tap;
+mod watch;
 
-pub use kind::{LinkError, LinkKind};
+pub use kind::{LinkError, LinkKind, LinkName};
+pub use tap::TapError;
 
-pub(crate) use frame::{Frame, Room};
+pub(crate) use frame::{Frame, Room, touch};
 pub(crate) use null::Sink;
 pub(crate) use pktgen::Generator;
+pub(crate) use tap::{Lost, Tap, TapQueue};
 
 /// The largest frame a device passes on: 64 KiB of payload behind an Ethernet header with a VLAN tag.
 pub const MAX_FRAME: usize = 65_536 + ETHERNET_HEADER + 4;

@@ -253,6 +253,7 @@ impl Session {
             Err(StartError::OtherConnection) => Run::Waiting,
         };
         if vring.run == Run::Running {
+            self.device.queue_turned(index, features, vring.switch.get() == Enabled::Yes);
             self.announce_change();
         }
     }
@@ -266,6 +267,7 @@ impl Session {
                 let token = self.conn.wrapping_shl(32) | u64::from(self.stops);
                 let stopping = queues.stop(self.conn, index, token);
                 vring.run = if stopping { Run::Stopping { token } } else { Run::Stopped };
+                self.device.queue_turned(index, self.negotiated.features().unwrap_or_default(), false);
             }
             Run::Waiting => vring.run = Run::Stopped,
             Run::Stopped | Run::Stopping { .. } => {}
@@ -282,6 +284,7 @@ impl Session {
             false => Enabled::NotYet,
         });
         if runs {
+            self.device.queue_turned(index, self.negotiated.features().unwrap_or_default(), enabled);
             queues.switched(self.conn, index);
         }
     }

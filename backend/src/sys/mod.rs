@@ -2,8 +2,9 @@
 //! descriptors.
 //!
 //! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks, and [`OwnerProcess`] waits for the
-//! process that it is. Four files need `unsafe`: one signals a peer without waiting for it, one takes over a
-//! descriptor by its number, one reads the processor's time stamp counter, one makes a process that owns memory.
+//! process that it is. Five files need `unsafe`: one signals a peer without waiting for it, one takes over a
+//! descriptor by its number, one reads the processor's time stamp counter, one makes a process that owns memory, one moves
+//! frames between guest memory and a tap interface.
 
 #[allow(unsafe_code)]
 mod bell;
@@ -13,6 +14,8 @@ mod inherit;
 #[allow(unsafe_code)]
 mod owner;
 mod poll;
+#[allow(unsafe_code)]
+pub(crate) mod tap;
 mod timer;
 #[allow(unsafe_code)]
 pub(crate) mod tsc;

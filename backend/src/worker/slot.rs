@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::device::{Device, Engine, Queue, QueueSetup, QueueStats};
+use crate::device::{self, Device, Engine, Queue, QueueSetup, QueueStats};
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::sys::{EventFd, Interest, Kicks, Poll};
@@ -31,9 +31,9 @@ pub(super) struct Slot {
     draining: bool,
 }
 
-/// What wakes the worker for requests that have ended.
+/// What wakes the worker for what no kick announces.
 struct Bell {
-    fd: Arc<EventFd>,
+    fd: device::Bell,
     /// The number it goes by in the worker's poll.
     key: u64,
     watched: bool,
@@ -72,7 +72,7 @@ impl Slot {
             if let (Err(error), Some(left_out)) = (&added, UNWATCHED.permit()) {
                 let name = device.name();
                 log::warn!(
-                    "{name}: the ends of its requests cannot be watched ({error}); looking for them every \
+                    "{name}: its requests or its link cannot be watched ({error}); looking at them every \
                      millisecond{left_out}"
                 );
             }
@@ -249,7 +249,7 @@ impl Slot {
         }
     }
 
-    /// A queue here cannot wake the worker, or requests that end cannot.
+    /// A queue here cannot wake the worker, or what no kick announces cannot.
     pub(super) fn is_blind(&self) -> bool {
         let blind = |member: &Member| !member.watched && !member.reported && member.stops.is_empty();
         self.queues.iter().any(blind) || self.bell.as_ref().is_some_and(|bell| !bell.watched)

@@ -44,6 +44,12 @@ pub const VIRTIO_NET_F_GUEST_ANNOUNCE: u64 = 1 << 21;
 pub const VIRTIO_NET_F_MQ: u64 = 1 << 22;
 /// The MAC address is set through the control queue.
 pub const VIRTIO_NET_F_CTRL_MAC_ADDR: u64 = 1 << 23;
+/// The driver takes UDP datagrams over IPv4 of more than one MTU, to be cut into datagrams.
+pub const VIRTIO_NET_F_GUEST_USO4: u64 = 1 << 54;
+/// The driver takes UDP datagrams over IPv6 of more than one MTU, to be cut into datagrams.
+pub const VIRTIO_NET_F_GUEST_USO6: u64 = 1 << 55;
+/// The device takes UDP datagrams of more than one MTU, to be cut into datagrams.
+pub const VIRTIO_NET_F_HOST_USO: u64 = 1 << 56;
 /// The device reports speed and duplex.
 pub const VIRTIO_NET_F_SPEED_DUPLEX: u64 = 1 << 63;
 
@@ -58,6 +64,16 @@ pub const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
 pub const VIRTIO_NET_HDR_F_DATA_VALID: u8 = 2;
 /// [`NetHeader::gso_type`]: an ordinary packet.
 pub const VIRTIO_NET_HDR_GSO_NONE: u8 = 0;
+/// [`NetHeader::gso_type`]: TCP over IPv4, to be cut into segments.
+pub const VIRTIO_NET_HDR_GSO_TCPV4: u8 = 1;
+/// [`NetHeader::gso_type`]: UDP, to be cut into IP fragments.
+pub const VIRTIO_NET_HDR_GSO_UDP: u8 = 3;
+/// [`NetHeader::gso_type`]: TCP over IPv6, to be cut into segments.
+pub const VIRTIO_NET_HDR_GSO_TCPV6: u8 = 4;
+/// [`NetHeader::gso_type`]: UDP, to be cut into datagrams.
+pub const VIRTIO_NET_HDR_GSO_UDP_L4: u8 = 5;
+/// [`NetHeader::gso_type`], beside TCP: the segments have ECN's flag.
+pub const VIRTIO_NET_HDR_GSO_ECN: u8 = 0x80;
 
 /// The header before every packet, in both directions (section 5.1.6). Under `VIRTIO_F_VERSION_1` it is 12 bytes
 /// whether or not receive buffers are mergeable.

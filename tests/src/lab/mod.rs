@@ -3,6 +3,7 @@
 //! - [`setup`] makes the lab's root once and caches it; [`Lab`] runs programs inside it.
 //! - [`Running`] is a program under way: its output can be waited for, and it never outlives the test.
 //! - [`Testpmd`], [`QemuGuest`] and [`Mdevd`] know how to start and question one program each; [`HugePages`] lends huge pages.
+//! - [`move_into_own_network`] gives a test interfaces that nobody else sees.
 //! - [`runner`] is the tests' main function: one test at a time, each in a process of its own, skipped with a reason where there is no lab.
 //!
 //! A test is a function from a [`Lab`] to `Result<(), Skip>`; it fails by panicking. Every wait has a limit, and a wait that reaches it
@@ -16,6 +17,7 @@ use std::process::Command;
 mod hugepages;
 mod initramfs;
 mod mdevd;
+mod network;
 mod process;
 mod qemu;
 mod qmp;
@@ -26,6 +28,7 @@ mod testpmd;
 pub use hugepages::HugePages;
 pub use initramfs::{FileKind, Initramfs, shared_libraries};
 pub use mdevd::{Counters, Mdevd};
+pub use network::{ip, move_into_own_network};
 pub use process::{Ended, Running, dying_with_us};
 pub use qemu::{Guest, QemuGuest, Successor};
 pub use qmp::Qmp;

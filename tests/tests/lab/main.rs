@@ -5,6 +5,7 @@ mod net_connections;
 mod net_guest;
 mod net_restart;
 mod net_serve;
+mod net_tap;
 mod net_testpmd;
 mod peers;
 mod scenarios;
@@ -20,6 +21,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_restart::trials());
     trials.extend(net_client::trials());
     trials.extend(net_serve::trials());
+    trials.extend(net_tap::trials());
     trials.extend(scenarios::trials());
     runner::main(&trials)
 }

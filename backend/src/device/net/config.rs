@@ -4,6 +4,8 @@ use thiserror::Error;
 
 /// Bytes of `struct virtio_net_config` up to the hash types, all of which a driver may read.
 const LEN: usize = 24;
+/// Where the status lies; with the link down it is zero.
+const STATUS: std::ops::Range<usize> = 6..8;
 /// VIRTIO_NET_S_LINK_UP.
 const LINK_UP: u16 = 1;
 /// `speed` where it is not known.
@@ -35,12 +37,16 @@ impl ConfigSpace {
         Self { bytes }
     }
 
-    pub(super) fn read(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {
+    /// Reads as the space is with the link up or down.
+    pub(super) fn read(&self, offset: u32, link_up: bool, out: &mut [u8]) -> Result<(), String> {
         let first = offset as usize;
-        let bytes =
-            first.checked_add(out.len()).and_then(|end| self.bytes.get(first..end)).ok_or_else(|| {
-                format!("{} bytes at {offset} are outside the configuration space of {LEN} bytes", out.len())
-            })?;
+        let mut space = self.bytes;
+        if !link_up && let Some(status) = space.get_mut(STATUS) {
+            status.fill(0);
+        }
+        let bytes = first.checked_add(out.len()).and_then(|end| space.get(first..end)).ok_or_else(|| {
+            format!("{} bytes at {offset} are outside the configuration space of {LEN} bytes", out.len())
+        })?;
         out.copy_from_slice(bytes);
         Ok(())
     }
@@ -74,23 +80,26 @@ mod tests {
     fn fields_stand_where_the_specification_puts_them() {
         let space = ConfigSpace::new(Some([2, 1, 2, 3, 4, 5]), 4, Some(1500));
         let mut all = [0; LEN];
-        space.read(0, &mut all).unwrap();
+        space.read(0, true, &mut all).unwrap();
         assert_eq!(all[..6], [2, 1, 2, 3, 4, 5]);
         assert_eq!(all[6..8], [1, 0]);
+        let mut status = [0xff; 2];
+        space.read(6, false, &mut status).unwrap();
+        assert_eq!(status, [0, 0], "the link is down");
         assert_eq!(all[8..10], [4, 0]);
         assert_eq!(all[10..12], 1500u16.to_le_bytes());
         let mut mtu = [0; 2];
-        space.read(10, &mut mtu).unwrap();
+        space.read(10, true, &mut mtu).unwrap();
         assert_eq!(u16::from_le_bytes(mtu), 1500);
     }
 
     #[test]
     fn reading_past_the_end_is_refused() {
         let space = ConfigSpace::new(None, 1, None);
-        assert!(space.read(0, &mut [0; LEN]).is_ok());
-        assert!(space.read(1, &mut [0; LEN]).is_err());
-        assert!(space.read(u32::MAX, &mut [0; 1]).is_err());
-        assert!(space.read(LEN as u32, &mut []).is_ok());
+        assert!(space.read(0, true, &mut [0; LEN]).is_ok());
+        assert!(space.read(1, true, &mut [0; LEN]).is_err());
+        assert!(space.read(u32::MAX, true, &mut [0; 1]).is_err());
+        assert!(space.read(LEN as u32, true, &mut []).is_ok());
     }
 
     #[test]

@@ -6,7 +6,8 @@ use super::header::{F_MRG_RXBUF, HEADER};
 use super::incoming::{Incoming, Offered, Refusal};
 use super::outgoing::{Outgoing, Sent};
 use super::pieces::burst_of;
-use crate::device::{DropCause, Enabled, Engine, Queue, QueueStats};
+use super::tapped::Tapped;
+use crate::device::{Bell, DropCause, Enabled, Engine, Queue, QueueStats};
 use crate::link::{Frame, Generator, Sink};
 use crate::ring::{RingError, Vring};
 use crate::sys::tsc;
@@ -16,6 +17,7 @@ pub(super) enum Link {
     Null(Sink),
     Loopback,
     Pktgen(Generator),
+    Tap(Tapped),
 }
 
 /// A receive queue (even index), a transmit queue (odd index), and the link between them and the world.
@@ -50,6 +52,13 @@ impl Engine for NetEngine {
         self.place(index).take_if(|queue| queue.index == index)
     }
 
+    fn bell(&self) -> Option<Bell> {
+        match &self.link {
+            Link::Tap(tap) => Some(tap.queue().clone()),
+            Link::Null(_) | Link::Loopback | Link::Pktgen(_) => None,
+        }
+    }
+
     fn queue_mut(&mut self, index: u16) -> Option<&mut Queue> {
         self.place(index).as_mut().filter(|queue| queue.index == index)
     }
@@ -74,14 +83,20 @@ impl Engine for NetEngine {
                 }
                 transmit.as_mut().map_or(0, |queue| turn(queue, receive.as_mut(), *mergeable))
             }
+            Link::Tap(tap) => {
+                let received = receive.as_mut().map_or(0, |queue| tap.receive(queue, *mergeable));
+                let sent = transmit.as_mut().map_or(0, |queue| tap.send(queue));
+                received.saturating_add(sent)
+            }
         }
     }
 
     fn arm(&mut self) -> bool {
         // Receive buffers are work only where frames come by themselves.
-        let receive = match self.link {
+        let receive = match &self.link {
             Link::Pktgen(_) => self.receive.as_mut(),
-            Link::Null(_) | Link::Loopback => None,
+            Link::Tap(tap) if tap.wants_room() => self.receive.as_mut(),
+            Link::Null(_) | Link::Loopback | Link::Tap(_) => None,
         };
         let receive = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
         let transmit = self.transmit.as_mut().filter(|queue| queue.switch.get() != Enabled::NotYet);
@@ -106,9 +121,9 @@ impl Engine for NetEngine {
 }
 
 /// What a burst on one queue came to.
-struct Served {
-    chains: usize,
-    call: bool,
+pub(super) struct Served {
+    pub(super) chains: usize,
+    pub(super) call: bool,
 }
 
 impl Served {
@@ -118,7 +133,7 @@ impl Served {
 /// Opens a queue's ring for one burst, unless there is a reason not to, and takes note of what came of it. Finding nothing
 /// is cheap; `work` runs only if chains wait.
 #[inline(always)]
-fn serve(
+pub(super) fn serve(
     queue: &mut Queue,
     work: impl FnOnce(Vring<'_, '_>, &QueueStats) -> Result<Served, RingError>,
 ) -> u32 {
@@ -183,7 +198,7 @@ fn send_burst(
 
 /// One burst of a transmit queue that is not enabled: what it is given is discarded if it was disabled.
 #[cold]
-fn discard(queue: &mut Queue) -> u32 {
+pub(super) fn discard(queue: &mut Queue) -> u32 {
     let switch = queue.switch.clone();
     if switch.get() == Enabled::NotYet {
         return 0;
@@ -353,7 +368,7 @@ fn pass(
 
 /// Tells the driver of a queue that polls need no kicks, once.
 #[inline(always)]
-fn hush(queue: &mut Queue) {
+pub(super) fn hush(queue: &mut Queue) {
     if !queue.quiet {
         hush_now(queue);
     }

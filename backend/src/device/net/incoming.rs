@@ -5,7 +5,7 @@ use mdev_pin::{Burst, ResolveError};
 use smallvec::SmallVec;
 
 use super::header::{HEADER, received};
-use super::pieces::{AHEAD, Pieces, resolve};
+use super::pieces::{AHEAD, MAX_PIECES, Pieces, resolve};
 use crate::device::QueueStats;
 use crate::link::{MAX_FRAME, Room};
 use crate::ring::{Buffer, Direction, MAX_BURST, RingError, Vring};
@@ -134,6 +134,36 @@ impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
         let room = Room::new(&self.offered.joined);
         header(&room, count as u16);
         Ok(room)
+    }
+
+    /// All the room there is for a frame of up to `longest` bytes. Nothing is used: [`Incoming::room`] does that, when it is
+    /// known how long the frame is.
+    ///
+    /// # Errors
+    /// Why there is none at all.
+    pub(super) fn widest(&mut self, longest: usize) -> Result<Room<'_, 'r>, Refusal> {
+        let need = HEADER.saturating_add(longest).min(MAX_ROOM);
+        let mut room = 0usize;
+        let mut count = 0usize;
+        self.offered.joined.clear();
+        while room < need && (count == 0 || self.mergeable) && self.offered.joined.len() < MAX_PIECES {
+            let at = self.used.saturating_add(count);
+            if at == self.offered.chains.len()
+                && let Err(refusal) = self.take(1)
+            {
+                if count == 0 {
+                    return Err(refusal);
+                }
+                break;
+            }
+            let Offered { chains, pieces, joined } = &mut *self.offered;
+            let Some(free) = chains.get(at) else { break };
+            joined.push(free.first);
+            joined.extend_from_slice(pieces.get(free.rest.0..free.rest.1).unwrap_or_default());
+            room = room.saturating_add(free.room);
+            count = count.saturating_add(1);
+        }
+        Ok(Room::new(&self.offered.joined))
     }
 
     /// Adds up to `count` chains to the burst, and at least one.

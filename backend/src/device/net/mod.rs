@@ -11,7 +11,10 @@
 //! What is dropped is counted by cause on the queue it was sent to ([`DropCause`]). Only what breaks the ring's
 //! rules fails a queue; a frame that is too short or too long does not.
 //!
-//! Not here: offloads (checksum, segmentation), a control queue, RSS, packed rings.
+//! Offloads are offered where the link has them, and are the link's to do: the header before a frame goes along with it,
+//! checked against what was negotiated and against the frame's length.
+//!
+//! Not here: a control queue, RSS, packed rings.
 //!
 //! [`DropCause`]: crate::device::DropCause
 
@@ -31,19 +34,23 @@ mod engine;
 pub mod fuzzing;
 mod header;
 mod incoming;
+mod offload;
 mod outgoing;
 mod pieces;
+mod tapped;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::{Device, Engine, QueueStats};
-use crate::link::{Generator, IMIX, LinkKind, Sink};
+use crate::link::{Generator, IMIX, LinkKind, Sink, Tap, TapError};
 use crate::ring::MAX_RING_SIZE;
 use config::ConfigSpace;
 use engine::{Link, NetEngine};
 use header::{
     F_EVENT_IDX, F_GUEST_ANNOUNCE, F_INDIRECT_DESC, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, F_VERSION_1,
 };
+use tapped::Tapped;
 
 pub use config::{MacError, parse_mac};
 
@@ -83,6 +90,9 @@ pub enum NetConfigError {
     /// An address that no station can have.
     #[error("the MAC address is a group address: its first octet must be even")]
     GroupAddress,
+    /// The host's interface cannot be had.
+    #[error(transparent)]
+    Tap(#[from] TapError),
 }
 
 impl NetConfig {
@@ -109,18 +119,24 @@ pub struct NetDevice {
     config: NetConfig,
     space: ConfigSpace,
     stats: Vec<Arc<QueueStats>>,
+    /// The interface behind it, if that is its link.
+    tap: Option<Tap>,
 }
 
 impl NetDevice {
-    /// A device as configured.
+    /// A device as configured. Its link is there from now on, as long as it is.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// What is wrong with the configuration, or with its link.
     pub fn new(config: NetConfig) -> Result<Self, NetConfigError> {
         config.check()?;
+        let tap = match config.link {
+            LinkKind::Tap(name) => Some(Tap::open(name, config.queue_pairs)?),
+            _ => None,
+        };
         let space = ConfigSpace::new(config.mac, config.queue_pairs, config.mtu);
         let stats = (0..config.queue_pairs.saturating_mul(2)).map(|_| Arc::default()).collect();
-        Ok(Self { config, space, stats })
+        Ok(Self { config, space, stats, tap })
     }
 }
 
@@ -161,6 +177,9 @@ impl Device for NetDevice {
         if self.config.mtu.is_some() {
             features |= F_MTU;
         }
+        if let Some(tap) = &self.tap {
+            features |= tap.features();
+        }
         features
     }
 
@@ -176,7 +195,7 @@ impl Device for NetDevice {
     }
 
     fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {
-        self.space.read(offset, out)
+        self.space.read(offset, self.tap.as_ref().is_none_or(Tap::is_up), out)
     }
 
     fn set_config(&self, _offset: u32, _data: &[u8]) -> Result<(), String> {
@@ -187,7 +206,7 @@ impl Device for NetDevice {
         queue >> 1
     }
 
-    fn engine(&self, _group: u16, features: u64) -> Box<dyn Engine> {
+    fn engine(&self, group: u16, features: u64) -> Box<dyn Engine> {
         // A guest that chose its own address takes what is for everybody.
         let guest = self.config.mac.unwrap_or([0xff; 6]);
         let link = match self.config.link {
@@ -195,8 +214,36 @@ impl Device for NetDevice {
             LinkKind::Loopback => Link::Loopback,
             LinkKind::Pktgen { size } => Link::Pktgen(Generator::new(&[size], guest)),
             LinkKind::Imix => Link::Pktgen(Generator::new(&IMIX, guest)),
+            LinkKind::Tap(_) => {
+                let tap = self.tap.as_ref().and_then(|tap| Some((tap.queue(group)?, tap.longest())));
+                // It is there since the device was made; without it frames would have nowhere to go.
+                tap.map_or_else(
+                    || Link::Null(Sink::new()),
+                    |(queue, longest)| Link::Tap(Tapped::new(queue, features, longest)),
+                )
+            }
         };
         Box::new(NetEngine::new(features, link))
+    }
+
+    fn queue_turned(&self, queue: u16, features: u64, runs: bool) {
+        // Receive queues decide: the kernel gives frames to who can take them.
+        if let Some(tap) = &self.tap
+            && queue & 1 == 0
+        {
+            if runs {
+                tap.agree(features);
+            }
+            tap.attach(queue >> 1, runs);
+        }
+    }
+
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.tap.as_ref().map(Tap::watched)
+    }
+
+    fn look(&self) -> bool {
+        self.tap.as_ref().is_some_and(Tap::look)
     }
 
     fn set_mtu(&self, mtu: u16) -> Result<(), String> {

@@ -1,7 +1,8 @@
 //! A burst of a transmit queue: frames the guest sends.
 
-use mdev_dma::{GuestSlice, Perm};
+use mdev_dma::{GuestSlice, Perm, SgList};
 use mdev_pin::Burst;
+use mdev_protocol::virtio::net::NetHeader;
 use smallvec::SmallVec;
 
 use super::header::HEADER;
@@ -15,6 +16,8 @@ use crate::sys::tsc;
 pub(super) struct Sent<'r> {
     frames: SmallVec<[Place<'r>; BURST]>,
     pieces: Pieces<'r>,
+    /// What precedes each frame, where somebody wants to know.
+    headers: SmallVec<[NetHeader; BURST]>,
 }
 
 /// Where the frame of a chain is, its header left out.
@@ -31,7 +34,7 @@ enum Place<'r> {
 impl<'r> Sent<'r> {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { frames: SmallVec::new(), pieces: SmallVec::new() }
+        Self { frames: SmallVec::new(), pieces: SmallVec::new(), headers: SmallVec::new() }
     }
 }
 
@@ -50,7 +53,23 @@ impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
     /// # Errors
     /// What is wrong with the first chain.
     #[inline(always)]
-    pub(super) fn take(mut vring: Vring<'r, 'b>, sent: &'p mut Sent<'r>) -> Result<Self, RingError> {
+    pub(super) fn take(vring: Vring<'r, 'b>, sent: &'p mut Sent<'r>) -> Result<Self, RingError> {
+        Self::take_as::<false>(vring, sent)
+    }
+
+    /// [`Outgoing::take`], with the headers read.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn take_with_headers(vring: Vring<'r, 'b>, sent: &'p mut Sent<'r>) -> Result<Self, RingError> {
+        Self::take_as::<true>(vring, sent)
+    }
+
+    #[inline(always)]
+    fn take_as<const HEADERS: bool>(
+        mut vring: Vring<'r, 'b>,
+        sent: &'p mut Sent<'r>,
+    ) -> Result<Self, RingError> {
         let (mut short, mut oversize) = (0u64, 0u64);
         let (burst, max) = (vring.burst(), burst_of(&vring));
         vring.take(
@@ -75,6 +94,9 @@ impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
                     },
                 };
                 sent.frames.push(place);
+                if HEADERS {
+                    sent.headers.push(header(burst, chain.readable));
+                }
                 Ok(())
             },
         )?;
@@ -99,6 +121,11 @@ impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
         };
         self.bytes = self.bytes.wrapping_add(frame.len() as u64);
         Some(frame)
+    }
+
+    /// What precedes the frame of chain `index`; nothing in it has been checked.
+    pub(super) fn header(&self, index: usize) -> NetHeader {
+        self.sent.headers.get(index).copied().unwrap_or_default()
     }
 
     /// Whether memory was lost under this burst.
@@ -133,6 +160,25 @@ impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
 #[inline(always)]
 fn frame_len(bytes: usize) -> Option<usize> {
     bytes.checked_sub(HEADER).filter(|len| (ETHERNET_HEADER..=MAX_FRAME).contains(len))
+}
+
+/// The first bytes of a chain, which has been found in memory as a whole. Read once.
+fn header(burst: &Burst<'_>, buffers: &[Buffer]) -> NetHeader {
+    let mut bytes = [0; HEADER];
+    let mut rest = bytes.as_mut_slice();
+    let mut pieces = SgList::new();
+    for buffer in buffers {
+        let len = buffer.len.min(rest.len() as u32);
+        if len == 0 {
+            break;
+        }
+        pieces.clear();
+        if burst.sg(buffer.iova, len, Perm::READ, &mut pieces).is_ok() {
+            pieces.copy_to(0, rest);
+        }
+        rest = rest.get_mut(len as usize..).unwrap_or_default();
+    }
+    zerocopy::transmute!(bytes)
 }
 
 /// A frame as most are: in one piece, its header before it in the same buffer or in one of its own.

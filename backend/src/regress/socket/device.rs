@@ -8,7 +8,7 @@
 //! Memory is pinned in the burst in which a chain is taken, and the store has the request before that burst ends. The
 //! chain is used when the store has ended the request. Other than the engines of devices for guests, this one takes
 //! locks and allocates.
-use crate::device::{Device, Enabled, Engine, EventFd, Queue, QueueStats};
+use crate::device::{Bell, Device, Enabled, Engine, EventFd, Queue, QueueStats};
 use crate::ring::{Chain, MAX_BURST, MAX_RING_SIZE, RingError};
 use crate::store::held::{Held, Port};
 use crate::store::{Completion, Direction, Request};
@@ -151,8 +151,8 @@ impl Engine for HeldEngine {
         self.queue.take_if(|queue| queue.index == index)
     }
 
-    fn bell(&self) -> Option<Arc<EventFd>> {
-        self.port.as_ref().map(|port| port.bell().clone())
+    fn bell(&self) -> Option<Bell> {
+        self.port.as_ref().map(|port| port.bell().clone() as Bell)
     }
 
     fn queue_mut(&mut self, index: u16) -> Option<&mut Queue> {

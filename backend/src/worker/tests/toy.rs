@@ -8,7 +8,7 @@ use std::time::Instant;
 use mdev_dma::{Iova, Perm, Windows};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 
-use crate::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
+use crate::device::{Bell, Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
 use crate::ring::{QueueState, RingAddr, RingError, RingSetup};
 use crate::sys::EventFd;
 
@@ -177,7 +177,7 @@ impl Engine for ToyEngine {
         self.rings[usize::from(index)].flying.store(0, Ordering::Release);
     }
 
-    fn bell(&self) -> Option<Arc<EventFd>> {
+    fn bell(&self) -> Option<Bell> {
         Some(self.bell.clone())
     }
 

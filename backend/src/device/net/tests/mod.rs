@@ -5,6 +5,7 @@ mod frames;
 mod hostile;
 mod pair;
 mod running;
+mod tapped;
 
 use pair::config;
 

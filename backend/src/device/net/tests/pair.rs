@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::task::Waker;
 
+use mdev_protocol::virtio::net::NetHeader;
 use rustix::fs::FallocateFlags;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
 use crate::device::net::{NetConfig, NetDevice};
@@ -51,9 +53,14 @@ impl Pair {
     }
 
     pub(super) fn stopped(link: LinkKind, mergeable: bool) -> Self {
-        let guest = Guest::new(MEMORY);
         let device = NetDevice::new(config(link)).unwrap();
-        let engine = device.engine(0, F_VERSION_1 | if mergeable { F_MRG_RXBUF } else { 0 });
+        Self::of(device, F_VERSION_1 | if mergeable { F_MRG_RXBUF } else { 0 })
+    }
+
+    /// The first pair of a device, not running, whose driver has acknowledged these features.
+    pub(super) fn of(device: NetDevice, features: u64) -> Self {
+        let guest = Guest::new(MEMORY);
+        let engine = device.engine(0, features);
         let (rx, tx) = (Ring::new(&guest, 0, SIZE, 0), Ring::new(&guest, 0x4000, SIZE, 65530));
         let event = || Arc::new(EventFd::new().unwrap());
         Self {
@@ -98,6 +105,14 @@ impl Pair {
         self.send_cut(frame, &[]);
     }
 
+    /// Sends a frame with a header of its own.
+    pub(super) fn send_with(&mut self, header: NetHeader, frame: &[u8], cuts: &[usize]) {
+        let bytes = [header.as_bytes(), frame].concat();
+        self.guest.write(self.out, &bytes);
+        self.send_at(self.out, bytes.len(), cuts);
+        self.out += bytes.len() as u64;
+    }
+
     /// Sends the bytes that are at an offset, header included.
     pub(super) fn send_at(&mut self, at: u64, len: usize, cuts: &[usize]) {
         chain(&self.guest, &mut self.tx, &mut self.free[1], at, len, cuts, 0);
@@ -120,6 +135,15 @@ impl Pair {
 
     /// What arrived since the last look: of each frame its `num_buffers` and bytes.
     pub(super) fn received(&mut self) -> Vec<(u16, Vec<u8>)> {
+        let plain = |(header, frame): (NetHeader, _)| {
+            assert_eq!(header.as_bytes()[..10], [0; 10], "no offloads were negotiated");
+            (u16::from_le(header.num_buffers), frame)
+        };
+        self.received_with().into_iter().map(plain).collect()
+    }
+
+    /// What arrived since the last look, with the headers.
+    pub(super) fn received_with(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
         let mut frames = Vec::new();
         while let Some(first) = self.next_used(0) {
             let mut bytes = first;
@@ -127,8 +151,8 @@ impl Pair {
             for _ in 1..count {
                 bytes.extend(self.next_used(0).expect("as many chains as the header says"));
             }
-            assert_eq!(bytes[..10], [0; 10], "no offloads were negotiated");
-            frames.push((count, bytes.split_off(HEADER)));
+            let frame = bytes.split_off(HEADER);
+            frames.push((NetHeader::read_from_bytes(&bytes).unwrap(), frame));
         }
         frames
     }
