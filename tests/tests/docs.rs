@@ -129,11 +129,11 @@ fn the_links_can_be_asked_for_as_they_are_written() {
     let links = page.tables("mdevd net").into_iter().nth(1).expect("a table of links");
     let mut kinds = Vec::new();
     for name in links.iter().flat_map(|row| row[0].split(", ")) {
-        let name = name.replace("=N", "=64");
+        let name = name.replace("=NAME", "=vm0").replace("=N", "=64");
         kinds.push(name.parse::<LinkKind>().unwrap_or_else(|error| panic!("{name}: {error}")).to_string());
     }
     kinds.dedup();
-    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64", "pktgen,size=imix"]);
+    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64", "pktgen,size=imix", "tap=vm0"]);
 }
 
 #[test]

@@ -25,6 +25,9 @@ const READS_TSO6: u32 = 0x04;
 const READS_ECN: u32 = 0x08;
 const READS_USO: u32 = 0x20 | 0x40;
 
+/// Ethernet carries no shorter frame.
+const SHORTEST: usize = 60;
+
 /// Bytes of a VLAN tag, which the MTU leaves out.
 const VLAN_TAG: usize = 4;
 
@@ -188,6 +191,24 @@ impl Tap {
         match self.watch.mtu() as usize {
             0 => MAX_FRAME,
             mtu => mtu.saturating_add(ETHERNET_HEADER + VLAN_TAG).min(MAX_FRAME),
+        }
+    }
+
+    /// Tells the host's network that this station is here now (RARP, RFC 903, as QEMU does after a migration). Of no
+    /// consequence where the interface is down.
+    pub(crate) fn announce(&self, mac: [u8; 6]) {
+        let mut bytes = vec![0; NetHeader::LEN];
+        bytes.extend([0xff; 6]);
+        bytes.extend(mac);
+        // RARP; Ethernet, IPv4, their lengths, "request reverse".
+        bytes.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        for _ in 0..2 {
+            bytes.extend(mac);
+            bytes.extend([0; 4]);
+        }
+        bytes.resize(NetHeader::LEN + SHORTEST, 0);
+        if let Some(queue) = self.queues.first() {
+            let _ = rustix::io::write(queue, &bytes);
         }
     }
 

@@ -254,8 +254,11 @@ impl Device for NetDevice {
         }
     }
 
-    fn rarp(&self, _mac: [u8; 6]) {
-        // No link of ours leaves the process: there is no switch to tell.
+    fn rarp(&self, mac: [u8; 6]) {
+        // No other link leads to a switch that could be told.
+        if let Some(tap) = &self.tap {
+            tap.announce(mac);
+        }
     }
 
     fn reset(&self) {

@@ -307,6 +307,23 @@ fn interface_that_goes_down_is_told_and_drops_what_is_sent() {
 }
 
 #[test]
+fn guest_that_has_moved_here_is_announced_to_the_host() {
+    if !network() {
+        return;
+    }
+    let (pair, _socket) = pair(0);
+    let received = || {
+        let shown = Command::new("ip").args(["-s", "link", "show", "vm0"]).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let row = shown.lines().skip_while(|line| !line.contains("RX:")).nth(1).unwrap().to_owned();
+        row.split_whitespace().take(2).map(|word| word.parse::<u64>().unwrap()).collect::<Vec<_>>()
+    };
+    let before = received();
+    pair.device.rarp([2, 0, 0, 0, 0, 2]);
+    assert_eq!(received(), [before[0] + 60, before[1] + 1], "one frame of 60 bytes");
+}
+
+#[test]
 fn frames_come_to_the_pairs_that_run() {
     if !network() {
         return;
