@@ -27,7 +27,7 @@ static ACCEPT_ERRORS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
 pub(super) struct Connection {
     /// The device it came for.
     pub(super) device: u64,
-    session: Session,
+    pub(super) session: Session,
     interest: Interest,
     /// When the session wants to be called.
     pub(super) tick: Option<Instant>,

@@ -25,6 +25,8 @@ const READS_TSO6: u32 = 0x04;
 const READS_ECN: u32 = 0x08;
 const READS_USO: u32 = 0x20 | 0x40;
 
+/// Milliseconds that a device which ends may take to let go of its interface.
+const LEAVING: u32 = 20;
 /// Ethernet carries no shorter frame.
 const SHORTEST: usize = 60;
 
@@ -117,7 +119,7 @@ impl Tap {
     /// Why there is none.
     pub(crate) fn open(name: LinkName, queues: u16) -> Result<Self, TapError> {
         let many = queues > 1;
-        let first = match TapFile::open(name.as_str(), many) {
+        let first = match first(name, many) {
             // One that was made for several queues serves one as well, if it is asked for like that.
             Err((Step::Attach, Errno::INVAL)) if !many => TapFile::open(name.as_str(), true)
                 .map_err(|(_, why)| refused(name, many, Step::Attach, why))?,
@@ -276,6 +278,17 @@ fn refused(name: LinkName, multi_queue: bool, step: Step, why: Errno) -> TapErro
         (Step::Attach, why) => TapError::System { name, what: "make or join the interface", why },
         (Step::Header, why) => TapError::System { name, what: "set the header of its frames", why },
     }
+}
+
+/// Joins the interface. A device of ours that has just ended, and had it, may still be letting go of it on its worker.
+fn first(name: LinkName, multi_queue: bool) -> Result<TapFile, (Step, Errno)> {
+    for _ in 0..LEAVING {
+        match TapFile::open(name.as_str(), multi_queue) {
+            Err((Step::Attach, Errno::BUSY)) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            outcome => return outcome,
+        }
+    }
+    TapFile::open(name.as_str(), multi_queue)
 }
 
 /// One queue of a tap interface.
