@@ -93,7 +93,7 @@ impl<'l> Burst<'l> {
         match Found::at(&self.inside, iova) {
             Some(found) => match self.permitted(found, perm) {
                 Ok(()) => Ok(found),
-                Err(error) => Err(self.refused(error, Place::At(iova))),
+                Err(error) => Err(self.refused(error, Place::At(iova), perm)),
             },
             None => Err(self.absent(iova, perm)),
         }
@@ -118,15 +118,15 @@ impl<'l> Burst<'l> {
             Some(elsewhere) if !elsewhere.perm.contains(perm) => ResolveError::Permission,
             Some(_) => ResolveError::Elsewhere,
         };
-        self.refused(error, Place::At(iova))
+        self.refused(error, Place::At(iova), perm)
     }
 
-    /// Leaves a note of what is not there, for a queue that wants to wait for it.
+    /// Leaves a note of what is not there, or not for this, for a queue that wants to wait for it.
     #[cold]
-    fn refused(&self, error: ResolveError, place: Place) -> ResolveError {
+    fn refused(&self, error: ResolveError, place: Place, perm: Perm) -> ResolveError {
         let attached = self.inside.table().attached;
-        if matches!(error, ResolveError::Hole | ResolveError::Gated) {
-            self.inside.missed(place);
+        if matches!(error, ResolveError::Hole | ResolveError::Gated | ResolveError::Permission) {
+            self.inside.missed(place, perm);
         }
         if attached { error } else { ResolveError::Detached }
     }
@@ -207,7 +207,24 @@ impl<'l> Burst<'l> {
                 Err(error) => outcome = error,
             }
         }
-        Err(self.refused(outcome, Place::of(at)))
+        Err(self.refused(outcome, Place::of(at), perm))
+    }
+
+    /// As [`Burst::slice`], with what later bursts recall it by, and across areas too where they continue each other in
+    /// host memory as they do in addresses: what a ring of several pages behind an IOMMU looks like.
+    pub fn slice_to_keep(
+        &self,
+        iova: Iova,
+        len: u32,
+        perm: Perm,
+    ) -> Result<(GuestSlice<'_>, KeptSlice), ResolveError> {
+        let range = checked_range(iova, len)?;
+        // Every byte, for what it says of those that are not there.
+        self.walk(range, perm, |_, _, _| Ok::<(), ResolveError>(()))?;
+        let found = self.piece_at(iova, perm)?;
+        let offset = iova.0.wrapping_sub(found.piece().first());
+        let slice = found.through(offset, len).ok_or(ResolveError::Split)?;
+        Ok((slice, KeptSlice::through(found, slice, self.inside.epoch())))
     }
 
     /// Remembers a slice that this burst returned, for later bursts. One that lies in no piece of this table is

@@ -46,7 +46,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct State {
     pub areas: IovaMap<Mapped>,
     /// What the areas look like to lanes; always in step with `areas`.
-    view: View,
+    pub view: View,
     pub table: Arc<Table>,
     pub members: Vec<Member>,
     /// Replaced tables whose grace was not over when their change ended.
@@ -295,7 +295,7 @@ impl State {
 
     /// Publishes the view, which differs from that of the last table by `added` and by what is gone or gated, as a new
     /// table to every open access.
-    fn publish(&mut self, added: &[Mapped]) -> Vec<Retired> {
+    pub fn publish(&mut self, added: &[Mapped]) -> Vec<Retired> {
         self.table = self.table.next(self.view.clone(), added);
         self.publish_table()
     }
@@ -308,7 +308,7 @@ impl State {
         self.publish_table()
     }
 
-    fn replace_area(&mut self, mapped: Mapped) {
+    pub fn replace_area(&mut self, mapped: Mapped) {
         if let Some(areas) = self.areas.replace(mapped) {
             self.areas = areas;
         }

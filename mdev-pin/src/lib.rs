@@ -104,6 +104,7 @@ mod copy;
 mod error;
 #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
 pub mod fuzzing;
+mod invalidate;
 mod ioas;
 mod lane;
 mod limits;

@@ -1,7 +1,7 @@
 //! Parking: a queue that needs a translation which is not there waits for it, not its thread.
 //!
-//! A burst that finds no translation leaves a note of where it looked; [`Lane::park`] makes a waiter of the note. Every
-//! publication to the access looks through its waiters, after the new table was stored, and wakes those for whom the
+//! A burst that finds no translation, or none that permits what it is about to do, leaves a note of where it looked;
+//! [`Lane::park`] makes a waiter of the note. Every publication to the access looks through its waiters, after the new table was stored, and wakes those for whom the
 //! answer is another one now: the address is mapped, or the access was detached, closed or replaced. Nobody else is
 //! woken, and nobody waits here: a worker asks [`Parked::state`] or sleeps until its waker was called.
 //!
@@ -11,7 +11,7 @@
 
 use std::{task::Waker, time::Instant};
 
-use mdev_dma::{FileExtent, FileId, Iova};
+use mdev_dma::{FileExtent, FileId, Iova, Perm};
 
 use crate::{
     lane::Lane,
@@ -39,18 +39,21 @@ impl Place {
 /// What a table says of a place, as far as waiting for it goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is mapped; whether it may be touched is for the burst to find out.
+    /// It is mapped, and may be touched as far as its area goes.
     There,
+    /// It is mapped and may not be touched that way.
+    Forbidden,
     /// It is not mapped, or gated, which is on the way to not being mapped.
     Missing,
     /// The access is not attached.
     Detached,
 }
 
-/// The note that a burst leaves: where it looked, and what it was told.
+/// The note that a burst leaves: where it looked, what it was about to do there, and what it was told.
 #[derive(Copy, Clone, Debug)]
 pub struct Miss {
     pub place: Place,
+    pub perm: Perm,
     pub answer: Answer,
 }
 
@@ -93,7 +96,7 @@ impl Waiters {
     pub fn look(&self, table: &Table) {
         let mut woken = Vec::new();
         lock(&self.0).retain(|waiter| {
-            let waits = table.answer(waiter.miss.place) == waiter.miss.answer;
+            let waits = table.answer(waiter.miss.place, waiter.miss.perm) == waiter.miss.answer;
             if !waits {
                 woken.push(waiter.clone());
             }
@@ -133,7 +136,7 @@ impl Lane {
         let waiter = Arc::new(Waiter { miss, woken: AtomicBool::new(false), waker: waker.clone() });
         published.waiters.enter(&waiter);
         // Once more, after it was entered.
-        if self.reader.enter().table().answer(miss.place) != miss.answer {
+        if self.reader.enter().table().answer(miss.place, miss.perm) != miss.answer {
             published.waiters.leave(&waiter);
             waiter.wake();
         }
@@ -151,6 +154,24 @@ impl Parked {
         } else {
             ParkState::Waiting
         }
+    }
+
+    /// The address at which it looked in vain; `None` if it looked for a place in a file.
+    pub fn iova(&self) -> Option<Iova> {
+        match self.waiter.miss.place {
+            Place::At(iova) => Some(iova),
+            Place::In(..) => None,
+        }
+    }
+
+    /// What it was about to do there.
+    pub fn perm(&self) -> Perm {
+        self.waiter.miss.perm
+    }
+
+    /// Its time is over at that moment, unless it is earlier.
+    pub fn end_by(&mut self, at: Instant) {
+        self.until = self.until.min(at);
     }
 
     /// When its time is over: what a worker sleeps until at most.

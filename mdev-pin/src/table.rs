@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mdev_dma::{Area, IovaMap, IovaRange, Occupancy, Ranged, Segment, poison_epoch};
+use mdev_dma::{Area, IovaMap, IovaRange, Occupancy, Perm, Ranged, Segment, poison_epoch};
 
 use crate::{
     parked::{Answer, Place},
@@ -157,21 +157,30 @@ impl Table {
         Self::with(false, IovaMap::new(), IovaMap::new(), None)
     }
 
-    /// What it says of a place. Linear in the number of pieces for a place in a file.
-    pub fn answer(&self, place: Place) -> Answer {
+    /// What it says of a place to somebody who is about to do `perm` there. Linear in the number of pieces for a place in a
+    /// file, which is asked for whatever is permitted.
+    pub fn answer(&self, place: Place, perm: Perm) -> Answer {
         if !self.attached {
             return Answer::Detached;
         }
-        let there = match place {
+        let permitted = match place {
             Place::At(iova) => match self.pieces.lookup(iova) {
-                Some(piece) => !piece.gated(),
-                None => self.elsewhere.lookup(iova).is_some_and(|elsewhere| !elsewhere.gated),
+                Some(piece) => (!piece.gated()).then(|| piece.perm()),
+                None => {
+                    let open = self.elsewhere.lookup(iova).filter(|elsewhere| !elsewhere.gated);
+                    open.map(|elsewhere| elsewhere.perm)
+                }
             },
             Place::In(file, offset) => {
-                self.pieces.iter().any(|piece| !piece.gated() && piece.maps(file, offset))
+                let there = self.pieces.iter().any(|piece| !piece.gated() && piece.maps(file, offset));
+                there.then_some(perm)
             }
         };
-        if there { Answer::There } else { Answer::Missing }
+        match permitted {
+            None => Answer::Missing,
+            Some(permitted) if permitted.contains(perm) => Answer::There,
+            Some(_) => Answer::Forbidden,
+        }
     }
 
     fn with(

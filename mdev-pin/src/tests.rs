@@ -5,6 +5,7 @@ mod charge_model;
 mod copy;
 mod detach;
 mod faults;
+mod invalidate;
 mod map;
 mod model;
 mod pages;

@@ -29,13 +29,20 @@ impl KeptSlice {
         KeptSlice { address, len, table, epoch, touched: found.piece().window_bit() }
     }
 
+    /// Remembers a slice that begins in a piece and lies in its window.
+    pub(crate) fn through(found: Found<'_>, slice: GuestSlice<'_>, epoch: u64) -> Self {
+        let (address, len) = slice.as_io_vec_parts();
+        let table = found.inside().table().id;
+        KeptSlice { address, len, table, epoch, touched: found.piece().window_bit() }
+    }
+
     /// The slice again, if `table` is the table it was resolved in.
     #[inline(always)]
     pub(crate) fn revive<'t>(&self, table: &'t Table) -> Option<GuestSlice<'t>> {
         if self.table != table.id {
             return None;
         }
-        // SAFETY: ids are unique, so `table` is the table that `of` found the piece in, which holds the window (and
+        // SAFETY: ids are unique, so `table` is the table that the piece was found in, which holds the window (and
         // so the mapping) for as long as it lives, that is for `'t`. `NONE` has an id that no table has.
         Some(unsafe { GuestSlice::from_raw_parts(self.address, self.len) })
     }

@@ -137,6 +137,27 @@ impl<'s> Found<'s> {
         // window is held by the piece, the piece by the table, and the table is read during `'s`.
         unsafe { GuestSlice::from_raw_parts(address, len as usize) }
     }
+
+    /// `len` bytes at `offset` of the piece and of those that continue it, in addresses and in the same window; `None`
+    /// where they do not. Whether those may be touched is for the caller to find out.
+    pub fn through(&self, offset: u64, len: u32) -> Option<GuestSlice<'s>> {
+        let end = offset.checked_add(u64::from(len))?;
+        let (mut last, mut covered) = (self.piece, self.piece.last_offset().checked_add(1)?);
+        while covered < end {
+            let next = self.inside.table().pieces.lookup(last.range.last().checked_add(1)?)?;
+            let continues = Arc::ptr_eq(&next.window, &last.window)
+                && next.address == self.piece.address.checked_add(usize::try_from(covered).ok()?)?;
+            if !continues {
+                return None;
+            }
+            covered = covered.checked_add(next.last_offset())?.checked_add(1)?;
+            last = next;
+        }
+        let address = self.piece.address.wrapping_add(offset as usize);
+        // SAFETY: as in `memory` for each of the pieces: they lie side by side in one window, from the first one's
+        // address on, and `offset + len` is within them. Each of them holds the window.
+        Some(unsafe { GuestSlice::from_raw_parts(address, len as usize) })
+    }
 }
 
 /// The piece hit last, flattened so that a hit costs two comparisons; for use in one section.

@@ -4,7 +4,7 @@
 
 use std::{cell::Cell, mem::ManuallyDrop, ptr::NonNull};
 
-use mdev_dma::{Iova, poison_epoch};
+use mdev_dma::{Iova, Perm, poison_epoch};
 
 use crate::{
     error::ResolveError,
@@ -325,8 +325,8 @@ impl Inside<'_> {
 
     /// Leaves a note of a place that is not there.
     #[cold]
-    pub fn missed(&self, place: Place) {
-        self.reader.missed.set(Some(Miss { place, answer: self.table.answer(place) }));
+    pub fn missed(&self, place: Place, perm: Perm) {
+        self.reader.missed.set(Some(Miss { place, perm, answer: self.table.answer(place, perm) }));
     }
 
     /// The poison epoch at which the section was opened.
