@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use mdev_dma::{Iova, Perm};
+
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::session::{Session, SessionError};
@@ -90,7 +92,8 @@ impl Control {
         }
         let conn = self.next_connection;
         let (windows, options) = (self.windows.clone(), served.sessions.clone());
-        let session = Session::with_options(conn, socket, served.device().clone(), windows, options)?;
+        let session = Session::with_options(conn, socket, served.device().clone(), windows, options)?
+            .counted_in(served.translations.clone());
         self.poll.add(session.fd(), Key::Connection(conn).number(), Interest::READ)?;
         self.next_connection += 1;
         let connection = Connection { device, session, interest: Interest::READ, tick: None, closing: false };
@@ -197,6 +200,16 @@ impl Control {
         if let Some(connection) = owner.and_then(|conn| self.connections.get_mut(&conn)) {
             connection.session.queue_failed(index, error);
         }
+    }
+
+    /// A ring of a device behind an IOMMU waits for a translation: its session asks for it.
+    pub(super) fn ring_missed(&mut self, device: u64, index: u16, iova: Iova, perm: Perm) {
+        let Some(served) = self.devices.get_mut(&device) else { return };
+        let Some(conn) = served.rings.owner() else { return };
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.session.queue_missed(&mut served.rings, index, iova, perm);
+        }
+        self.refresh(conn, Instant::now());
     }
 
     /// The connections of a device, oldest first.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::Windows;
 
-use crate::report::MemoryLine;
+use crate::report::{CounterLine, MemoryLine};
 use crate::sys::{Interest, Poll, Readiness, Ready, Timer};
 use crate::worker::{EventSource, WorkerEvent};
 
@@ -141,6 +141,9 @@ impl Control {
             WorkerEvent::Started { .. } => {}
             WorkerEvent::Stopped { token, state, .. } => self.ring_stopped(token, state),
             WorkerEvent::Failed { device_key, index, error } => self.ring_failed(device_key, index, &error),
+            WorkerEvent::Missed { device_key, index, iova, perm } => {
+                self.ring_missed(device_key, index, iova, perm);
+            }
             WorkerEvent::Died { worker } => {
                 self.pool.abandon();
                 return Err(DaemonError::WorkerDied(worker));
@@ -164,7 +167,10 @@ impl Control {
         let mut text: String = self
             .devices
             .values()
-            .map(|served| stats::table(served.device().as_ref(), served.names))
+            .map(|served| {
+                let table = stats::table(served.device().as_ref(), served.names);
+                table + &stats::iotlb(served.translations.line())
+            })
             .collect();
         text.push_str(&stats::memory(MemoryLine::of(&self.windows)));
         print(&text);
@@ -173,8 +179,11 @@ impl Control {
     /// Answers whoever measures this process; without them it has nobody to run for.
     fn count(&mut self) {
         let Some(served) = self.devices.values().next() else { return };
-        let (device, windows) = (served.device().as_ref(), &self.windows);
-        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(device, windows)) {
+        let line = || CounterLine {
+            iotlb: served.translations.line(),
+            ..CounterLine::of(served.device().as_ref(), &self.windows)
+        };
+        if let Some(counters) = self.counters.take_if(|counters| !counters.answer(line)) {
             self.poll.remove(&counters);
             self.drain();
         }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use mdev_dma::Iova;
+
 use crate::device::{Device, QueueSetup};
 use crate::session::{Queues, StartError};
 use crate::sys::EventFd;
@@ -136,6 +138,10 @@ impl Queues for Rings {
         if let Some(stopping) = self.stopping.values().find(meant) {
             self.pool.send(stopping.worker, Command::Cancel { device_key: self.device_key, index });
         }
+    }
+
+    fn forsake(&mut self, conn: u64, index: u16, iova: Iova) {
+        self.tell(conn, index, Command::Forsake { device_key: self.device_key, index, iova });
     }
 
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::device::Device;
-use crate::session::{Queues, SessionOptions};
+use crate::session::{IotlbCounters, Queues, SessionOptions};
 use crate::sys::{Interest, Poll};
 
 use super::dialer::Dialer;
@@ -27,6 +27,8 @@ pub(super) struct Served {
     pub(super) sessions: SessionOptions,
     pub(super) names: QueueNames,
     pub(super) rates: Rates,
+    /// What front-ends have translated for it.
+    pub(super) translations: Arc<IotlbCounters>,
     entrance: Entrance,
 }
 
@@ -68,7 +70,8 @@ impl Served {
             poll.add(outside, Key::Outside(id).number(), Interest::READ)?;
         }
         let rates = Rates::new(rings.device().as_ref(), names, Instant::now());
-        Ok((Served { rings, plan, sessions, names, rates, entrance }, connected))
+        let translations = Arc::default();
+        Ok((Served { rings, plan, sessions, names, rates, translations, entrance }, connected))
     }
 
     pub(super) fn device(&self) -> &Arc<dyn Device> {

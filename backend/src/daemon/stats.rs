@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::device::{Device, DropCause, QueueCounters};
 use crate::report::MemoryLine;
+use crate::session::IotlbLine;
 
 /// What the queues of a kind of device are called: queue `i` is `names[i % names.len()]`.
 pub type QueueNames = &'static [&'static str];
@@ -37,6 +38,18 @@ pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
 pub(super) fn memory(memory: MemoryLine) -> String {
     let MemoryLine { windows, poisoned, revoked, faults } = memory;
     format!("  memory: {windows} windows, {poisoned} poisoned, {revoked} revoked, {faults} faults\n")
+}
+
+/// A line on what front-ends of a device have translated for it; nothing where that has never been.
+pub(super) fn iotlb(iotlb: IotlbLine) -> String {
+    if iotlb == IotlbLine::default() {
+        return String::new();
+    }
+    let IotlbLine { entries, misses, updates, invalidations, evictions } = iotlb;
+    format!(
+        "  iotlb: {entries} entries, {misses} misses, {updates} updates, {invalidations} invalidations, {evictions} \
+         evictions\n"
+    )
 }
 
 /// The first column to the left, all others to the right.

@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use crate::sys::EventFd;
-pub use queue::{Queue, QueueSetup};
+pub(crate) use queue::can_be_brought;
+pub use queue::{Missed, Queue, QueueSetup};
 pub use stats::{DropCause, QueueCounters, QueueStats};
 pub use switch::{Enabled, Switch};
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use mdev_pin::{Access, Lane, ParkState, Parked};
+use mdev_dma::{Iova, Perm};
+use mdev_pin::{Access, Lane, ParkState, Parked, ResolveError};
 
 use super::{EventFd, QueueStats, Switch};
 use crate::limit::LogLimit;
@@ -12,6 +13,13 @@ use crate::ring::{Ring, RingError, RingSetup};
 
 /// How long a queue waits for a translation that is missing, before that is an error.
 const PARK_LIMIT: Duration = if cfg!(test) { Duration::from_millis(30) } else { Duration::from_secs(1) };
+
+/// The same where the front-end is asked for it. Its event loop answers when it gets there, and says so when it has nothing
+/// to bring; so this is only for one that never answers.
+const MISS_LIMIT: Duration = if cfg!(test) { Duration::from_millis(60) } else { Duration::from_secs(30) };
+
+/// Told where a queue behind an IOMMU lacks a translation, and for what.
+pub type Missed = Box<dyn Fn(Iova, Perm) + Send>;
 
 static FAILURES: LogLimit = LogLimit::new(8, Duration::from_secs(10));
 
@@ -32,6 +40,12 @@ pub struct QueueSetup {
     pub err: Option<Arc<EventFd>>,
     /// Whether the vring is enabled; its session turns it at any time.
     pub switch: Switch,
+}
+
+/// Whether an error ends when the front-end brings the translation that it is asked for: one that was not there, or one that
+/// permits more.
+pub(crate) fn can_be_brought(error: RingError) -> bool {
+    error.is_transient() || error == RingError::Memory(ResolveError::Permission)
 }
 
 /// A running vring on its worker.
@@ -60,6 +74,8 @@ pub struct Queue {
     pub(crate) quiet: bool,
     /// Called when a parked queue should be looked at again.
     waker: Waker,
+    /// Where to ask for translations.
+    missed: Option<Missed>,
 }
 
 impl Queue {
@@ -82,7 +98,30 @@ impl Queue {
             parked: None,
             quiet: false,
             waker,
+            missed: None,
         })
+    }
+
+    /// The queue is behind an IOMMU: `missed` is called, once for each time it looks in vain, when it is parked.
+    pub fn behind_iommu(self, missed: Missed) -> Self {
+        Self { missed: Some(missed), ..self }
+    }
+
+    /// Whether it waits for a translation that was asked for, and has no reason to look again yet.
+    pub(crate) fn is_awaited(&mut self) -> bool {
+        self.asks() && self.parked.is_some() && !self.ready()
+    }
+
+    /// Whether it asks for translations.
+    pub(crate) fn asks(&self) -> bool {
+        self.missed.is_some()
+    }
+
+    /// The translation of this address that it waits for will not come: it looks once more, and fails.
+    pub(crate) fn forsake(&mut self, iova: Iova) {
+        if let Some(parked) = self.parked.as_mut().filter(|parked| parked.iova() == Some(iova)) {
+            parked.end_by(Instant::now());
+        }
     }
 
     /// Whether to look at the ring: it has not failed, and if it is parked there is a reason to look again.
@@ -101,30 +140,41 @@ impl Queue {
     }
 
     /// Takes note of what a burst ended with. A missing translation parks the queue until it is there, for at most one
-    /// second; everything else is latched: the queue is not looked at again until it is started anew.
+    /// second; behind an IOMMU it is asked for, and waited for thirty seconds for each address. Everything else is latched:
+    /// the queue is not looked at again until it is started anew.
     #[cold]
     pub fn trouble(&mut self, error: RingError) {
         if self.failed.is_some() {
             return;
         }
-        if !error.is_transient() {
+        if !error.is_transient() && !(self.asks() && can_be_brought(error)) {
             return self.fail(error);
         }
         let now = Instant::now();
-        let until = match &self.parked {
-            Some(parked) if now >= parked.until() => return self.fail(error),
-            // Still the same wait: something else of the chain, or of the ring, is missing too.
-            Some(parked) => parked.until(),
-            None => {
-                self.stats.add_park();
-                now.checked_add(PARK_LIMIT).unwrap_or(now)
-            }
-        };
-        match self.lane.park(until, &self.waker) {
-            Some(parked) => self.parked = Some(parked),
-            // It wants what no lookup missed, so that nothing would wake it.
-            None => self.fail(error),
+        if self.parked.as_ref().is_some_and(|parked| now >= parked.until()) {
+            return self.fail(error);
         }
+        let before = self.parked.take();
+        if before.is_none() {
+            self.stats.add_park();
+        }
+        let limit = if self.asks() { MISS_LIMIT } else { PARK_LIMIT };
+        let Some(mut parked) = self.lane.park(now.checked_add(limit).unwrap_or(now), &self.waker) else {
+            // It wants what no lookup missed, so that nothing would wake it.
+            return self.fail(error);
+        };
+        if let Some(before) = before
+            && (!self.asks() || before.iova() == parked.iova())
+        {
+            // Still the same wait: something else of the chain, or of the ring, is missing too.
+            parked.end_by(before.until());
+        }
+        if let (Some(missed), Some(iova)) = (&self.missed, parked.iova())
+            && parked.state() == ParkState::Waiting
+        {
+            missed(iova, parked.perm());
+        }
+        self.parked = Some(parked);
     }
 
     /// A burst went well: what was missing is there.

@@ -1,5 +1,6 @@
 //! Counters of a running device, as a line of JSON: what `perf` asks the device's process for.
 use crate::device::{Device, QueueCounters};
+use crate::session::IotlbLine;
 use mdev_dma::Windows;
 use serde::{Deserialize, Serialize};
 use std::iter::Sum;
@@ -64,15 +65,19 @@ pub struct CounterLine {
     /// The memory of all its front-ends.
     #[serde(default)]
     pub memory: MemoryLine,
+    /// The translations of those behind an IOMMU.
+    #[serde(default)]
+    pub iotlb: IotlbLine,
 }
 
 impl CounterLine {
-    /// The counters of a device now, whose front-ends' memory is mapped through `windows`.
+    /// The counters of a device now, whose front-ends' memory is mapped through `windows`, and none of them behind an IOMMU.
     pub fn of(device: &dyn Device, windows: &Windows) -> Self {
         let counters = |index| device.queue_stats(index).map(|stats| stats.counters()).unwrap_or_default();
         CounterLine {
             queues: (0..device.queue_count()).map(|index| QueueLine::from(&counters(index))).collect(),
             memory: MemoryLine::of(windows),
+            iotlb: IotlbLine::default(),
         }
     }
 
@@ -167,7 +172,8 @@ mod tests {
     #[test]
     fn line_is_one_line_and_is_read_back() {
         let memory = MemoryLine { windows: 3, poisoned: 1, revoked: 0, faults: 7 };
-        let line = CounterLine { queues: vec![line(1), line(2)], memory };
+        let iotlb = IotlbLine { entries: 5, ..IotlbLine::default() };
+        let line = CounterLine { queues: vec![line(1), line(2)], memory, iotlb };
         let text = line.to_json().unwrap();
         assert_eq!(text.matches('\n').count(), 1);
         assert!(text.ends_with('\n'));
@@ -178,10 +184,8 @@ mod tests {
 
     #[test]
     fn sums_keep_receive_and_transmit_apart() {
-        let line = CounterLine {
-            queues: vec![line(1), line(20), line(300), line(4000)],
-            memory: MemoryLine::default(),
-        };
+        let line =
+            CounterLine { queues: vec![line(1), line(20), line(300), line(4000)], ..CounterLine::default() };
         assert_eq!((line.receive().packets, line.transmit().packets), (301, 4020));
         assert_eq!(line.total().busy_ns, 43_210);
         assert_eq!((line.total() - line.receive()).packets, 4020);

@@ -91,11 +91,14 @@ impl Place {
     fn find<'s>(&mut self, burst: &'s Burst<'_>, wanted: &Wanted) -> Result<GuestSlice<'s>, ResolveError> {
         let Wanted { len, perm, .. } = *wanted;
         self.kept = None;
-        let slice = match &self.addr {
-            RingAddr::Extent(extent) => burst.extent(extent, len as u64, perm)?,
-            RingAddr::Iova(iova) => burst.slice(*iova, len as u32, perm)?,
+        let (slice, kept) = match &self.addr {
+            RingAddr::Extent(extent) => {
+                let slice = burst.extent(extent, len as u64, perm)?;
+                (slice, burst.keep(slice))
+            }
+            RingAddr::Iova(iova) => burst.slice_to_keep(*iova, len as u32, perm)?,
         };
-        self.kept = Some(burst.keep(slice));
+        self.kept = Some(kept);
         Ok(slice)
     }
 }

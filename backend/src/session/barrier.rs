@@ -47,6 +47,12 @@ pub(super) enum Then {
     StartOver,
     /// Start the rings that waited for memory (`SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG`).
     Resume,
+    /// Go on with new features (`SET_FEATURES`).
+    Featured,
+    /// Show what an update says (`IOTLB_MSG`).
+    Translate,
+    /// Nothing: the release was all (`IOTLB_MSG`).
+    Acknowledge,
 }
 
 impl Session {
@@ -85,6 +91,12 @@ impl Session {
     }
 
     fn resume(&mut self, queues: &mut dyn Queues, asker: Asker, then: Then) -> Result<Outcome, Refusal> {
+        if matches!(then, Then::Base(_) | Then::Reset { .. })
+            && let Some(change) = self.forget_when_suspended()?
+        {
+            self.hold(asker, Wait::Table(change), then);
+            return Ok(Outcome::Later);
+        }
         match then {
             Then::Base(index) => {
                 let base = self.vrings.get(usize::from(index)).and_then(|vring| vring.base);
@@ -101,6 +113,9 @@ impl Session {
                 self.start_rings(queues);
                 Ok(Outcome::Done)
             }
+            Then::Featured => Ok(self.go_on_with_features(queues)),
+            Then::Translate => self.translate(),
+            Then::Acknowledge => Ok(Outcome::Done),
         }
     }
 

@@ -31,7 +31,7 @@ impl Session {
     ) -> Result<Outcome, Refusal> {
         match message {
             M::GetFeatures => Ok(self.get_features()),
-            M::SetFeatures(features) => self.set_features(queues, features),
+            M::SetFeatures(features) => self.set_features(queues, asker, features),
             M::GetProtocolFeatures => Ok(Outcome::Reply(FrontendReply::GetProtocolFeatures(OFFERED))),
             M::SetProtocolFeatures(features) => self.set_protocol_features(features),
             M::SetOwner => Ok(self.set_owner(queues, asker)),
@@ -44,6 +44,7 @@ impl Session {
             M::SetMemTable(table) => self.set_mem_table(asker, &table, fds),
             M::AddMemReg(region) => self.add_mem_reg(asker, &region, fds),
             M::RemMemReg(region) => self.rem_mem_reg(asker, &region),
+            M::IotlbMsg(message) => self.iotlb_msg(asker, message),
 
             M::GetQueueNum => Ok(self.get_queue_num()),
             M::SetVringNum(state) => self.set_vring_num(state),
@@ -63,7 +64,6 @@ impl Session {
 
             M::SetLogBase(_)
             | M::SetLogFd
-            | M::IotlbMsg(_)
             | M::SetVringEndian(_)
             | M::CreateCryptoSession(_)
             | M::CloseCryptoSession(_)

@@ -36,6 +36,18 @@ pub(super) enum Refusal {
     NotNegotiated(ProtocolFeatures),
     #[error("this device does not support it; the front-end should not use it unless it is offered")]
     Unsupported,
+    #[error(
+        "VIRTIO_F_ACCESS_PLATFORM needs a back-end channel to ask for translations: the front-end must negotiate \
+         BACKEND_REQ, or its device go without the IOMMU (QEMU: iommu_platform=off)"
+    )]
+    NoChannel,
+    #[error("VIRTIO_F_ACCESS_PLATFORM was not acknowledged: there is nothing to translate")]
+    NoIommu,
+    #[error(
+        "the {size:#x} bytes at user address {user:#x} are not all in memory regions that permit it: the front-end \
+         must announce memory before it translates to it"
+    )]
+    Untranslatable { user: u64, size: u64 },
     #[error("features {0:#x} were not offered")]
     NotOffered(u64),
     #[error("protocol features {0:?} were not offered")]

@@ -1,7 +1,9 @@
 //! Features, ownership, status and reset: the messages about the device as a whole.
 
 use mdev_protocol::vhost_user::{FrontendReply, FrontendRequest, Header, ProtocolFeatures};
-use mdev_protocol::virtio::feature::{VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED};
+use mdev_protocol::virtio::feature::{
+    VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED,
+};
 use mdev_protocol::virtio::status::{DEVICE_NEEDS_RESET, FEATURES_OK};
 
 use super::barrier::{Then, Wait};
@@ -67,6 +69,16 @@ impl Negotiated {
         self.features().is_some_and(|features| features & VIRTIO_F_RING_PACKED != 0)
     }
 
+    /// Whether the front-end has no message to enable rings with.
+    fn has_no_enable(&self) -> bool {
+        matches!(self.virtio, Virtio::Accepted(features) if features & VHOST_USER_F_PROTOCOL_FEATURES == 0)
+    }
+
+    /// Whether rings and descriptors name memory by addresses that the front-end translates.
+    pub(super) fn is_translated(&self) -> bool {
+        self.features().is_some_and(|features| features & VIRTIO_F_ACCESS_PLATFORM != 0)
+    }
+
     /// Whether the features were refused.
     pub(super) fn is_refused(&self) -> bool {
         self.virtio == Virtio::Refused
@@ -88,6 +100,7 @@ impl Session {
     pub(super) fn set_features(
         &mut self,
         queues: &mut dyn Queues,
+        asker: Asker,
         features: u64,
     ) -> Result<Outcome, Refusal> {
         let wanted = Virtio::Accepted(features);
@@ -100,16 +113,31 @@ impl Session {
             if unknown != 0 {
                 return Err(Refusal::NotOffered(unknown));
             }
-            let between_driver_and_device = features & !VHOST_USER_F_PROTOCOL_FEATURES;
-            self.device.check_features(between_driver_and_device).map_err(Refusal::Device)?;
+            let translated = features & VIRTIO_F_ACCESS_PLATFORM != 0;
+            if translated && !self.negotiated.protocol.contains(ProtocolFeatures::BACKEND_REQ) {
+                return Err(Refusal::NoChannel);
+            }
+            let for_the_device = features & !(VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM);
+            self.device.check_features(for_the_device).map_err(Refusal::Device)?;
             self.negotiated.virtio = wanted;
+            if translated != self.iommu.is_some() {
+                let switched = self.switch_iommu(asker);
+                if switched.is_err() {
+                    self.negotiated.virtio = Virtio::Refused;
+                }
+                return switched;
+            }
         }
-        if features & VHOST_USER_F_PROTOCOL_FEATURES == 0 {
-            // Such a front-end has no message to enable rings with.
+        Ok(self.go_on_with_features(queues))
+    }
+
+    /// The features are settled, and the memory is as they say.
+    pub(super) fn go_on_with_features(&mut self, queues: &mut dyn Queues) -> Outcome {
+        if self.negotiated.has_no_enable() {
             self.enable_rings(queues, true);
         }
         self.start_rings(queues);
-        Ok(Outcome::Done)
+        Outcome::Done
     }
 
     pub(super) fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<Outcome, Refusal> {
@@ -136,6 +164,7 @@ impl Session {
         self.negotiated.virtio = Virtio::Unknown;
         self.status = 0;
         self.needs_reset = false;
+        self.iommu = None;
         if self.regions.is_empty() { Ok(Outcome::Done) } else { self.change_table(asker, Default::default()) }
     }
 
@@ -197,6 +226,6 @@ impl Session {
     }
 
     fn offered_features(&self) -> u64 {
-        self.device.features() | VHOST_USER_F_PROTOCOL_FEATURES
+        self.device.features() | VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM
     }
 }

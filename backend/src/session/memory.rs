@@ -12,6 +12,8 @@ use mdev_dma::{Area, BackingFile, FileError, FileExtent, FileKind, FilePolicy, I
 use mdev_protocol::vhost_user::MemoryRegion;
 use thiserror::Error;
 
+use super::iotlb::Entry;
+
 /// How many regions a connection may have at a time. QEMU uses at most 512, and takes a DIMM only while there is
 /// room: this number is the one way to refuse memory that its guest respects.
 pub const MAX_SLOTS: usize = 512;
@@ -200,6 +202,44 @@ impl Regions {
         self.list.iter().find_map(|region| region.extent(address, keys))
     }
 
+    /// What `range` is with the bytes from `address` on behind it, one entry for each region they lie in, as far as those
+    /// permit it. `None` if a byte is in no region, or is not permitted at all.
+    pub fn derive(&self, range: IovaRange, address: u64, perm: Perm, keys: Keys) -> Option<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let (mut first, mut user) = (range.first(), address);
+        loop {
+            let region = self.list.iter().find(|region| region.offset_of(user, keys).is_some())?;
+            let left = region.wire.size.checked_sub(region.offset_of(user, keys)?)?;
+            let beyond = range.last().0.checked_sub(first.0)?;
+            let take = left.min(beyond.saturating_add(1));
+            let perm = region.perm() & perm;
+            if perm.is_empty() {
+                return None;
+            }
+            let range_here = IovaRange::with_len(first, take).ok()?;
+            let extent = region.extent(user, keys)?;
+            let area = Area { range: range_here, extent: extent.into(), perm, log: None };
+            entries.push(Entry { area, user });
+            if take > beyond {
+                return Some(entries);
+            }
+            first = first.checked_add(take)?;
+            user = user.checked_add(take)?;
+        }
+    }
+
+    /// First and last address of the regions that `other` does not have like this.
+    pub fn changed(&self, other: &Regions, keys: Keys) -> Vec<(u64, u64)> {
+        let alike = |region: &Region| {
+            other.list.iter().any(|there| there.is_named(&region.wire, keys) && there.same_memory(region))
+        };
+        let addresses = |region: &Region| {
+            let first = region.first(keys);
+            (first, first.saturating_add(region.wire.size.saturating_sub(1)))
+        };
+        self.list.iter().filter(|region| !alike(region)).map(addresses).collect()
+    }
+
     /// Whether `len` bytes from `extent` lie in one region.
     pub fn maps(&self, extent: &FileExtent, len: u64) -> bool {
         self.list.iter().any(|region| {
@@ -281,12 +321,21 @@ impl Region {
         (keys == Keys::User && !apart(a, b) && !apart(b, a)).then_some("user addresses")
     }
 
-    fn extent(&self, address: u64, keys: Keys) -> Option<FileExtent> {
-        let first = match keys {
+    /// Its first address, as messages name addresses.
+    fn first(&self, keys: Keys) -> u64 {
+        match keys {
             Keys::User => self.wire.user_addr,
             Keys::Guest => self.wire.guest_addr,
-        };
-        let into = address.checked_sub(first).filter(|into| *into < self.wire.size)?;
+        }
+    }
+
+    /// How far an address lies in it.
+    fn offset_of(&self, address: u64, keys: Keys) -> Option<u64> {
+        address.checked_sub(self.first(keys)).filter(|into| *into < self.wire.size)
+    }
+
+    fn extent(&self, address: u64, keys: Keys) -> Option<FileExtent> {
+        let into = self.offset_of(address, keys)?;
         let offset = self.wire.mmap_offset.checked_add(into)?;
         Some(FileExtent { file: Arc::clone(&self.file), offset })
     }

@@ -75,7 +75,10 @@ mod config;
 mod dispatch;
 mod error;
 mod features;
+mod iommu;
+mod iotlb;
 mod memory;
+mod misses;
 mod queues;
 mod reply;
 mod rings;
@@ -103,12 +106,14 @@ use crate::ring::{QueueState, RingError};
 
 use barrier::Barrier;
 use features::Negotiated;
+use iommu::Iommu;
 use memory::Regions;
 use reply::Asker;
 use vring::{Run, Vring};
 
 pub use error::SessionError;
 pub use features::OFFERED as OFFERED_PROTOCOL_FEATURES;
+pub use iotlb::{IotlbCounters, IotlbLine, MAX_ENTRIES as MAX_IOTLB_ENTRIES};
 pub use memory::{MAX_SLOTS, MemoryError};
 pub use queues::{Queues, StartError};
 
@@ -151,6 +156,9 @@ pub struct Session {
     regions: Regions,
     ioas: Ioas,
     access: Access,
+    /// The device is behind an IOMMU: `ioas` shows what was translated.
+    iommu: Option<Iommu>,
+    translations: Arc<IotlbCounters>,
     vrings: Vec<Vring>,
     /// Stops so far, for tokens.
     stops: u32,
@@ -231,6 +239,8 @@ impl Session {
             regions: Regions::default(),
             ioas,
             access,
+            iommu: None,
+            translations: Arc::default(),
             vrings,
             stops: 0,
             barrier: None,
@@ -238,6 +248,11 @@ impl Session {
             fault: None,
             log_limit: LogLimit::new(10, Duration::from_secs(10)),
         })
+    }
+
+    /// Counts its translations where others count theirs.
+    pub fn counted_in(self, translations: Arc<IotlbCounters>) -> Self {
+        Self { translations, ..self }
     }
 
     /// The connection's socket, to be watched for what [`Session::wants_read`] and [`Session::wants_write`] say
@@ -297,7 +312,11 @@ impl Session {
         self.advance(queues);
         self.advance_close();
         match &self.life {
-            Life::Open => self.barrier.as_ref()?.due(now),
+            Life::Open => {
+                let answers = self.look_for_answers(queues, now);
+                let barrier = self.barrier.as_ref().and_then(|barrier| barrier.due(now));
+                answers.into_iter().chain(barrier).min()
+            }
             Life::Detaching(_) => now.checked_add(POLL),
             Life::Stopping | Life::Closed => None,
         }
@@ -315,6 +334,9 @@ impl Session {
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         if vring.run == Run::Running {
             vring.failed = true;
+            if let Some(iommu) = &mut self.iommu {
+                iommu.misses.forget(index);
+            }
             log::debug!("{}: connection {}: ring {index} asks for a reset: {error}", self.name, self.conn);
         }
     }
@@ -366,6 +388,7 @@ impl Session {
         self.life = Life::Closed;
         self.vrings.clear();
         self.regions = Regions::default();
+        self.iommu = None;
         // What the device has not let go of by now is taken away from it.
         let unmapped = self.ioas.replace_table(Vec::new(), Within::or_revoke(Duration::ZERO)).is_ok();
         let released = self.access.close(Duration::ZERO).is_ok() && unmapped;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use mdev_dma::Iova;
+
 use crate::device::{Device, QueueSetup};
 use crate::sys::EventFd;
 
@@ -24,6 +26,9 @@ pub trait Queues {
 
     /// A ring that is being stopped need not finish its requests in flight: its front-end is gone.
     fn cancel(&mut self, conn: u64, index: u16);
+
+    /// A running ring that waits for a translation of this address will not get it: it looks once more, and fails.
+    fn forsake(&mut self, conn: u64, index: u16, iova: Iova);
 
     /// Gives a running ring another eventfd for its notifications, or none.
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>);

@@ -9,7 +9,7 @@ use mdev_protocol::vhost_user::{VringAddr, VringFd, VringState};
 use super::barrier::{Then, Wait};
 use super::error::Refusal;
 use super::reply::{Asker, Outcome};
-use super::vring::{Kick, Plan, Run, Vring, VringError, base_of};
+use super::vring::{Kick, Memory, Plan, Run, Vring, VringError, base_of};
 use super::{Queues, Session, StartError};
 use crate::device::{Enabled, QueueSetup};
 use crate::ring::QueueState;
@@ -40,15 +40,15 @@ impl Session {
         Ok(Outcome::Done)
     }
 
-    /// The addresses are the front-end's; from here on only the place in the file counts. A running ring may be told
-    /// again where it is.
+    /// The addresses are the front-end's; from here on only the place in the file counts. Behind an IOMMU they are the
+    /// guest's and stay what they are. A running ring may be told again where it is.
     pub(super) fn set_vring_addr(&mut self, addr: &VringAddr) -> Result<Outcome, Refusal> {
-        let keys = self.negotiated.keys();
         let index = self.ring_index(addr.index)?;
+        let memory = Memory::of(&self.regions, &self.negotiated);
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return Ok(Outcome::Done) };
         if vring.is_idle() {
-            vring.place(addr, &self.regions, keys);
-        } else if !vring.is_placed_at(addr, &self.regions, keys) {
+            vring.place(addr, memory);
+        } else if !vring.is_placed_at(addr, memory) {
             return Err(Refusal::RingRuns(addr.index));
         }
         Ok(Outcome::Done)
@@ -217,13 +217,13 @@ impl Session {
     }
 
     fn start_ring(&mut self, queues: &mut dyn Queues, index: u16) {
-        let keys = self.negotiated.keys();
+        let memory = Memory::of(&self.regions, &self.negotiated);
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         if !vring.is_idle() || vring.failed || vring.kick.is_none() {
             return;
         }
         let plan = match self.negotiated.features() {
-            Some(features) => vring.plan(&self.regions, keys, features).map(|plan| (plan, features)),
+            Some(features) => vring.plan(memory, features).map(|plan| (plan, features)),
             None if self.negotiated.is_refused() => Err(VringError::Features),
             None => return,
         };
@@ -260,6 +260,9 @@ impl Session {
 
     /// Takes a ring from its worker, if it has one, and says where it is then.
     fn stop_ring(&mut self, queues: &mut dyn Queues, index: u16) -> Run {
+        if let Some(iommu) = &mut self.iommu {
+            iommu.misses.forget(index);
+        }
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return Run::Stopped };
         match vring.run {
             Run::Running => {

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use mdev_dma::FileExtent;
+use mdev_dma::{FileExtent, Iova};
 use mdev_protocol::vhost_user::VringAddr;
 use mdev_protocol::virtio::feature::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -15,6 +15,7 @@ use mdev_protocol::virtio::feature::{
 use mdev_protocol::virtio::packed;
 use thiserror::Error;
 
+use super::features::Negotiated;
 use super::memory::{Keys, Regions};
 use crate::device::{Enabled, Switch};
 use crate::ring::{QueueState, RingAddr, RingSetup};
@@ -74,11 +75,31 @@ pub enum Run {
 
 /// Where a part of the ring lies.
 #[derive(Clone)]
-enum Place {
-    /// As the message said, when it was told before the memory.
-    Told(u64),
-    /// In a file. The front-end may move its own mapping as it likes.
-    File(FileExtent),
+struct Place {
+    /// As the message said.
+    told: u64,
+    /// In a file, once there is memory there: the front-end may move its own mapping as it likes. Not behind an IOMMU.
+    file: Option<FileExtent>,
+}
+
+/// What addresses of rings mean.
+#[derive(Copy, Clone)]
+pub struct Memory<'r> {
+    regions: &'r Regions,
+    keys: Keys,
+    /// They are the guest's, and translated when the ring is opened.
+    translated: bool,
+}
+
+impl<'r> Memory<'r> {
+    /// As the features say.
+    pub(super) fn of(regions: &'r Regions, negotiated: &Negotiated) -> Self {
+        Memory { regions, keys: negotiated.keys(), translated: negotiated.is_translated() }
+    }
+
+    fn extent(&self, address: u64) -> Option<FileExtent> {
+        if self.translated { None } else { self.regions.extent(address, self.keys) }
+    }
 }
 
 /// A vring.
@@ -143,18 +164,18 @@ impl Vring {
     }
 
     /// Takes the addresses of a message, translated as far as there is memory.
-    pub fn place(&mut self, addr: &VringAddr, regions: &Regions, keys: Keys) {
-        self.places = Some(told(addr).map(|address| locate(Place::Told(address), regions, keys)));
+    pub fn place(&mut self, addr: &VringAddr, memory: Memory<'_>) {
+        self.places = Some(told(addr).map(|told| Place { told, file: memory.extent(told) }));
     }
 
     /// Whether a message names the places that are known already.
-    pub fn is_placed_at(&self, addr: &VringAddr, regions: &Regions, keys: Keys) -> bool {
+    pub fn is_placed_at(&self, addr: &VringAddr, memory: Memory<'_>) -> bool {
         let Some(places) = &self.places else { return false };
-        places.iter().zip(told(addr)).all(|(place, address)| match place {
-            Place::Told(known) => *known == address,
-            Place::File(known) => {
-                regions.extent(address, keys).is_some_and(|extent| extent.same_place(known))
+        places.iter().zip(told(addr)).all(|(place, address)| match &place.file {
+            Some(known) if !memory.translated => {
+                memory.extent(address).is_some_and(|extent| extent.same_place(known))
             }
+            _ => place.told == address,
         })
     }
 
@@ -162,13 +183,23 @@ impl Vring {
     ///
     /// # Errors
     /// When the parts do not lie in guest memory, or in each other.
-    pub fn plan(&mut self, regions: &Regions, keys: Keys, features: u64) -> Result<Plan, VringError> {
+    pub fn plan(&mut self, memory: Memory<'_>, features: u64) -> Result<Plan, VringError> {
         let (Some(size), Some(places)) = (self.size, &mut self.places) else { return Ok(Plan::Incomplete) };
-        if self.kick.is_none() || regions.is_empty() {
+        if self.kick.is_none() || memory.regions.is_empty() {
             return Ok(Plan::Incomplete);
         }
         let event_idx = features & VIRTIO_RING_F_EVENT_IDX != 0;
         let packed = features & VIRTIO_F_RING_PACKED != 0;
+        let in_order = features & VIRTIO_F_IN_ORDER != 0;
+        let indirect = features & VIRTIO_RING_F_INDIRECT_DESC != 0;
+        let state = state_of(self.base, packed);
+        let ready = |[desc, avail, used]: [RingAddr; 3]| {
+            Plan::Ready(RingSetup { size, desc, avail, used, packed, in_order, event_idx, indirect, state })
+        };
+        if memory.translated {
+            // Whether there is memory is found out when the ring is opened, and what is missing is asked for.
+            return Ok(ready(places.each_ref().map(|place| RingAddr::Iova(Iova(place.told)))));
+        }
         let (parts, lengths) = match packed {
             true => (PACKED_PARTS, packed_lengths(size)),
             false => (PARTS, lengths(size, event_idx)),
@@ -176,12 +207,13 @@ impl Vring {
 
         let mut found = Vec::with_capacity(parts.len());
         for ((place, part), len) in places.iter_mut().zip(parts).zip(lengths) {
-            *place = locate(place.clone(), regions, keys);
-            let extent = match place {
-                Place::File(extent) => extent.clone(),
-                Place::Told(address) => return Err(VringError::Outside { part, address: *address, len }),
+            if place.file.is_none() {
+                place.file = memory.extent(place.told);
+            }
+            let Some(extent) = place.file.clone() else {
+                return Err(VringError::Outside { part, address: place.told, len });
             };
-            if !regions.maps(&extent, len) {
+            if !memory.regions.maps(&extent, len) {
                 return Err(VringError::Outside { part, address: extent.offset, len });
             }
             found.push(Found { part, extent, len });
@@ -192,11 +224,7 @@ impl Vring {
                 return Err(VringError::Overlap(a.part, b.part));
             }
         }
-        let [desc, avail, used] = [desc, avail, used].map(|found| RingAddr::Extent(found.extent));
-        let indirect = features & VIRTIO_RING_F_INDIRECT_DESC != 0;
-        let state = state_of(self.base, packed);
-        let in_order = features & VIRTIO_F_IN_ORDER != 0;
-        Ok(Plan::Ready(RingSetup { size, desc, avail, used, packed, in_order, event_idx, indirect, state }))
+        Ok(ready([desc, avail, used].map(|found| RingAddr::Extent(found.extent))))
     }
 }
 
@@ -218,16 +246,6 @@ impl Found {
 
 fn told(addr: &VringAddr) -> [u64; 3] {
     [addr.desc, addr.avail, addr.used]
-}
-
-fn locate(place: Place, regions: &Regions, keys: Keys) -> Place {
-    match place {
-        Place::Told(address) => match regions.extent(address, keys) {
-            Some(extent) => Place::File(extent),
-            None => Place::Told(address),
-        },
-        placed => placed,
-    }
 }
 
 /// Bytes of the parts (virtio 1.3, section 2.7): 16 a descriptor, 2 and 8 an entry behind 4 bytes of flags and

@@ -45,6 +45,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mdev_dma::{Iova, Perm};
 use rustix::thread::CpuSet;
 
 use crate::device::{Device, QueueSetup};
@@ -107,6 +108,15 @@ pub enum Command {
         /// The queue's index in its device.
         index: u16,
     },
+    /// A translation that a parked queue waits for will not come: it looks once more, and fails.
+    Forsake {
+        /// The device.
+        device_key: u64,
+        /// The queue's index in its device.
+        index: u16,
+        /// Where it waits.
+        iova: Iova,
+    },
     /// Replace the eventfd that tells the driver of used buffers.
     SetCall {
         /// The device.
@@ -158,6 +168,17 @@ pub enum WorkerEvent {
         index: u16,
         /// Why.
         error: RingError,
+    },
+    /// A queue behind an IOMMU is parked until the front-end translates this for it.
+    Missed {
+        /// The device.
+        device_key: u64,
+        /// The queue's index in its device.
+        index: u16,
+        /// Where it looked.
+        iova: Iova,
+        /// What it is about to do there.
+        perm: Perm,
     },
     /// A worker's thread panicked: a defect of this program. Its queues are lost.
     Died {

@@ -99,6 +99,9 @@ impl Runner {
             Command::Cancel { device_key, index } => {
                 self.with(device_key, index, |slot| slot.cancel(index));
             }
+            Command::Forsake { device_key, index, iova } => {
+                self.with(device_key, index, |slot| slot.forsake(index, iova));
+            }
             Command::SetCall { device_key, index, call } => {
                 self.with(device_key, index, |slot| slot.set_call(index, call));
             }

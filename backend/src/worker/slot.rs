@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::device::{self, Device, Engine, Queue, QueueSetup, QueueStats};
+use mdev_dma::Iova;
+use mdev_protocol::virtio::feature::VIRTIO_F_ACCESS_PLATFORM;
+
+use crate::device::{self, Device, Engine, Missed, Queue, QueueSetup, QueueStats};
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::sys::{EventFd, Interest, Kicks, Poll};
@@ -29,6 +32,8 @@ pub(super) struct Slot {
     bell: Option<Bell>,
     /// A queue is being stopped and has requests in flight.
     draining: bool,
+    /// Its queues ask the front-end for translations.
+    translated: bool,
 }
 
 /// What wakes the worker for what no kick announces.
@@ -78,7 +83,8 @@ impl Slot {
             }
             Bell { fd, key, watched: added.is_ok() }
         });
-        Slot { device_key, group, device, engine, queues: Vec::new(), bell, draining: false }
+        let translated = features & VIRTIO_F_ACCESS_PLATFORM != 0;
+        Slot { device_key, group, device, engine, queues: Vec::new(), bell, draining: false, translated }
     }
 
     /// The last queue has stopped: the engine's bell is watched no longer.
@@ -116,6 +122,9 @@ impl Slot {
                 if self.device.uses_in_order() {
                     queue.ring.begin_at_used();
                 }
+                if self.translated {
+                    queue = queue.behind_iommu(self.asking(member.index, sink));
+                }
                 self.engine.start_queue(queue);
                 member.watch(self.device.name(), poll);
             }
@@ -132,6 +141,12 @@ impl Slot {
             }
         }
         self.queues.push(member);
+    }
+
+    /// How a queue asks for a translation.
+    fn asking(&self, index: u16, sink: &EventSink) -> Missed {
+        let (device_key, sink) = (self.device_key, sink.clone());
+        Box::new(move |iova, perm| sink.tell(WorkerEvent::Missed { device_key, index, iova, perm }))
     }
 
     /// Stops a queue that runs here. The answer goes to `sink` when no request of it is in flight, which may be now.
@@ -186,6 +201,12 @@ impl Slot {
         let (state, clean) = stopped.unwrap_or((NOWHERE, false));
         for token in stops {
             sink.tell(WorkerEvent::Stopped { token, index, state, clean });
+        }
+    }
+
+    pub(super) fn forsake(&mut self, index: u16, iova: Iova) {
+        if let Some(queue) = self.engine.queue_mut(index) {
+            queue.forsake(iova);
         }
     }
 

@@ -192,6 +192,14 @@ impl Control {
                 }
                 self.journal.failed(conn, index, error);
             }
+            WorkerEvent::Missed { device_key, index, iova, perm } => {
+                let Some(conn) = self.rings[device_key as usize].owner else { return };
+                if let Some(connection) = self.connections.get_mut(&conn) {
+                    let rings = &mut self.rings[connection.device];
+                    connection.session.queue_missed(rings, index, iova, perm);
+                }
+                self.refresh(conn);
+            }
             WorkerEvent::Died { worker } => panic!("{worker} died"),
         }
     }

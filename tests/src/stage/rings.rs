@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use mdev_dma::Iova;
 use mdev_pin::Access;
 use mdevd::device::{Device, QueueSetup};
 use mdevd::session::{Queues, StartError};
@@ -79,6 +80,12 @@ impl Queues for Rings {
 
     fn cancel(&mut self, _conn: u64, index: u16) {
         self.worker.send(Command::Cancel { device_key: self.key, index });
+    }
+
+    fn forsake(&mut self, conn: u64, index: u16, iova: Iova) {
+        if self.runs(conn, index) {
+            self.worker.send(Command::Forsake { device_key: self.key, index, iova });
+        }
     }
 
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {

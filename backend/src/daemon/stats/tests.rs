@@ -35,6 +35,13 @@ fn the_memory_has_a_line_of_its_own() {
 }
 
 #[test]
+fn the_iotlb_has_a_line_once_there_was_one() {
+    assert_eq!(iotlb(IotlbLine::default()), "");
+    let text = iotlb(IotlbLine { entries: 5, misses: 6, updates: 7, invalidations: 8, evictions: 9 });
+    assert_eq!(text, "  iotlb: 5 entries, 6 misses, 7 updates, 8 invalidations, 9 evictions\n");
+}
+
+#[test]
 fn rates_are_those_of_the_time_since_the_last_line() {
     let device = device();
     let start = Instant::now();

@@ -7,7 +7,7 @@ use super::incoming::{Incoming, Offered, Refusal};
 use super::outgoing::{Outgoing, Sent};
 use super::pieces::burst_of;
 use super::tapped::Tapped;
-use crate::device::{Bell, DropCause, Enabled, Engine, Queue, QueueStats};
+use crate::device::{Bell, DropCause, Enabled, Engine, Queue, QueueStats, can_be_brought};
 use crate::link::{Frame, Generator, Sink};
 use crate::ring::{RingError, Vring};
 use crate::sys::tsc;
@@ -92,6 +92,7 @@ impl Engine for NetEngine {
     }
 
     fn arm(&mut self) -> bool {
+        let held_up = matches!(self.link, Link::Loopback) && self.receive.as_mut().is_some_and(holds_up);
         // Receive buffers are work only where frames come by themselves.
         let receive = match &self.link {
             Link::Pktgen(_) => self.receive.as_mut(),
@@ -99,7 +100,10 @@ impl Engine for NetEngine {
             Link::Null(_) | Link::Loopback | Link::Tap(_) => None,
         };
         let receive = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
-        let transmit = self.transmit.as_mut().filter(|queue| queue.switch.get() != Enabled::NotYet);
+        let transmit = self.transmit.as_mut().filter(|queue| {
+            // Whoever brings the translation wakes the worker.
+            queue.switch.get() != Enabled::NotYet && !held_up
+        });
         let mut work = false;
         for queue in receive.into_iter().chain(transmit) {
             work |= arm(queue);
@@ -263,11 +267,21 @@ fn fill_burst(
     Ok(Served { chains: received.frames as usize, call: received.call })
 }
 
+/// Whether the frames for a receive queue are left with their sender: the translation of its next buffer was asked for, and
+/// every buffer is a new one behind an IOMMU that is strict.
+#[inline(always)]
+fn holds_up(receive: &mut Queue) -> bool {
+    receive.switch.get() == Enabled::Yes && receive.is_awaited()
+}
+
 /// One burst of a transmit queue into the receive queue of the same pair.
 #[inline(always)]
 fn turn(transmit: &mut Queue, mut receive: Option<&mut Queue>, mergeable: bool) -> u32 {
     if transmit.switch.get() != Enabled::Yes {
         return discard(transmit);
+    }
+    if receive.as_deref_mut().is_some_and(holds_up) {
+        return 0;
     }
     let mut arrived = Ok(false);
     let chains = serve(transmit, |vring, stats| {
@@ -317,10 +331,15 @@ fn pass(
     mergeable: bool,
     sender: &QueueStats,
 ) -> Result<Result<bool, RingError>, RingError> {
+    let asks = receiver.asks();
     let Queue { ring, lane, stats, parked, .. } = receiver;
     let burst = lane.enter();
     let vring = match ring.begin(&burst) {
         Ok(vring) => vring,
+        Err(error) if asks && can_be_brought(error) => {
+            frames.keep(0, 0);
+            return Ok(Err(error));
+        }
         Err(error) => {
             sender.add_drops(DropCause::NoReceiver, frames.len() as u64);
             return Ok(Err(error));
@@ -339,6 +358,12 @@ fn pass(
             Err(Refusal::Later) if index > 0 => {
                 let unserved = frame.len();
                 frames.keep(index, unserved);
+                break;
+            }
+            Err(Refusal::Broken(error)) if asks && can_be_brought(error) => {
+                let unserved = frame.len();
+                frames.keep(index, unserved);
+                broken = Some(error);
                 break;
             }
             // A frame that needs more chains than a burst has will not fit the next one either.

@@ -109,11 +109,6 @@ fn messages_of_features_nobody_offered_are_refused() {
     {
         front.refused(&mut house, message, &[]);
     }
-    front.refused(
-        &mut house,
-        M::IotlbMsg(mdev_protocol::vhost_user::Iotlb::Invalidate { iova: 0, size: 0 }),
-        &[],
-    );
     front.refused(&mut house, M::SetLogFd, &[super::front::eventfd().as_fd()]);
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use mdev_dma::Iova;
 use mdev_protocol::virtio::feature::{
     VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
@@ -107,6 +108,7 @@ pub enum Note {
     Start { conn: u64, index: u16, base: u16, enabled: bool },
     Stop { conn: u64, index: u16 },
     Cancel { conn: u64, index: u16 },
+    Forsake { index: u16, iova: Iova },
     Call { index: u16, some: bool },
     Err { index: u16, some: bool },
     Enabled { index: u16, enabled: bool },
@@ -213,6 +215,11 @@ impl Queues for MockQueues {
         let stopping = self.stopping.iter().any(|(of, _, setup)| (*of, setup.index) == (conn, index));
         assert!(stopping, "ring {index} is not being stopped");
         self.note(Note::Cancel { conn, index });
+    }
+
+    fn forsake(&mut self, conn: u64, index: u16, iova: Iova) {
+        assert!(self.is_running(conn, index));
+        self.note(Note::Forsake { index, iova });
     }
 
     fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {

@@ -8,6 +8,8 @@ mod connections;
 mod features;
 mod front;
 mod hostile;
+mod iommu;
+mod iotlb;
 mod messages;
 mod mock;
 mod qemu;
@@ -21,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::Windows;
 
-use super::{Session, SessionError, SessionOptions};
+use super::{IotlbCounters, Session, SessionError, SessionOptions};
 use crate::device::Device;
 use crate::ring::QueueState;
 use front::Front;
@@ -36,6 +38,7 @@ struct House {
     /// Why sessions ended.
     ended: BTreeMap<u64, SessionError>,
     options: SessionOptions,
+    translations: Arc<IotlbCounters>,
     next: u64,
 }
 
@@ -49,6 +52,7 @@ impl House {
             sessions: BTreeMap::new(),
             ended: BTreeMap::new(),
             options: SessionOptions::default(),
+            translations: Arc::default(),
             next: 1,
         }
     }
@@ -67,6 +71,7 @@ impl House {
         let device: Arc<dyn Device> = self.device.clone();
         let session =
             Session::with_options(conn, ours, device, self.windows.clone(), self.options.clone()).unwrap();
+        let session = session.counted_in(self.translations.clone());
         self.sessions.insert(conn, session);
         Front::new(conn, theirs)
     }
