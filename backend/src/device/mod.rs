@@ -7,7 +7,7 @@
 //! An engine never blocks, takes no lock and allocates nothing while it polls. One burst per queue and poll; what goes wrong with a
 //! queue (malformed ring, lost memory) is latched in that queue alone: `err` is written, the session answers NEEDS_RESET,
 //! and neither the other queues of the engine nor the other engines of the worker notice. A translation that is missing parks the
-//! queue, see [`Queue::trouble`].
+//! queue, see [`Queue::trouble`]; behind an IOMMU the queue also says what it lacks, see [`Queue::behind_iommu`].
 //!
 //! The traits know nothing of vhost-user; sessions and workers know nothing of Ethernet.
 

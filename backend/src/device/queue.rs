@@ -147,7 +147,8 @@ impl Queue {
         if self.failed.is_some() {
             return;
         }
-        if !error.is_transient() && !(self.asks() && can_be_brought(error)) {
+        let can_wait = if self.asks() { can_be_brought(error) } else { error.is_transient() };
+        if !can_wait {
             return self.fail(error);
         }
         let now = Instant::now();

@@ -15,6 +15,8 @@
 //! | `features` | features, ownership, status and reset |
 //! | `table`, `memory` | which memory is there |
 //! | `rings`, `vring` | how rings are described, started and stopped |
+//! | `iommu`, `iotlb` | what the front-end has translated, behind an IOMMU |
+//! | `misses` | which translations are asked for, and when to give up |
 //! | `config` | configuration space and the back-end channel |
 //! | `barrier` | which replies wait, and for what |
 //! | `reply` | who is answered, and what a refusal looks like |
@@ -31,6 +33,7 @@
 //! | message | its success reply says | and waits for |
 //! |---|---|---|
 //! | `REM_MEM_REG`, `SET_MEM_TABLE`, `ADD_MEM_REG` | what is not in the table is out of reach | lanes to leave the bursts in which they could see it, then its pins; 30 s |
+//! | `IOTLB_MSG` that invalidates or changes | what was translated is out of reach | as above |
 //! | `GET_VRING_BASE` | every request of the ring is finished, the base is final | the worker, as long as the I/O takes |
 //! | `RESET_DEVICE`, `SET_STATUS` 0 | no ring of this connection runs | all its workers; 30 s |
 //! | `SET_OWNER` | nothing of the session before is left | all its workers, then its whole memory; 30 s each |
@@ -45,6 +48,13 @@
 //! the message is answered with an error, the rings stop, the device asks for a reset, and a line in the log says that
 //! the front-end may take no notice of that.
 //!
+//! # Behind an IOMMU
+//!
+//! While `VIRTIO_F_ACCESS_PLATFORM` is acknowledged the address space shows translations instead of regions, and rings
+//! keep the guest's addresses. Regions are what translations are derived from. A ring starts at once; a queue that lacks a
+//! translation is parked, says so, and the session asks for it: no reply ever depends on an update. All translations are
+//! forgotten when no ring is started any more, because front-ends then stop telling which are void.
+//!
 //! # Locks
 //!
 //! None. A session belongs to the control thread.
@@ -57,8 +67,9 @@
 //!
 //! # What it does not implement
 //!
-//! Dirty logging, device IOTLB, in-flight log, postcopy, in-band notifications, reset of single rings, device state transfer;
-//! none of them is offered. The requests of the back-end channel ask for no replies.
+//! Dirty logging, in-flight log, postcopy, in-band notifications, reset of single rings, device state transfer;
+//! none of them is offered. Of the requests of the back-end channel only misses ask for replies; access failures are not
+//! told there, as no front-end listens to them.
 #![cfg_attr(
     not(test),
     deny(

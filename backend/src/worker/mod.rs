@@ -20,7 +20,8 @@
 //! served whether the counter can be read or not. A descriptor that is always readable, closed by its peer or
 //! at its end thus costs one wake-up, never a spinning worker. A queue whose kick cannot be watched (none was
 //! sent, it hung up, it is no eventfd) is looked at every millisecond instead. A parked queue sleeps until its
-//! translation is there, which wakes the worker as a command does, or until its time is over.
+//! translation is there, which wakes the worker as a command does, or until its time is over. One that is behind an IOMMU
+//! tells of it once for each time it looked in vain ([`WorkerEvent::Missed`]).
 //!
 //! **Stops.** A queue that is told to stop takes nothing more, and the command is answered when its requests in flight
 //! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody. Where

@@ -34,6 +34,15 @@ impl Counters {
         self.get("packets")
     }
 
+    /// Read a line of `number name, number name`.
+    fn named(line: &str) -> Option<Counters> {
+        let pair = |pair: &str| {
+            let (number, name) = pair.trim().split_once(' ')?;
+            Some((name.to_owned(), number.parse().ok()?))
+        };
+        line.split(',').map(pair).collect::<Option<BTreeMap<_, _>>>().map(Counters)
+    }
+
     /// Read a row of the table under its line of titles. The first column is the queue's number and name, two words under one title.
     fn parse(titles: &str, row: &str) -> Option<Counters> {
         let numbers =
@@ -173,6 +182,17 @@ impl Mdevd {
         rows.iter().map(parse).collect()
     }
 
+    /// Ask what front-ends have translated: a number for each word of its line.
+    ///
+    /// # Panics
+    /// When it prints no such line in time.
+    pub fn translations(&mut self) -> Counters {
+        self.run.signal(Signal::USR1);
+        self.run.expect("  iotlb: ", STOP);
+        let line = self.run.expect("\n", STOP);
+        Counters::named(&line).unwrap_or_else(|| panic!("no counters: {line}"))
+    }
+
     /// Ask it to drain and end; it must do so with status 0.
     pub fn terminate(self) -> Ended {
         let ended = self.run.end(Signal::TERM, STOP);
@@ -212,6 +232,13 @@ mod tests {
     use super::*;
 
     const TITLES: &str = "  queue       packets  bytes  drops  parks\n";
+
+    #[test]
+    fn a_line_of_numbers_and_names_is_read() {
+        let counters = Counters::named("5 entries, 6 misses\n").expect("a line");
+        assert_eq!((counters.get("entries"), counters.get("misses")), (5, 6));
+        assert!(Counters::named("entries 5").is_none());
+    }
 
     #[test]
     fn a_row_is_read_by_its_titles() {

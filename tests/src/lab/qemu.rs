@@ -25,6 +25,7 @@ pub struct Guest<'a> {
     memory_mib: u32,
     cores: u8,
     arguments: Vec<String>,
+    kernel: String,
 }
 
 /// A guest that runs: its serial console is its output.
@@ -51,6 +52,21 @@ impl<'a> Guest<'a> {
     pub fn arguments(mut self, arguments: &[&str]) -> Guest<'a> {
         self.arguments.extend(arguments.iter().map(ToString::to_string));
         self
+    }
+
+    /// More arguments for its kernel.
+    pub fn kernel(mut self, arguments: &str) -> Guest<'a> {
+        self.kernel = format!("{} {arguments}", self.kernel);
+        self
+    }
+
+    /// An IOMMU between the guest's memory and its virtio devices, which its kernel uses. Comes before the devices.
+    pub fn behind_iommu(self) -> Guest<'a> {
+        let translated = ["iommu_platform=on", "ats=on"].map(|set| format!("virtio-net-pci.{set}"));
+        let globals = translated.iter().flat_map(|set| ["-global", set]).collect::<Vec<_>>();
+        self.arguments(&["-device", "intel-iommu,intremap=on,device-iotlb=on"])
+            .arguments(&globals)
+            .kernel("intel_iommu=on")
     }
 
     /// A virtio-net NIC `nic0` on the vhost-user socket `socket`, behind the port `port0`, where it can be unplugged.
@@ -134,10 +150,8 @@ impl<'a> Guest<'a> {
         command.args(["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
         command.args(["-kernel", "/guest/vmlinuz", "-initrd", &initrd]);
         // movable: what the guest allocates in a plugged module never keeps it from being unplugged
-        command.args([
-            "-append",
-            "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable",
-        ]);
+        let kernel = "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable";
+        command.args(["-append", &format!("{kernel}{}", self.kernel)]);
         command.args(&self.arguments);
         (Running::spawn_with_input(&self.name, command), self.lab.work().join(monitor))
     }
@@ -195,6 +209,7 @@ impl QemuGuest {
             memory_mib: 256,
             cores: 1,
             arguments: Vec::new(),
+            kernel: String::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 mod net_client;
 mod net_connections;
 mod net_guest;
+mod net_iommu;
 mod net_restart;
 mod net_serve;
 mod net_tap;
@@ -18,6 +19,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_testpmd::trials());
     trials.extend(net_connections::trials());
     trials.extend(net_guest::trials());
+    trials.extend(net_iommu::trials());
     trials.extend(net_restart::trials());
     trials.extend(net_client::trials());
     trials.extend(net_serve::trials());

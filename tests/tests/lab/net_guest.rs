@@ -9,7 +9,7 @@ use serde_json::json;
 pub const EXCHANGE: Duration = Duration::from_secs(60);
 
 /// The script: obey the console. `up` brings the link up and says so, `frames COUNT [LOSSES]`, `reboot`, `off`.
-const OBEY: &str = r#"
+pub const OBEY: &str = r#"
 while read -r command count; do
     case $command in
         up)
