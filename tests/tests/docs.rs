@@ -169,6 +169,8 @@ fn the_virtio_features_are_those_of_the_network_device() {
         ("VIRTIO_F_VERSION_1", feature::VIRTIO_F_VERSION_1),
         ("VIRTIO_F_INDIRECT_DESC", feature::VIRTIO_RING_F_INDIRECT_DESC),
         ("VIRTIO_F_EVENT_IDX", feature::VIRTIO_RING_F_EVENT_IDX),
+        ("VIRTIO_F_RING_PACKED", feature::VIRTIO_F_RING_PACKED),
+        ("VIRTIO_F_IN_ORDER", feature::VIRTIO_F_IN_ORDER),
         ("VIRTIO_NET_F_MRG_RXBUF", net::VIRTIO_NET_F_MRG_RXBUF),
         ("VIRTIO_NET_F_STATUS", net::VIRTIO_NET_F_STATUS),
         ("VIRTIO_NET_F_GUEST_ANNOUNCE", net::VIRTIO_NET_F_GUEST_ANNOUNCE),

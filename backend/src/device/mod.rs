@@ -101,7 +101,7 @@ pub trait Device: Send + Sync {
     }
 
     /// Whether its engines use the chains of a ring in the order in which they took them. Then a ring whose front-end
-    /// does not know how far it got goes on where its used ring ends.
+    /// does not know how far it got goes on where its used ring ends, and VIRTIO_F_IN_ORDER may be offered.
     fn uses_in_order(&self) -> bool {
         false
     }

@@ -2,7 +2,7 @@
 
 use mdev_protocol::vhost_user::{FrontendReply, FrontendRequest, Header, ProtocolFeatures};
 use mdev_protocol::virtio::feature::{
-    VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED,
+    VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED,
 };
 use mdev_protocol::virtio::status::{DEVICE_NEEDS_RESET, FEATURES_OK};
 
@@ -226,6 +226,8 @@ impl Session {
     }
 
     fn offered_features(&self) -> u64 {
-        self.device.features() | VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM
+        // The order is a promise that only the device can keep.
+        let order = if self.device.uses_in_order() { 0 } else { VIRTIO_F_IN_ORDER };
+        (self.device.features() & !order) | VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM
     }
 }

@@ -33,7 +33,7 @@ pub use process::{Ended, Running, dying_with_us};
 pub use qemu::{Guest, QemuGuest, Successor};
 pub use qmp::Qmp;
 pub use runner::{Skip, Trial};
-pub use testpmd::{Forward, Pages, Rate, RunningTestpmd, Testpmd, Totals};
+pub use testpmd::{Forward, Layout, Pages, Rate, RunningTestpmd, Testpmd, Totals};
 
 /// A lab that is ready: the root with the peers, the product's binary, and a working folder of the test's own.
 ///

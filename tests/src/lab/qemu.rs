@@ -71,6 +71,11 @@ impl<'a> Guest<'a> {
 
     /// A virtio-net NIC `nic0` on the vhost-user socket `socket`, behind the port `port0`, where it can be unplugged.
     pub fn vhost_user_net(self, socket: &str, queue_pairs: u16) -> Guest<'a> {
+        self.vhost_user_net_with(socket, queue_pairs, "")
+    }
+
+    /// The same with more options for the NIC, each behind a comma: `,packed=on`.
+    pub fn vhost_user_net_with(self, socket: &str, queue_pairs: u16, options: &str) -> Guest<'a> {
         let vectors = 2 * queue_pairs + 2;
         let multiqueue = if queue_pairs > 1 { format!(",mq=on,vectors={vectors}") } else { String::new() };
         self.arguments(&[
@@ -81,7 +86,7 @@ impl<'a> Guest<'a> {
             "-netdev",
             &format!("vhost-user,id=n0,chardev=c0,queues={queue_pairs}"),
             "-device",
-            &format!("virtio-net-pci,netdev=n0,romfile=,id=nic0,bus=port0,mac=52:54:00:12:34:56{multiqueue}"),
+            &format!("virtio-net-pci,netdev=n0,romfile=,id=nic0,bus=port0,mac=52:54:00:12:34:56{multiqueue}{options}"),
         ])
     }
 

@@ -46,6 +46,19 @@ pub enum Pages {
     Huge,
 }
 
+/// How the rings of a front-end are laid out and used.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Split rings.
+    Split,
+    /// Split rings that are used in order.
+    SplitInOrder,
+    /// Packed rings.
+    Packed,
+    /// Packed rings that are used in order.
+    PackedInOrder,
+}
+
 /// How testpmd is to be started.
 #[derive(Clone, Debug)]
 pub struct Testpmd {
@@ -56,13 +69,14 @@ pub struct Testpmd {
     queue_pairs: u16,
     ring_size: u16,
     mergeable: bool,
+    layout: Layout,
     pages: Pages,
     forward: Forward,
     packet_size: u16,
 }
 
 impl Testpmd {
-    /// A virtio-user front-end that connects to `socket`: one queue pair, rings of 256, mergeable receive buffers, small pages, 64-byte
+    /// A virtio-user front-end that connects to `socket`: one queue pair, split rings of 256, mergeable receive buffers, small pages, 64-byte
     /// packets.
     pub fn front_end(socket: &str, forward: Forward) -> Testpmd {
         Testpmd {
@@ -73,6 +87,7 @@ impl Testpmd {
             queue_pairs: 1,
             ring_size: 256,
             mergeable: true,
+            layout: Layout::Split,
             pages: Pages::Small,
             forward,
             packet_size: 64,
@@ -114,6 +129,12 @@ impl Testpmd {
         self
     }
 
+    /// What the front-end asks for where rings are concerned.
+    pub fn layout(mut self, layout: Layout) -> Testpmd {
+        self.layout = layout;
+        self
+    }
+
     /// What the guest memory is made of.
     pub fn pages(mut self, pages: Pages) -> Testpmd {
         self.pages = pages;
@@ -146,8 +167,12 @@ impl Testpmd {
         let far = std::thread::available_parallelism().map_or(0, |cores| cores.get().min(2) - 1);
         let (forwarding_core, device) = if self.front_end {
             let (mergeable, server) = (u8::from(self.mergeable), u8::from(self.listening));
-            let shape =
-                format!("queues={},queue_size={},mrg_rxbuf={mergeable}", self.queue_pairs, self.ring_size);
+            let packed = u8::from(matches!(self.layout, Layout::Packed | Layout::PackedInOrder));
+            let in_order = u8::from(matches!(self.layout, Layout::SplitInOrder | Layout::PackedInOrder));
+            let shape = format!(
+                "queues={},queue_size={},mrg_rxbuf={mergeable},packed_vq={packed},in_order={in_order}",
+                self.queue_pairs, self.ring_size
+            );
             (far, format!("net_virtio_user0,path={},server={server},{shape}", self.socket))
         } else {
             (0, format!("net_vhost0,iface={},queues={}", self.socket, self.queue_pairs))

@@ -1,7 +1,7 @@
 //! DPDK's virtio-user front-end on each link of `mdevd net`: packets flow, and both sides count the same ones.
 
 use mdev_tests::lab::setup::Wanted;
-use mdev_tests::lab::{Counters, Forward, Lab, Mdevd, Pages, Skip, Testpmd, Trial};
+use mdev_tests::lab::{Counters, Forward, Lab, Layout, Mdevd, Pages, Skip, Testpmd, Trial};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Link {
@@ -17,20 +17,26 @@ struct Case {
     pairs: u16,
     ring: u16,
     mergeable: bool,
+    layout: Layout,
     pages: Pages,
     mode: &'static str,
     size: u16,
 }
 
+use Layout::{Packed, PackedInOrder, Split, SplitInOrder};
 use Link::{Loopback, Null, Pktgen};
 use Pages::{Huge, Small};
 
 const fn case(link: Link, pairs: u16, ring: u16, mergeable: bool, pages: Pages) -> Case {
-    Case { link, pairs, ring, mergeable, pages, mode: "adaptive", size: 64 }
+    Case { link, pairs, ring, mergeable, layout: Split, pages, mode: "adaptive", size: 64 }
+}
+
+const fn laid_out(link: Link, layout: Layout, ring: u16, mergeable: bool) -> Case {
+    Case { layout, ..case(link, 1, ring, mergeable, Small) }
 }
 
 /// The choice for every day: every value of every column with every link, and the corners that have gone wrong in other back-ends.
-const EVERY_DAY: [Case; 13] = [
+const EVERY_DAY: [Case; 26] = [
     case(Null, 1, 256, true, Small),
     case(Null, 2, 1024, false, Huge),
     Case { size: 1518, ..case(Null, 1, 64, true, Huge) },
@@ -44,6 +50,19 @@ const EVERY_DAY: [Case; 13] = [
     case(Loopback, 1, 128, false, Huge),
     Case { mode: "busy", ..case(Loopback, 2, 64, true, Small) },
     Case { mode: "event", ..case(Loopback, 1, 1024, true, Small) },
+    laid_out(Null, SplitInOrder, 256, true),
+    laid_out(Pktgen, SplitInOrder, 256, false),
+    laid_out(Loopback, SplitInOrder, 64, true),
+    laid_out(Null, Packed, 256, true),
+    laid_out(Pktgen, Packed, 64, false),
+    laid_out(Pktgen, Packed, 1024, true),
+    laid_out(Loopback, Packed, 256, true),
+    Case { pairs: 2, mode: "busy", ..laid_out(Loopback, Packed, 100, false) },
+    laid_out(Null, PackedInOrder, 256, true),
+    laid_out(Pktgen, PackedInOrder, 256, true),
+    laid_out(Pktgen, PackedInOrder, 1000, false),
+    laid_out(Loopback, PackedInOrder, 256, false),
+    Case { mode: "event", pages: Huge, ..laid_out(Loopback, PackedInOrder, 256, true) },
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -59,7 +78,9 @@ fn full() -> Vec<Case> {
             for ring in [64, 128, 256, 512, 1024] {
                 for mergeable in [true, false] {
                     for pages in [Small, Huge] {
-                        cases.push(case(link, pairs, ring, mergeable, pages));
+                        for layout in [Split, SplitInOrder, Packed, PackedInOrder] {
+                            cases.push(Case { layout, ..case(link, pairs, ring, mergeable, pages) });
+                        }
                     }
                 }
             }
@@ -75,8 +96,16 @@ impl Case {
         let link = format!("{:?}", self.link).to_lowercase();
         let rx = if self.mergeable { "mergeable" } else { "single" };
         let pages = format!("{:?}", self.pages).to_lowercase();
+        let layout = match self.layout {
+            Split => "split",
+            SplitInOrder => "split_in_order",
+            Packed => "packed",
+            PackedInOrder => "packed_in_order",
+        };
         let Case { pairs, ring, mode, size, .. } = self;
-        format!("net_testpmd_{link}_carries_{size}_bytes_pairs_{pairs}_ring_{ring}_{rx}_{pages}_pages_{mode}")
+        format!(
+            "net_testpmd_{link}_carries_{size}_bytes_pairs_{pairs}_{layout}_ring_{ring}_{rx}_{pages}_pages_{mode}"
+        )
     }
 
     fn run(&self, lab: &Lab) -> Result<(), Skip> {
@@ -91,6 +120,7 @@ impl Case {
             .queue_pairs(self.pairs)
             .ring_size(self.ring)
             .mergeable(self.mergeable)
+            .layout(self.layout)
             .pages(self.pages)
             .packet_size(self.size)
             .start(lab)?;

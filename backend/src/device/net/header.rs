@@ -19,6 +19,10 @@ pub(super) const F_MQ: u64 = 1 << 22;
 pub(super) const F_INDIRECT_DESC: u64 = 1 << 28;
 /// VIRTIO_F_EVENT_IDX.
 pub(super) const F_EVENT_IDX: u64 = 1 << 29;
+/// VIRTIO_F_RING_PACKED.
+pub(super) const F_RING_PACKED: u64 = 1 << 34;
+/// VIRTIO_F_IN_ORDER. A promise: every chain of a queue is completed in the burst that takes it, in order.
+pub(super) const F_IN_ORDER: u64 = 1 << 35;
 /// VIRTIO_F_VERSION_1.
 pub(super) const F_VERSION_1: u64 = 1 << 32;
 

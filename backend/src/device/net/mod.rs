@@ -14,7 +14,7 @@
 //! Offloads are offered where the link has them, and are the link's to do: the header before a frame goes along with it,
 //! checked against what was negotiated and against the frame's length.
 //!
-//! Not here: a control queue, RSS, packed rings.
+//! Not here: a control queue, RSS.
 //!
 //! [`DropCause`]: crate::device::DropCause
 
@@ -48,7 +48,8 @@ use crate::ring::MAX_RING_SIZE;
 use config::ConfigSpace;
 use engine::{Link, NetEngine};
 use header::{
-    F_EVENT_IDX, F_GUEST_ANNOUNCE, F_INDIRECT_DESC, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, F_VERSION_1,
+    F_EVENT_IDX, F_GUEST_ANNOUNCE, F_IN_ORDER, F_INDIRECT_DESC, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU,
+    F_RING_PACKED, F_STATUS, F_VERSION_1,
 };
 use tapped::Tapped;
 
@@ -166,8 +167,14 @@ impl Device for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        let mut features =
-            F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_MRG_RXBUF | F_STATUS | F_GUEST_ANNOUNCE;
+        let mut features = F_VERSION_1
+            | F_INDIRECT_DESC
+            | F_EVENT_IDX
+            | F_RING_PACKED
+            | F_IN_ORDER
+            | F_MRG_RXBUF
+            | F_STATUS
+            | F_GUEST_ANNOUNCE;
         if self.config.queue_pairs > 1 {
             features |= F_MQ;
         }
