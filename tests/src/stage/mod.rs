@@ -14,6 +14,7 @@ mod churn;
 mod control;
 mod guest;
 mod journal;
+mod packed;
 mod port;
 mod rings;
 mod sayings;
@@ -41,6 +42,7 @@ pub use census::Alone;
 pub use churn::Busy;
 pub use guest::{FEATURES, Guest, GuestOptions, PROTOCOL};
 pub use journal::Ending;
+pub use packed::{PackedGuest, Piece};
 pub use port::{BUFFER, Port};
 pub use traffic::Traffic;
 

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `chains` | descriptors: loops, indices out of range, addresses and lengths that wrap, no length, wrong order |
 //! | `indirect` | indirect tables: odd size, empty, oversized, nested, looping, outside memory |
+//! | `packed` | packed rings: ids, chains and tables that may not be, positions out of range, flags that turn |
 //! | `placement` | rings outside of memory, over each other, misaligned, over their own buffers |
 //! | `files` | memory that is no memory, too short, overlapping, to be read only |
 //! | `descriptors` | file descriptors: missing, surplus, no eventfd, full, always readable |
@@ -28,6 +29,7 @@ mod latched;
 mod leaving;
 mod lost;
 mod messages;
+mod packed;
 mod placement;
 mod races;
 mod removed;

@@ -57,7 +57,7 @@ const EVERY_DAY: [Case; 26] = [
     laid_out(Pktgen, Packed, 64, false),
     laid_out(Pktgen, Packed, 1024, true),
     laid_out(Loopback, Packed, 256, true),
-    Case { pairs: 2, mode: "busy", ..laid_out(Loopback, Packed, 100, false) },
+    Case { pairs: 2, mode: "busy", ..laid_out(Loopback, Packed, 112, false) },
     laid_out(Null, PackedInOrder, 256, true),
     laid_out(Pktgen, PackedInOrder, 256, true),
     laid_out(Pktgen, PackedInOrder, 1000, false),

@@ -5,6 +5,7 @@ use std::task::Waker;
 
 use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use mdev_protocol::virtio::packed::Position;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::header::{F_MRG_RXBUF, F_VERSION_1};
@@ -19,9 +20,12 @@ const MEMORY: u64 = 0x4000;
 const TRANSMIT: u64 = 0x400;
 /// Entries a ring has: even the largest ends before the next ring begins.
 const SIZES: [u16; 6] = [1, 2, 4, 8, 16, 32];
+const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
 
 /// Runs a pair on `script`: `[link, features, size, start, memory ...]`. The memory begins with the receive ring, the
-/// transmit ring follows at 1024, each as descriptors, available ring, used ring. Device addresses are offsets.
+/// transmit ring follows at 1024, each as descriptors, available ring, used ring; a packed one as descriptors and both event
+/// suppressions. Device addresses are offsets. Of the features bit 0 is mergeable buffers, 1 event index, 2 indirect
+/// tables, 3 packed rings, 4 use in order.
 ///
 /// Whatever the bytes are, the engine ends every poll, and what it took it gave back.
 pub fn fuzz_queue_pair(script: &[u8]) {
@@ -57,10 +61,14 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
     let device = NetDevice::new(config).ok()?;
     let mergeable = if bits & 1 != 0 { F_MRG_RXBUF } else { 0 };
     let mut engine = device.engine(0, F_VERSION_1 | mergeable);
+    let packed = bits & 8 != 0;
     for (index, base) in [(0u16, 0u64), (1, TRANSMIT)] {
-        let size = SIZES.into_iter().cycle().nth(size.into())?;
+        let sizes = if packed { PACKED_SIZES } else { SIZES };
+        let size = sizes.into_iter().cycle().nth(size.into())?;
         let avail = base.saturating_add(u64::from(size).saturating_mul(16));
-        let used = avail.saturating_add(u64::from(size).saturating_mul(2)).saturating_add(8);
+        let between = if packed { 4 } else { u64::from(size).saturating_mul(2).saturating_add(8) };
+        let used = avail.saturating_add(between);
+        let at_slot = Position { slot: u16::from(start).checked_rem(size)?, wrap: start & 0x80 == 0 };
         let at = |offset| RingAddr::Iova(Iova(offset));
         let ring = RingSetup {
             size,
@@ -69,9 +77,12 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
             used: at(used),
             event_idx: bits & 2 != 0,
             indirect: bits & 4 != 0,
-            packed: false,
-            in_order: false,
-            state: QueueState::split(u16::from(start).wrapping_mul(257)),
+            packed,
+            in_order: bits & 16 != 0,
+            state: match packed {
+                true => QueueState::packed(at_slot, at_slot),
+                false => QueueState::split(u16::from(start).wrapping_mul(257)),
+            },
         };
         let setup = QueueSetup {
             index,
