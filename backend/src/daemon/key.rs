@@ -39,7 +39,7 @@ impl Key {
             Key::Connection(conn) => (7, conn),
             Key::Outside(device) => (8, device),
         };
-        of.wrapping_mul(KINDS) | kind
+        of.wrapping_mul(KINDS).wrapping_add(kind)
     }
 
     /// From its number.
