@@ -126,7 +126,7 @@ impl<Q: Virtqueue> Offers for Bench<'_, Q> {
             value(&after) - value(&before)
         });
         let unseen = match self.options.direction {
-            Direction::To => dropped_after - dropped_before,
+            Direction::To => dropped_after.saturating_sub(dropped_before),
             // What the device dropped did not come back either.
             Direction::From | Direction::Loop => 0,
         };

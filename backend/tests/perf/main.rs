@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use mdevd::report::{Report, Status};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// No run here takes a tenth of it.
-const WATCHDOG: Duration = Duration::from_secs(120);
+/// No run here takes a tenth of it, unless other programs keep both processors busy.
+const WATCHDOG: Duration = Duration::from_secs(300);
 
 /// A run wants two processors for itself, so there is one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

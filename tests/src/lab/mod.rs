@@ -9,7 +9,8 @@
 //! A test is a function from a [`Lab`] to `Result<(), Skip>`; it fails by panicking. Every wait has a limit, and a wait that reaches it
 //! panics with the end of the program's output. Nothing in here is clever about errors for the same reason: a broken lab is a failed test.
 //!
-//! What it does not do: measure. Rates are parsed so that a test can say "packets flow"; two shared cores are no bench.
+//! What it does not do: measure. Rates are parsed so that a test can say "packets flow"; whoever compares them does so in turns, as
+//! [`versus`](super::versus) does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,130 @@
+//! mdevd beside DPDK's `net_vhost`, each under testpmd's virtio-user front-end, in turns.
+//!
+//! `cargo bench -p mdev-tests --bench versus_dpdk [-- --pairs N] [--seconds N] [--layout LIST] [--size LIST]
+//! [--direction LIST] [--file FILE]`
+//!
+//! Every pair is written to the file as soon as it is measured. A run that was interrupted, or that is asked for more pairs
+//! than before, measures only what is missing at this commit; `--table` prints what there is. Needs the lab: see
+//! `tests/lab/README.md`.
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use mdev_tests::lab::{Lab, Skip, setup};
+use mdev_tests::versus::turn::pair;
+use mdev_tests::versus::{Cell, Direction, Journal, cell, table};
+use mdevd::report::Report;
+
+/// Compares mdevd with DPDK's vhost back-end, pair by pair, and goes on where it was interrupted
+#[derive(Debug, Parser)]
+struct Args {
+    /// Pairs that count in each cell; at most twice as many are tried
+    #[arg(long, default_value_t = 5)]
+    pairs: usize,
+    /// Seconds of each turn that count
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=600))]
+    seconds: u16,
+    /// Ring layouts: split, split-in-order, packed, packed-in-order
+    #[arg(long, value_delimiter = ',', default_value = "split,split-in-order,packed,packed-in-order", value_parser = known_layout)]
+    layout: Vec<String>,
+    /// Bytes of the packets
+    #[arg(long, value_delimiter = ',', default_value = "64,512,1518")]
+    size: Vec<u16>,
+    /// Directions: to, from, loop
+    #[arg(long, value_delimiter = ',', default_value = "to,from,loop")]
+    direction: Vec<Direction>,
+    /// Descriptors of each ring
+    #[arg(long, default_value_t = 256)]
+    ring_size: u16,
+    /// Do not negotiate mergeable receive buffers
+    #[arg(long)]
+    single: bool,
+    /// The file that every pair is kept in
+    #[arg(long, default_value = "versus-dpdk.json")]
+    file: PathBuf,
+    /// Measure nothing, print what the file says
+    #[arg(long)]
+    table: bool,
+    /// Cargo says this
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn known_layout(name: &str) -> Result<String, String> {
+    cell::layout(name).map(|_| name.to_owned())
+}
+
+fn main() -> ExitCode {
+    // The device under test is this very program, started again as `versus_dpdk net ...`.
+    if std::env::args().nth(1).is_some_and(|word| word == "net") {
+        return mdevd::cli::main();
+    }
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("versus_dpdk: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let mut journal = Journal::open(&args.file)?;
+    let rings = (args.ring_size, !args.single);
+    let cells = cell::matrix(&args.layout, &args.size, &args.direction, rings);
+    let report = Report::new("cargo bench -p mdev-tests --bench versus_dpdk");
+    if !args.table {
+        measure(args, &cells, &report.commit, &mut journal)?;
+    }
+    println!(
+        "{}, Linux {}, mdevd {}, rings of {}, {}mergeable; Mpps, medians and ranges of pairs\n\n{}",
+        report.machine.cpu,
+        report.machine.kernel,
+        report.commit,
+        args.ring_size,
+        if args.single { "not " } else { "" },
+        table::table(&journal, &cells, &report.commit)
+    );
+    Ok(())
+}
+
+/// Round by round over all cells, so that an early end leaves some pairs of each rather than all of one.
+fn measure(args: &Args, cells: &[Cell], commit: &str, journal: &mut Journal) -> Result<(), Box<dyn Error>> {
+    if !cells.iter().any(|cell| journal.needs(cell, commit, args.pairs)) {
+        return Ok(());
+    }
+    let failed = |Skip(reason)| reason;
+    let lock = setup::lock().map_err(failed)?;
+    let root = setup::root(&lock).map_err(failed)?;
+    let work = tempfile::Builder::new().prefix("mdevd-versus-").tempdir()?;
+    let lab = Lab::new(root, std::env::current_exe()?, work.path().to_owned());
+    let mut broken: Vec<&Cell> = Vec::new();
+    for round in 0..2 * args.pairs {
+        let open: Vec<&Cell> = cells
+            .iter()
+            .filter(|cell| !broken.contains(cell) && journal.needs(cell, commit, args.pairs))
+            .collect();
+        for cell in open {
+            eprintln!("round {}: {cell}", round + 1);
+            // A peer that fails spoils its cell, not the others.
+            match catch_unwind(AssertUnwindSafe(|| pair(&lab, cell, args.seconds.into(), commit))) {
+                Ok(Ok(entry)) => journal.keep(entry)?,
+                Ok(Err(Skip(reason))) => return Err(reason.into()),
+                Err(_) => broken.push(cell),
+            }
+        }
+    }
+    match broken.is_empty() {
+        true => Ok(()),
+        false => {
+            let names: Vec<String> = broken.into_iter().map(Cell::to_string).collect();
+            eprintln!(
+                "a peer failed in: {} (see above); they are not tried again in this run",
+                names.join("; ")
+            );
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The file in which every pair is kept, so that nothing measured is lost and nothing is measured twice.
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use mdevd::perf::pairs::Pairing;
+use serde::{Deserialize, Serialize};
+
+use super::Cell;
+
+/// One pair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// What was measured.
+    pub cell: Cell,
+    /// The commit of mdevd.
+    pub commit: String,
+    /// Millions of packets a second of mdevd, the median of its seconds.
+    pub mdevd: f64,
+    /// Of DPDK.
+    pub dpdk: f64,
+    /// Round trips of a cache line before, between and after, in nanoseconds.
+    pub lines: Vec<f64>,
+}
+
+impl Entry {
+    /// The pair as it is compared.
+    pub fn pairing(&self) -> Pairing {
+        Pairing { first: self.mdevd, second: self.dpdk, lines: self.lines.clone() }
+    }
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// It is no journal.
+    #[error("{path} is no journal of pairs ({source}); give another file, or remove it")]
+    Format {
+        /// Which.
+        path: PathBuf,
+        /// Where it is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// All pairs, and the file that holds them.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl Journal {
+    /// The journal at this path; an empty one if there is none yet.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let path = path.to_owned();
+        let entries = match fs::read_to_string(&path) {
+            Ok(text) => match serde_json::from_str(&text) {
+                Ok(entries) => entries,
+                Err(source) => return Err(JournalError::Format { path, source }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(JournalError::File { path, source }),
+        };
+        Ok(Journal { path, entries })
+    }
+
+    /// Keeps a pair. The file is whole at any moment: it is replaced, not changed.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn keep(&mut self, entry: Entry) -> Result<(), JournalError> {
+        self.entries.push(entry);
+        let beside = self.path.with_extension("new");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&beside)?;
+            serde_json::to_writer_pretty(&mut file, &self.entries)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&beside, &self.path)
+        };
+        write().map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+
+    /// The pairs of a cell at a commit.
+    pub fn pairs(&self, cell: &Cell, commit: &str) -> Vec<Pairing> {
+        let own = |entry: &&Entry| entry.cell == *cell && entry.commit == commit;
+        self.entries.iter().filter(own).map(Entry::pairing).collect()
+    }
+
+    /// Whether a cell still needs a pair, where so many steady ones are wanted and at most twice as many are tried.
+    pub fn needs(&self, cell: &Cell, commit: &str, wanted: usize) -> bool {
+        let pairs = self.pairs(cell, commit);
+        let steady = pairs.iter().filter(|pair| pair.steady()).count();
+        steady < wanted && pairs.len() < 2 * wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Direction;
+    use super::*;
+
+    fn cell(size: u16) -> Cell {
+        Cell { layout: "split".into(), size, direction: Direction::To, ring_size: 256, mergeable: true }
+    }
+
+    fn entry(size: u16, commit: &str, line: f64) -> Entry {
+        let lines = vec![60.0, line, 60.0];
+        Entry { cell: cell(size), commit: commit.into(), mdevd: 2.0, dpdk: 1.0, lines }
+    }
+
+    #[test]
+    fn interrupted_run_finds_its_pairs_again_and_needs_only_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.json");
+        let mut journal = Journal::open(&path).unwrap();
+        assert!(journal.needs(&cell(64), "a", 2));
+        journal.keep(entry(64, "a", 60.0)).unwrap();
+        drop(journal);
+        let mut journal = Journal::open(&path).unwrap();
+        assert!(journal.needs(&cell(64), "a", 2) && !journal.needs(&cell(64), "a", 1));
+        journal.keep(entry(64, "a", 61.0)).unwrap();
+        let journal = Journal::open(&path).unwrap();
+        assert!(!journal.needs(&cell(64), "a", 2));
+        assert!(journal.needs(&cell(512), "a", 2), "another cell");
+        assert!(journal.needs(&cell(64), "b", 2), "another commit");
+    }
+
+    #[test]
+    fn unsteady_pairs_do_not_count_but_do_not_go_on_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&folder.path().join("pairs.json")).unwrap();
+        for tried in 0..4 {
+            assert!(journal.needs(&cell(64), "a", 2), "after {tried}");
+            journal.keep(entry(64, "a", 600.0)).unwrap();
+        }
+        assert!(!journal.needs(&cell(64), "a", 2));
+    }
+
+    #[test]
+    fn file_that_is_no_journal_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.json");
+        fs::write(&path, "{}").unwrap();
+        assert!(matches!(Journal::open(&path), Err(JournalError::Format { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{}");
+    }
+}
