@@ -155,7 +155,8 @@ impl Queues for Rings {
     }
 
     fn switched(&mut self, conn: u64, index: u16) {
-        self.tell(conn, index, Command::Look);
+        let device_key = self.device_key;
+        self.tell(conn, index, Command::Look { device_key, index });
     }
 
     fn busy_elsewhere(&self, conn: u64) -> bool {

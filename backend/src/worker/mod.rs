@@ -2,10 +2,12 @@
 //!
 //! A [`Worker`] is one thread with a set of engines (a device's queue groups) and their queues. It goes round
 //! its engines, one burst each, so none can starve another. What it does when a round finds no work is its
-//! [`Mode`].
+//! [`Mode`]. An engine that finds none for long rests, so that hundreds of idle ones cost a busy one little: it is not
+//! polled until its driver kicks, or, in busy mode, polled once in many rounds.
 //!
 //! **Objects.** `Worker` (the control thread's end: send a [`Command`], joined when dropped), `Runner` (the
-//! thread's own state), `Slot` (one engine and its queues), [`EventSink`] and [`EventSource`] (what workers
+//! thread's own state), `Slot` (one engine and its queues), `Roster` (all of them: those that are
+//! polled and those that rest), [`EventSink`] and [`EventSource`] (what workers
 //! tell the control thread).
 //!
 //! **Locks.** None. Commands and events travel through channels, each with an eventfd that wakes the receiver.
@@ -33,6 +35,7 @@
 //!
 //! **Not here.** Moving a queue from one worker to another, and any knowledge of packets or messages.
 
+mod roster;
 mod run;
 mod slot;
 #[cfg(test)]
@@ -136,8 +139,13 @@ pub enum Command {
         /// `None`: nobody is told.
         err: Option<Arc<EventFd>>,
     },
-    /// Look at the rings again before sleeping: the switch of one was turned.
-    Look,
+    /// Look at a queue again before sleeping: its switch was turned.
+    Look {
+        /// The device.
+        device_key: u64,
+        /// The queue's index in its device.
+        index: u16,
+    },
     /// End the thread. Queues that still run are dropped without an event.
     Quit,
 }

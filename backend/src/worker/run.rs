@@ -1,4 +1,9 @@
 //! The worker's thread: rounds over its engines, commands between rounds, sleep when a round found nothing.
+//!
+//! Of its engines it polls those that have had work lately; the others rest, see [`Roster`]. In the modes that sleep a
+//! resting engine is armed: its driver kicks, and the kick is found by a look at the poll, once in so many rounds while
+//! others have work. A worker that sleeps has put all its engines to rest. In busy mode nobody is asked for kicks, and
+//! those that rest are polled in turn.
 
 use std::io;
 use std::sync::Arc;
@@ -9,15 +14,23 @@ use std::time::{Duration, Instant};
 use crate::device::{Device, QueueSetup};
 use crate::sys::{EventFd, Interest, Poll, Ready};
 
+use super::roster::Roster;
 use super::slot::{NOWHERE, Slot};
 use super::{Command, EventSink, Mode, WorkerEvent};
 
-/// The wake-up for commands and for parked queues; kicks go by numbers above it.
+/// The wake-up for commands and for parked queues. Slots, and with them their descriptors, have numbers above it.
 const COMMANDS: u64 = 0;
 /// How often a sleeping worker looks at rings whose driver cannot wake it.
 const LOOK: Duration = Duration::from_millis(1);
 /// A worker that does not sleep counts the kicks that came all the same once in so many rounds.
 const ROUNDS_PER_COUNT: u32 = 1 << 14;
+
+/// An engine that has found no work in so many rounds while others did rests.
+const IDLE_ROUNDS: u32 = 512;
+/// While others have work, those that rest are looked after once in so many rounds: by a system call where they can kick.
+const ROUNDS_PER_LOOK: u32 = 32;
+/// The same where they cannot: one of them is polled.
+const ROUNDS_PER_TURN: u32 = 4;
 
 pub(super) struct Runner {
     mode: Mode,
@@ -27,8 +40,10 @@ pub(super) struct Runner {
     poll: Poll,
     /// What the last wait found; kept for its memory.
     ready: Vec<Ready>,
-    slots: Vec<Slot>,
-    next_key: u64,
+    slots: Roster<Slot>,
+    /// Those that rest and may have to be polled although nobody wakes them, and when.
+    alarms: Vec<(Instant, u64)>,
+    next_slot: u64,
     rounds: u32,
     /// Since when rounds have found no work, plus the mode's patience: when to sleep.
     sleep_at: Option<Instant>,
@@ -50,8 +65,9 @@ impl Runner {
             sink,
             poll,
             ready: Vec::new(),
-            slots: Vec::new(),
-            next_key: COMMANDS + 1,
+            slots: Roster::new(),
+            alarms: Vec::new(),
+            next_slot: COMMANDS + 1,
             rounds: 0,
             sleep_at: None,
         })
@@ -88,8 +104,9 @@ impl Runner {
                 self.sink.tell(WorkerEvent::Started { token });
             }
             Command::Stop { token, device_key, index } => {
-                match self.slots.iter_mut().find(|slot| slot.has(device_key, index)) {
-                    Some(slot) => slot.stop(index, token, &self.poll, &self.sink),
+                let id = self.find(device_key, index);
+                match id.and_then(|id| self.rouse(id)) {
+                    Some((slot, poll, sink)) => slot.stop(index, token, poll, sink),
                     None => {
                         self.sink.tell(WorkerEvent::Stopped { token, index, state: NOWHERE, clean: false });
                     }
@@ -108,69 +125,147 @@ impl Runner {
             Command::SetErr { device_key, index, err } => {
                 self.with(device_key, index, |slot| slot.set_err(index, err));
             }
-            // To have been woken is enough.
-            Command::Look | Command::Quit => {}
+            Command::Look { device_key, index } => self.with(device_key, index, |_| {}),
+            Command::Quit => {}
         }
     }
 
     fn start(&mut self, device: Arc<dyn Device>, device_key: u64, features: u64, setup: QueueSetup) {
-        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.has(device_key, setup.index)) {
-            slot.end(setup.index, &self.poll, &self.sink);
+        let before = self.find(device_key, setup.index);
+        if let Some((slot, poll, sink)) = before.and_then(|id| self.rouse(id)) {
+            slot.end(setup.index, poll, sink);
             self.sweep();
         }
         let group = device.group(setup.index);
-        let at = self.slots.iter().position(|slot| slot.device_key == device_key && slot.group == group);
-        let at = at.unwrap_or_else(|| {
-            let bell = self.key();
-            self.slots.push(Slot::new(device, device_key, group, features, bell, &self.poll));
-            self.slots.len() - 1
+        let there = self.slots.iter().find(|slot| slot.device_key == device_key && slot.group == group);
+        let id = there.map(Slot::number).unwrap_or_else(|| {
+            let id = self.next_slot;
+            self.next_slot += 1;
+            self.slots.push(Slot::new(id, device, device_key, group, features, &self.poll));
+            id
         });
-        let key = self.key();
-        if let Some(slot) = self.slots.get_mut(at) {
-            slot.start(setup, key, &self.poll, &self.sink, Waker::from(self.wake.clone()));
+        let waker = Waker::from(self.wake.clone());
+        if let Some((slot, poll, sink)) = self.rouse(id) {
+            slot.start(setup, poll, sink, waker);
         }
-    }
-
-    /// A number for a descriptor in the poll that no other has had.
-    fn key(&mut self) -> u64 {
-        let key = self.next_key;
-        self.next_key += 1;
-        key
     }
 
     /// Gives up the engines whose last queue has stopped.
     fn sweep(&mut self) {
         let poll = &self.poll;
-        self.slots.retain(|slot| {
+        self.slots.sweep(|slot| {
             if slot.is_empty() {
                 slot.leave(poll);
             }
-            !slot.is_empty()
+            slot.is_empty()
         });
     }
 
+    /// The number of the slot that has a queue.
+    fn find(&self, device_key: u64, index: u16) -> Option<u64> {
+        self.slots.iter().find(|slot| slot.has(device_key, index)).map(Slot::number)
+    }
+
+    /// Changes the slot that has a queue. It is polled from now on, since there may be work now.
     fn with(&mut self, device_key: u64, index: u16, change: impl FnOnce(&mut Slot)) {
-        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.has(device_key, index)) {
+        let id = self.find(device_key, index);
+        if let Some((slot, ..)) = id.and_then(|id| self.rouse(id)) {
             change(slot);
         }
     }
 
-    /// One burst on each queue of each engine; whether there was work.
+    /// Has a slot polled again; its drivers are told that they need not kick.
+    fn rouse(&mut self, id: u64) -> Option<(&mut Slot, &Poll, &EventSink)> {
+        let (rested, slot) = self.slots.wake(id)?;
+        if rested {
+            slot.idle = 0;
+            slot.engine.disarm();
+            self.alarms.retain(|&(_, other)| other != id);
+        }
+        Some((slot, &self.poll, &self.sink))
+    }
+
+    /// One burst on each queue of each engine that does not rest; whether there was work.
     fn round(&mut self) -> bool {
         let mut work = false;
         let mut left = false;
-        for slot in &mut self.slots {
+        let mut idle = false;
+        for slot in self.slots.polled() {
             work |= slot.round(&self.sink);
             left |= slot.is_empty();
+            idle |= slot.idle >= IDLE_ROUNDS;
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.slots.resting_count() > 0 {
+            work |= self.look_after_resting(work);
+        }
+        if idle && self.slots.polled_count() > 1 {
+            self.rest_idle();
         }
         if left {
             self.sweep();
         }
-        self.rounds = self.rounds.wrapping_add(1);
         if self.rounds.is_multiple_of(ROUNDS_PER_COUNT) {
-            self.slots.iter_mut().for_each(Slot::count_kicks);
+            self.slots.polled().iter_mut().for_each(Slot::count_kicks);
+            if let Some(slot) = self.slots.next_resting() {
+                slot.count_kicks();
+            }
         }
         work
+    }
+
+    /// Looks after those that rest while the worker does not sleep. Whether there was work.
+    fn look_after_resting(&mut self, busy: bool) -> bool {
+        if self.mode != Mode::Busy {
+            if self.rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+                self.look(Some(Duration::ZERO));
+            }
+            return false;
+        }
+        if busy && !self.rounds.is_multiple_of(ROUNDS_PER_TURN) {
+            return false;
+        }
+        let Some(slot) = self.slots.next_resting() else { return false };
+        let (work, id) = (slot.round(&self.sink), slot.number());
+        if slot.is_empty() {
+            self.sweep();
+        } else if work {
+            self.slots.wake(id);
+        }
+        work
+    }
+
+    /// Those that have long found nothing rest, all but one.
+    #[cold]
+    fn rest_idle(&mut self) {
+        for at in (0..self.slots.polled_count()).rev() {
+            if self.slots.polled_count() <= 1 {
+                return;
+            }
+            let Some(slot) = self.slots.polled().get_mut(at).filter(|slot| slot.idle >= IDLE_ROUNDS) else {
+                continue;
+            };
+            slot.idle = 0;
+            if self.mode == Mode::Busy {
+                self.slots.rest(at);
+            } else {
+                self.rest_armed(at);
+            }
+        }
+    }
+
+    /// Asks the drivers of one that is polled for kicks, looks once more, and lets it rest if there still is nothing.
+    fn rest_armed(&mut self, at: usize) {
+        let Some(slot) = self.slots.polled().get_mut(at) else { return };
+        if slot.engine.arm() {
+            slot.engine.disarm();
+            return;
+        }
+        let parked = slot.next_deadline();
+        let blind = slot.is_blind().then(|| Instant::now() + LOOK);
+        let (alarm, id) = (parked.into_iter().chain(blind).min(), slot.number());
+        self.slots.rest(at);
+        self.alarms.extend(alarm.map(|at| (at, id)));
     }
 
     /// Whether rounds without work have gone on for long enough to sleep.
@@ -179,49 +274,58 @@ impl Runner {
             return true;
         }
         let Some(patience) = self.mode.patience() else { return false };
-        if patience.is_zero() {
+        if patience.is_zero() || self.slots.polled_count() == 0 {
             return true;
         }
         let now = Instant::now();
         now >= *self.sleep_at.get_or_insert(now + patience)
     }
 
-    /// Asks the drivers for kicks, looks once more, and sleeps if there still is nothing.
+    /// Puts all to rest, and sleeps if none of them has found work meanwhile.
     fn sleep(&mut self) {
-        let mut work = false;
-        for slot in &mut self.slots {
-            // Every engine is armed, also after one has found work: the disarming below is for all.
-            work |= slot.engine.arm();
+        for at in (0..self.slots.polled_count()).rev() {
+            self.rest_armed(at);
         }
-        if work {
+        if self.slots.polled_count() > 0 {
             self.sleep_at = None;
-        } else {
-            self.wait();
+            return;
         }
-        for slot in &mut self.slots {
-            slot.engine.disarm();
-        }
+        let alarm = self.alarms.iter().map(|&(at, _)| at).min();
+        self.look(alarm.map(|at| at.saturating_duration_since(Instant::now())));
     }
 
-    fn wait(&mut self) {
-        let now = Instant::now();
-        let parked = self.slots.iter().filter_map(Slot::next_deadline).min();
-        let parked = parked.map(|at| at.saturating_duration_since(now));
-        let blind = self.slots.iter().any(Slot::is_blind).then_some(LOOK);
-        let timeout = parked.into_iter().chain(blind).min();
+    /// Waits for so long for what wakes those that rest (and for commands), and wakes them.
+    fn look(&mut self, timeout: Option<Duration>) {
         if let Err(error) = self.poll.wait(timeout, &mut self.ready) {
             // Cannot happen with a valid instance; polling goes on, at the pace of a look.
             log::error!("epoll_wait failed: {error}");
             std::thread::sleep(LOOK);
         }
-        for (key, readiness) in self.ready.drain(..) {
+        let mut ready = std::mem::take(&mut self.ready);
+        for (key, readiness) in ready.drain(..) {
             if key == COMMANDS {
                 self.wake.drain();
-            } else {
-                // A look that was not asked for must not buy polling time; a kick does.
-                self.sleep_at = None;
-                self.slots.iter_mut().any(|slot| slot.kicked(key, readiness.hung_up, &self.poll));
+                // Perhaps it was the translation that a parked queue misses.
+                self.rouse_alarmed(|_| true);
+                continue;
             }
+            // A look that was not asked for must not buy polling time; a kick does.
+            self.sleep_at = None;
+            if let Some((slot, poll, _)) = self.rouse(Slot::number_of(key)) {
+                slot.kicked(key, readiness.hung_up, poll);
+            }
+        }
+        self.ready = ready;
+        if !self.alarms.is_empty() {
+            let now = Instant::now();
+            self.rouse_alarmed(|at| at <= now);
+        }
+    }
+
+    fn rouse_alarmed(&mut self, due: impl Fn(Instant) -> bool) {
+        while let Some(&(_, id)) = self.alarms.iter().find(|&&(at, _)| due(at)) {
+            self.alarms.retain(|&(_, other)| other != id);
+            self.rouse(id);
         }
     }
 }

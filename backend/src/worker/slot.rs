@@ -14,6 +14,7 @@ use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::sys::{EventFd, Interest, Kicks, Poll};
 
+use super::roster::Numbered;
 use super::{EventSink, WorkerEvent};
 
 /// Where a queue stands that does not run.
@@ -22,8 +23,16 @@ pub(super) const NOWHERE: QueueState = QueueState::split(0);
 static STILLBORN: LogLimit = LogLimit::new(10, Duration::from_secs(10));
 static UNWATCHED: LogLimit = LogLimit::new(10, Duration::from_secs(10));
 
+/// Descriptors of a slot in its worker's poll: a queue's kick by its index, and the bell.
+const KEYS: u64 = 1 << 17;
+const BELL: u64 = 1 << 16;
+
 /// One engine and the queues that run in it.
 pub(super) struct Slot {
+    /// The number it goes by on its worker.
+    id: u64,
+    /// So many rounds have found no work.
+    pub(super) idle: u32,
     pub(super) device_key: u64,
     pub(super) group: u16,
     device: Arc<dyn Device>,
@@ -39,8 +48,6 @@ pub(super) struct Slot {
 /// What wakes the worker for what no kick announces.
 struct Bell {
     fd: device::Bell,
-    /// The number it goes by in the worker's poll.
-    key: u64,
     watched: bool,
 }
 
@@ -62,18 +69,18 @@ struct Member {
 }
 
 impl Slot {
-    /// An engine without queues; its bell goes by `key`.
+    /// An engine without queues, which goes by the number `id`.
     pub(super) fn new(
+        id: u64,
         device: Arc<dyn Device>,
         device_key: u64,
         group: u16,
         features: u64,
-        key: u64,
         poll: &Poll,
     ) -> Self {
         let engine = device.engine(group, features);
         let bell = engine.bell().map(|fd| {
-            let added = poll.add(fd.as_ref(), key, Interest::READ | Interest::EDGE);
+            let added = poll.add(fd.as_ref(), id * KEYS + BELL, Interest::READ | Interest::EDGE);
             if let (Err(error), Some(left_out)) = (&added, UNWATCHED.permit()) {
                 let name = device.name();
                 log::warn!(
@@ -81,10 +88,11 @@ impl Slot {
                      millisecond{left_out}"
                 );
             }
-            Bell { fd, key, watched: added.is_ok() }
+            Bell { fd, watched: added.is_ok() }
         });
         let translated = features & VIRTIO_F_ACCESS_PLATFORM != 0;
-        Slot { device_key, group, device, engine, queues: Vec::new(), bell, draining: false, translated }
+        let queues = Vec::new();
+        Slot { id, idle: 0, device_key, group, device, engine, queues, bell, draining: false, translated }
     }
 
     /// The last queue has stopped: the engine's bell is watched no longer.
@@ -92,6 +100,16 @@ impl Slot {
         if let Some(Bell { fd, watched: true, .. }) = &self.bell {
             poll.remove(fd.as_ref());
         }
+    }
+
+    /// The number it goes by.
+    pub(super) fn number(&self) -> u64 {
+        self.id
+    }
+
+    /// The number of the slot that a descriptor in the poll belongs to.
+    pub(super) fn number_of(key: u64) -> u64 {
+        key / KEYS
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -102,13 +120,14 @@ impl Slot {
         self.device_key == device_key && self.member(index).is_some()
     }
 
-    /// Runs a queue from now on; its kick goes by `key`, and `waker` wakes the worker when it was parked.
-    pub(super) fn start(&mut self, setup: QueueSetup, key: u64, poll: &Poll, sink: &EventSink, waker: Waker) {
+    /// Runs a queue from now on; `waker` wakes the worker when it was parked.
+    pub(super) fn start(&mut self, setup: QueueSetup, poll: &Poll, sink: &EventSink, waker: Waker) {
         let stats = self.device.queue_stats(setup.index).unwrap_or_default();
         let state = setup.ring.state;
+        self.idle = 0;
         let mut member = Member {
             index: setup.index,
-            key,
+            key: self.id * KEYS + u64::from(setup.index),
             kick: setup.kick.clone(),
             watched: false,
             stats: stats.clone(),
@@ -225,6 +244,7 @@ impl Slot {
     /// One burst on each queue; whether there was work. Errors that latched are reported.
     pub(super) fn round(&mut self, sink: &EventSink) -> bool {
         let work = self.engine.poll() > 0;
+        self.idle = if work { 0 } else { self.idle.saturating_add(1) };
         if self.engine.needs_reset() {
             self.report_latched(sink);
         }
@@ -244,13 +264,9 @@ impl Slot {
         }
     }
 
-    /// A kick came under `key`: counts it. `hung_up`: it will never come again. Whether the key is of this
-    /// slot. The bell is the engine's to count.
-    pub(super) fn kicked(&mut self, key: u64, hung_up: bool, poll: &Poll) -> bool {
-        if self.bell.as_ref().is_some_and(|bell| bell.key == key) {
-            return true;
-        }
-        let Some(member) = self.queues.iter_mut().find(|member| member.key == key) else { return false };
+    /// A kick came under `key`: counts it. `hung_up`: it will never come again. The bell is the engine's to count.
+    pub(super) fn kicked(&mut self, key: u64, hung_up: bool, poll: &Poll) {
+        let Some(member) = self.queues.iter_mut().find(|member| member.key == key) else { return };
         if member.count_kicks() == Kicks::Broken || hung_up {
             member.unwatch(poll);
             if let Some(left_out) = UNWATCHED.permit() {
@@ -260,7 +276,6 @@ impl Slot {
                 );
             }
         }
-        true
     }
 
     /// Counts kicks that came while nobody slept.
@@ -283,6 +298,12 @@ impl Slot {
 
     fn member(&self, index: u16) -> Option<&Member> {
         self.queues.iter().find(|member| member.index == index)
+    }
+}
+
+impl Numbered for Slot {
+    fn id(&self) -> u64 {
+        self.id
     }
 }
 

@@ -102,7 +102,7 @@ impl Queues for Rings {
 
     fn switched(&mut self, conn: u64, index: u16) {
         if self.runs(conn, index) {
-            self.worker.send(Command::Look);
+            self.worker.send(Command::Look { device_key: self.key, index });
         }
     }
 

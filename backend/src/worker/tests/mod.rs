@@ -270,7 +270,7 @@ fn a_disabled_queue_holds_its_work_until_it_is_enabled() {
         until("the other queue is served", || toy.rings[1].is_empty());
         assert!(!toy.rings[0].is_empty());
         toy.rings[0].switch.set(Enabled::Yes);
-        bench.worker.send(Command::Look);
+        bench.worker.send(Command::Look { device_key: KEY, index: 0 });
         until("the entry is taken", || toy.rings[0].is_empty());
     }
 }
@@ -319,7 +319,7 @@ fn kicks_that_are_no_eventfds_neither_spin_the_worker_nor_stop_the_queue() {
         for _ in 0..3 {
             toy.rings[0].added.fetch_add(1, Ordering::Release);
             // A kick that does nothing is not the worker's fault; a command makes it look.
-            bench.worker.send(Command::Look);
+            bench.worker.send(Command::Look { device_key: KEY, index: 0 });
             until("the entry is taken", || toy.rings[0].is_empty());
             until("the worker sleeps", || bench.sleeps());
         }
@@ -481,4 +481,80 @@ fn a_queue_that_is_started_anew_while_it_stops_answers_the_stop() {
     toy.rings[0].add();
     until("it runs", || toy.rings[0].is_empty());
     bench.stop(KEY, 0);
+}
+
+/// How often the worker looks at a ring while it takes so much, or more, from one that is never empty; and how much.
+fn polls_beside(busy: &toy::Ring, idle: &toy::Ring, entries: u64) -> (u64, u64) {
+    let (polls, taken) = (idle.polls.load(Ordering::Relaxed), busy.taken.load(Ordering::Acquire));
+    until("the busy one goes on", || busy.taken.load(Ordering::Acquire) > taken + entries);
+    let entries = busy.taken.load(Ordering::Acquire) - taken;
+    (idle.polls.load(Ordering::Relaxed) - polls, entries)
+}
+
+/// Many devices, of which the first has work without end.
+fn one_busy_among(toys: &[Arc<Toy>], mode: Mode) -> Bench {
+    let mut bench = Bench::new(mode);
+    for (toy, key) in toys.iter().zip(KEY..) {
+        bench.start(toy, key, 0);
+    }
+    toys[0].rings[0].added.store(u64::MAX / 2, Ordering::Release);
+    toys[0].rings[0].add();
+    bench
+}
+
+#[test]
+fn idle_engines_rest_beside_a_busy_one_and_each_is_served_when_its_driver_kicks() {
+    for mode in [Mode::Adaptive, Mode::Event] {
+        let toys: Vec<_> = (0..40).map(|_| Toy::new()).collect();
+        let mut bench = one_busy_among(&toys, mode);
+        let (busy, idle) = (&toys[0].rings[0], &toys[1..]);
+        for _ in 0..3 {
+            for toy in idle {
+                until("it is not polled any more", || polls_beside(busy, &toy.rings[0], 1000).0 == 0);
+                assert!(toy.rings[0].wants_kicks(), "{mode:?}");
+            }
+            idle.iter().for_each(|toy| toy.rings[0].add());
+            until("all are served", || idle.iter().all(|toy| toy.rings[0].is_empty()));
+        }
+        for (toy, key) in toys.iter().zip(KEY..) {
+            toy.rings[0].add();
+            assert!(bench.stop(key, 0).1);
+        }
+    }
+}
+
+#[test]
+fn idle_engines_of_a_busy_worker_are_polled_in_turn_and_seldom() {
+    let toys: Vec<_> = (0..40).map(|_| Toy::with_kicks(|_| None)).collect();
+    let mut bench = one_busy_among(&toys, Mode::Busy);
+    let (busy, idle) = (&toys[0].rings[0], &toys[1..]);
+    for _ in 0..3 {
+        for toy in idle {
+            // A round takes at most four entries; so the idle one is polled in less than a twentieth of the rounds.
+            until("it rests", || {
+                let (polls, entries) = polls_beside(busy, &toy.rings[0], 8000);
+                polls * 80 < entries
+            });
+        }
+        idle.iter().for_each(|toy| toy.rings[0].add());
+        until("all are served", || idle.iter().all(|toy| toy.rings[0].is_empty()));
+    }
+    for (_, key) in toys.iter().zip(KEY..) {
+        assert!(bench.stop(key, 0).1);
+    }
+}
+
+#[test]
+fn resting_engines_that_nobody_can_wake_are_looked_at_beside_a_busy_one() {
+    let toys = [Toy::new(), Toy::with_kicks(|_| None)];
+    let _bench = one_busy_among(&toys, Mode::Adaptive);
+    let (busy, blind) = (&toys[0].rings[0], &toys[1].rings[0]);
+    for _ in 0..3 {
+        until("it rests", || polls_beside(busy, blind, 1000).0 == 0);
+        blind.add();
+        until("it is served", || blind.is_empty());
+    }
+    *blind.parked.lock().unwrap() = Some(Instant::now() + Duration::from_millis(20));
+    blind.add();
+    until("its time is over", || blind.is_empty());
 }

@@ -19,6 +19,8 @@ pub const QUEUES: usize = 8;
 pub struct Ring {
     pub added: AtomicU64,
     pub taken: AtomicU64,
+    /// How often the worker has looked.
+    pub polls: AtomicU64,
     /// The driver need not kick.
     quiet: AtomicBool,
     /// The next look at the ring latches an error.
@@ -39,6 +41,7 @@ impl Ring {
         Ring {
             added: AtomicU64::new(0),
             taken: AtomicU64::new(0),
+            polls: AtomicU64::new(0),
             quiet: AtomicBool::new(false),
             malformed: AtomicBool::new(false),
             parked: Mutex::new(None),
@@ -130,6 +133,7 @@ struct ToyEngine {
 
 impl ToyEngine {
     fn serve(ring: &Ring, queue: &mut Queue) -> u32 {
+        ring.polls.fetch_add(1, Ordering::Relaxed);
         if queue.failed.is_some() || queue.switch.get() != Enabled::Yes {
             return 0;
         }
@@ -222,10 +226,8 @@ impl Engine for ToyEngine {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.queues
-            .iter()
-            .filter_map(|queue| *self.rings[usize::from(queue.index)].parked.lock().unwrap())
-            .min()
+        let parked = |queue: &Queue| *self.rings[usize::from(queue.index)].parked.lock().unwrap();
+        self.queues.iter().flat_map(|queue| [parked(queue), queue.deadline()]).flatten().min()
     }
 }
 

@@ -1,0 +1,164 @@
+//! What idle devices cost a busy one on the same worker.
+//!
+//! One worker, one device whose driver sends 64-byte frames as fast as they are taken, and beside it none, 1, 10, 100 and
+//! 1000 devices that have their rings started and nothing in them, each with a guest memory of its own. The numbers
+//! take turns in each round, so that a machine that drifts moves all of them. `cargo bench -p mdevd --bench idle`
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mdev_dma::{Area, Perm};
+use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
+use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
+use mdevd::device::net::{NetConfig, NetDevice};
+use mdevd::device::{Device, Enabled, EventFd, QueueSetup, Switch};
+use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
+use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
+use mdevd::ring::{QueueState, RingAddr, RingSetup};
+use mdevd::worker::{Command, EventSource, Mode, Worker, WorkerEvent, events};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const RING: u16 = 256;
+const COUNTS: [usize; 5] = [0, 1, 10, 100, 1000];
+const ROUNDS: usize = 7;
+/// Idle devices have come to rest after so long; then it is measured for as long as this.
+const SETTLE: Duration = Duration::from_millis(150);
+const MEASURE: Duration = Duration::from_millis(250);
+
+/// A device with its guest.
+struct Guest {
+    device: Arc<NetDevice>,
+    rx: RxQueue,
+    tx: TxQueue,
+    kicks: [Arc<EventFd>; 2],
+    access: Access,
+    _ioas: Ioas,
+    _memory: GuestMemory,
+}
+
+impl Guest {
+    fn new(size: u64) -> Result<Guest, Box<dyn Error>> {
+        let mut memory = GuestMemory::new(MemoryOptions { size, ..Default::default() })?;
+        let mut rx = RxQueue::new(&mut memory, QueueOptions::plain(RING))?;
+        let tx = TxQueue::new(&mut memory, QueueOptions::plain(RING))?;
+        rx.offer_all()?;
+        rx.queue.publish();
+        let ioas = Ioas::new(memory.windows().clone());
+        for region in memory.regions() {
+            let (range, extent) = (region.range, region.extent.clone());
+            ioas.map(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })?;
+        }
+        let access = Access::without_pins(Arc::new(IgnoreUnmap));
+        access.attach(&ioas)?;
+        let link = "null".parse()?;
+        let config = NetConfig { name: "bench".into(), queue_pairs: 1, mac: None, mtu: None, link };
+        let kicks = [Arc::new(EventFd::new()?), Arc::new(EventFd::new()?)];
+        let device = Arc::new(NetDevice::new(config)?);
+        Ok(Guest { device, rx, tx, kicks, access, _ioas: ioas, _memory: memory })
+    }
+
+    fn start(&self, worker: &Worker, device_key: u64) {
+        for (index, queue) in [(0, &self.rx.queue), (1, &self.tx.queue)] {
+            let setup = QueueSetup {
+                index,
+                ring: ring(queue),
+                access: self.access.clone(),
+                kick: Some(self.kicks[usize::from(index)].clone()),
+                call: None,
+                err: None,
+                switch: Switch::new(Enabled::Yes),
+            };
+            let (device, features) = (self.device.clone(), VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF);
+            let setup = Box::new(setup);
+            worker.send(Command::Start { token: 0, device, device_key, features, setup });
+        }
+    }
+
+    fn sent(&self) -> u64 {
+        self.device.queue_stats(1).map_or(0, |stats| stats.counters().packets)
+    }
+
+    /// Sends for so long, and kicks all the time, as a driver does that is not told to be quiet.
+    fn send_for(&mut self, time: Duration) -> Result<(), Box<dyn Error>> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            for _ in 0..64 {
+                self.tx.reclaim(u32::from(RING), |_| ())?;
+                self.tx.send(32, |_, _| 64)?;
+                self.tx.queue.publish();
+            }
+            self.kicks[1].signal();
+        }
+        Ok(())
+    }
+}
+
+fn ring(queue: &SplitQueue) -> RingSetup {
+    let addresses = queue.addresses();
+    RingSetup {
+        size: RING,
+        desc: RingAddr::Iova(addresses.desc),
+        avail: RingAddr::Iova(addresses.avail),
+        used: RingAddr::Iova(addresses.used),
+        event_idx: false,
+        indirect: false,
+        packed: false,
+        in_order: false,
+        state: QueueState::split(0),
+    }
+}
+
+/// Millions of packets a second of a busy device beside the first of the idle ones.
+fn measure(mode: Mode, idle: &[Guest]) -> Result<f64, Box<dyn Error>> {
+    let (sink, source) = events()?;
+    let last = std::thread::available_parallelism()?.get() - 1;
+    let worker = Worker::spawn("bench", Some(last), mode, sink)?;
+    for (guest, key) in idle.iter().zip(1..) {
+        guest.start(&worker, key);
+    }
+    let mut busy = Guest::new(16 << 20)?;
+    busy.start(&worker, 0);
+    started(&source, 2 * (idle.len() + 1));
+    busy.send_for(SETTLE)?;
+    let (before, began) = (busy.sent(), Instant::now());
+    busy.send_for(MEASURE)?;
+    let rate = (busy.sent() - before) as f64 / began.elapsed().as_secs_f64() / 1e6;
+    drop(worker);
+    Ok(rate)
+}
+
+fn started(source: &EventSource, mut count: usize) {
+    while count > 0 {
+        count -= source.take().iter().filter(|event| matches!(event, WorkerEvent::Started { .. })).count();
+        std::thread::yield_now();
+    }
+}
+
+fn median(samples: &mut [f64]) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    let idle = (0..1000).map(|_| Guest::new(2 << 20)).collect::<Result<Vec<_>, _>>()?;
+    println!("{:<10}{:>8}{:>12}{:>22}", "mode", "idle", "Mpps", "of the rate alone");
+    for (name, mode) in [("adaptive", Mode::Adaptive), ("busy", Mode::Busy)] {
+        let mut rates = vec![Vec::new(); COUNTS.len()];
+        for _ in 0..ROUNDS {
+            for (count, rates) in COUNTS.iter().zip(&mut rates) {
+                rates.push(measure(mode, &idle[..*count])?);
+            }
+        }
+        let alone = rates[0].clone();
+        for (count, rates) in COUNTS.iter().zip(&mut rates) {
+            let mut shares: Vec<f64> = rates.iter().zip(&alone).map(|(rate, alone)| rate / alone).collect();
+            let (rate, share) = (median(rates), median(&mut shares));
+            println!("{name:<10}{count:>8}{rate:>12.2}{:>21.1}%", 100.0 * share);
+        }
+    }
+    Ok(())
+}
