@@ -75,6 +75,25 @@ impl HostWindow {
         len > 0 && self.occupants.is_revoked(offset, offset.saturating_add(len - 1))
     }
 
+    /// Gives memory to the `len` bytes at `offset`, and to the rest of the file's pages they begin and end in, so that no
+    /// access has to wait for it. Changes none of them. Takes as long as the kernel needs for it.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` where the file has no such bytes any more or no huge page is left for them, `ENOMEM`, and `EINVAL` for
+    /// bytes outside the window and on kernels before 5.14. Part of them may have memory then. No page is lost by it.
+    pub fn populate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let outside = || io::Error::from_raw_os_error(libc::EINVAL);
+        if len == 0 {
+            return Ok(());
+        }
+        let last = offset.checked_add(len - 1).filter(|&last| last < self.len()).ok_or_else(outside)?;
+        let (first, last) = self.whole_pages((offset, last));
+        let first = usize::try_from(first).map_err(|_| outside())?;
+        let last = usize::try_from(last).map_err(|_| outside())?;
+        self.mapping.populate(first, last - first + 1)
+    }
+
     pub(crate) fn occupants(&self) -> &Occupants {
         &self.occupants
     }

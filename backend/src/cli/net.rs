@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::daemon::{CounterSocket, Daemon, Endpoint, Options};
 use crate::device::net::{NetConfig, NetDevice, QUEUE_NAMES, parse_mac};
 use crate::link::LinkKind;
+use crate::session::SessionOptions;
 use crate::sys::inherit;
 use crate::worker::Mode;
 
@@ -54,6 +55,10 @@ pub(super) struct Args {
     /// the front-end chooses)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     mtu: Option<u16>,
+
+    /// Populate the guest's memory when it is announced, instead of at the first access to each page
+    #[arg(long)]
+    prefault: bool,
 
     /// What a worker does when there is nothing to do
     #[arg(long, value_enum, default_value_t)]
@@ -107,7 +112,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         cpus: args.cpus.clone().unwrap_or_default(),
         stats: args.stats,
         queue_names: QUEUE_NAMES,
-        sessions: Default::default(),
+        sessions: SessionOptions { prefault: args.prefault, ..Default::default() },
         counters,
     };
     let daemon = Daemon::new(Arc::new(device), endpoint, options).map_err(|error| error.to_string())?;

@@ -31,6 +31,8 @@ pub(super) struct Connection {
     pub(super) device: u64,
     pub(super) session: Session,
     interest: Interest,
+    /// What the session has to say is watched for.
+    noticed: bool,
     /// When the session wants to be called.
     pub(super) tick: Option<Instant>,
     /// It is gone, but for its rings and its memory.
@@ -96,7 +98,8 @@ impl Control {
             .counted_in(served.translations.clone());
         self.poll.add(session.fd(), Key::Connection(conn).number(), Interest::READ)?;
         self.next_connection += 1;
-        let connection = Connection { device, session, interest: Interest::READ, tick: None, closing: false };
+        let (interest, noticed) = (Interest::READ, false);
+        let connection = Connection { device, session, interest, noticed, tick: None, closing: false };
         self.connections.insert(conn, connection);
         if let Some(left_out) = COMINGS.permit() {
             log::info!("{}: connection {conn}: a front-end is there{left_out}", served.name());
@@ -122,6 +125,13 @@ impl Control {
         }
     }
 
+    /// A session has something to say that its front-end wants to hear by messages.
+    pub(super) fn say_notices(&mut self, conn: u64) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.session.say_notices();
+        }
+    }
+
     /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and
     /// drops it when its end is complete.
     pub(super) fn refresh(&mut self, conn: u64, now: Instant) {
@@ -139,6 +149,9 @@ impl Control {
         let mut interest = Interest::empty();
         interest.set(Interest::READ, connection.session.wants_read());
         interest.set(Interest::WRITE, connection.session.wants_write());
+        if let (false, Some(notices)) = (connection.noticed, connection.session.notices()) {
+            connection.noticed = self.poll.add(notices, Key::Notices(conn).number(), Interest::READ).is_ok();
+        }
         if interest != connection.interest {
             connection.interest = interest;
             let _ = self.poll.change(connection.session.fd(), Key::Connection(conn).number(), interest);
@@ -152,6 +165,9 @@ impl Control {
         if !connection.closing {
             connection.closing = true;
             self.poll.remove(connection.session.fd());
+            if let Some(notices) = connection.session.notices() {
+                self.poll.remove(notices);
+            }
             connection.session.close(&mut served.rings);
             if let Some(dialer) = served.dialer() {
                 dialer.ended(conn, Instant::now());

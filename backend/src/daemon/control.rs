@@ -118,6 +118,7 @@ impl Control {
             Key::Listener(device) => self.accept(device),
             Key::Connection(conn) => self.serve(conn, readiness),
             Key::Outside(device) => self.look_behind(device),
+            Key::Notices(conn) => self.say_notices(conn),
             Key::Events => return self.events.take().into_iter().try_for_each(|event| self.obey(event)),
             Key::Timer => self.timer.rang(),
             Key::Stop => self.drain(),

@@ -21,9 +21,11 @@ pub(super) enum Key {
     Connection(u64),
     /// The world behind this device.
     Outside(u64),
+    /// What this connection's session wants to tell its front-end.
+    Notices(u64),
 }
 
-const KINDS: u64 = 9;
+const KINDS: u64 = 16;
 
 impl Key {
     /// As one number.
@@ -38,6 +40,7 @@ impl Key {
             Key::Listener(device) => (6, device),
             Key::Connection(conn) => (7, conn),
             Key::Outside(device) => (8, device),
+            Key::Notices(conn) => (9, conn),
         };
         of.wrapping_mul(KINDS).wrapping_add(kind)
     }
@@ -54,7 +57,8 @@ impl Key {
             5 => Key::Counters,
             6 => Key::Listener(of),
             7 => Key::Connection(of),
-            _ => Key::Outside(of),
+            8 => Key::Outside(of),
+            _ => Key::Notices(of),
         }
     }
 }
@@ -68,7 +72,7 @@ mod tests {
         let fixed = [Key::Events, Key::Timer, Key::Stop, Key::Print, Key::Reload, Key::Counters];
         let counted = [0, 1, 7, 1 << 40]
             .into_iter()
-            .flat_map(|of| [Key::Listener(of), Key::Connection(of), Key::Outside(of)]);
+            .flat_map(|of| [Key::Listener(of), Key::Connection(of), Key::Outside(of), Key::Notices(of)]);
         for key in fixed.into_iter().chain(counted) {
             assert_eq!(Key::of(key.number()), key);
         }

@@ -3,7 +3,9 @@ use super::memory::GuestMemory;
 use super::virtqueue::Virtqueue;
 use crate::sys::EventFd;
 use mdev_dma::Iova;
-use mdev_protocol::vhost_user::{Client, ClientError, MemoryRegion, ProtocolFeatures, VringAddr};
+use mdev_protocol::vhost_user::{
+    Client, ClientError, FrontendMessage, MemoryRegion, ProtocolFeatures, VringAddr, VringState,
+};
 use mdev_protocol::virtio::feature::VHOST_USER_F_PROTOCOL_FEATURES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
@@ -203,6 +205,51 @@ impl FrontEnd {
         fds: &RingFds,
         memory: &GuestMemory,
     ) -> Result<(), FrontEndError> {
+        self.describe(index, queue, memory)?;
+        self.client.set_vring_call(index, Some(fds.call.as_fd()))?;
+        self.client.set_vring_err(index, Some(fds.err.as_fd()))?;
+        self.client.set_vring_kick(index, Some(fds.kick.as_fd()))?;
+        // Without protocol features SET_FEATURES enabled all rings at once.
+        if self.features & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
+            self.client.set_vring_enable(u32::from(index), true)?;
+        }
+        fds.kick.signal();
+        Ok(())
+    }
+
+    /// Starts a ring that is kicked by messages (`VRING_KICK`), and about which the back-end sends messages on the channel
+    /// of `SET_BACKEND_REQ_FD`, and enables it.
+    ///
+    /// # Errors
+    /// As [`FrontEnd::start`]; without `INBAND_NOTIFICATIONS` the back-end refuses.
+    pub fn start_in_band(
+        &mut self,
+        index: u8,
+        queue: &impl Virtqueue,
+        memory: &GuestMemory,
+    ) -> Result<(), FrontEndError> {
+        self.describe(index, queue, memory)?;
+        self.kick_in_band(index)?;
+        self.client.set_vring_enable(u32::from(index), true)?;
+        Ok(())
+    }
+
+    /// Kicks a ring by a message.
+    ///
+    /// # Errors
+    /// The back-end refuses.
+    pub fn kick_in_band(&mut self, index: u8) -> Result<(), FrontEndError> {
+        let state = VringState { index: index.into(), num: 0 };
+        self.client.call(&FrontendMessage::VringKick(state), &[])?;
+        Ok(())
+    }
+
+    fn describe(
+        &mut self,
+        index: u8,
+        queue: &impl Virtqueue,
+        memory: &GuestMemory,
+    ) -> Result<(), FrontEndError> {
         let by_guest_address = self.protocol().contains(ProtocolFeatures::GPA_ADDRESSES);
         let wire = |at: Iova| {
             let known = memory.user(at).ok_or(FrontEndError::Ring(at))?;
@@ -220,14 +267,6 @@ impl FrontEnd {
             avail: wire(addresses.avail)?,
             log: 0,
         })?;
-        self.client.set_vring_call(index, Some(fds.call.as_fd()))?;
-        self.client.set_vring_err(index, Some(fds.err.as_fd()))?;
-        self.client.set_vring_kick(index, Some(fds.kick.as_fd()))?;
-        // Without protocol features SET_FEATURES enabled all rings at once.
-        if self.features & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
-            self.client.set_vring_enable(number, true)?;
-        }
-        fds.kick.signal();
         Ok(())
     }
 

@@ -49,7 +49,11 @@ impl Session {
         {
             return Err(Refusal::Channel(io::ErrorKind::InvalidInput.into()));
         }
+        if let (Some(before), Some(in_band)) = (&self.channel, &self.in_band) {
+            in_band.leave(before);
+        }
         self.channel = Some(Connection::<BackendReply>::new(fd));
+        self.say_rest();
         Ok(Outcome::Done)
     }
 

@@ -55,6 +55,7 @@ impl Session {
             M::SetVringErr(of) => self.set_vring_err(queues, of, fds),
             M::SetVringEnable(state) => self.set_vring_enable(queues, state),
             M::GetVringBase(state) => self.get_vring_base(queues, asker, state),
+            M::VringKick(state) => self.vring_kick(queues, state),
 
             M::GetConfig(piece) => self.get_config(piece),
             M::SetConfig(piece) => self.set_config(&piece),
@@ -73,7 +74,6 @@ impl Session {
             | M::GetInflightFd(_)
             | M::SetInflightFd(_)
             | M::GpuSetSocket
-            | M::VringKick(_)
             | M::GetSharedObject(_)
             | M::SetDeviceStateFd(_)
             | M::CheckDeviceState
@@ -88,7 +88,8 @@ fn ring_of(message: &M) -> Option<u32> {
         M::SetVringNum(state)
         | M::SetVringBase(state)
         | M::SetVringEnable(state)
-        | M::GetVringBase(state) => Some(state.index),
+        | M::GetVringBase(state)
+        | M::VringKick(state) => Some(state.index),
         M::SetVringAddr(addr) => Some(addr.index),
         M::SetVringKick(of) | M::SetVringCall(of) | M::SetVringErr(of) => Some(u32::from(of.index)),
         _ => None,

@@ -23,6 +23,7 @@ pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::CONFIG)
     .union(ProtocolFeatures::BACKEND_SEND_FD)
     .union(ProtocolFeatures::RESET_DEVICE)
+    .union(ProtocolFeatures::INBAND_NOTIFICATIONS)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::GPA_ADDRESSES);

@@ -14,13 +14,16 @@
 //! | `dispatch` | which message does what |
 //! | `features` | features, ownership, status and reset |
 //! | `table`, `memory` | which memory is there |
+//! | `prefault` | who populates it |
 //! | `rings`, `vring` | how rings are described, started and stopped |
 //! | `iommu`, `iotlb` | what the front-end has translated, behind an IOMMU |
 //! | `misses` | which translations are asked for, and when to give up |
 //! | `config` | configuration space and the back-end channel |
+//! | `inband` | kicks, calls and failures as messages |
 //! | `barrier` | which replies wait, and for what |
 //! | `reply` | who is answered, and what a refusal looks like |
 //! | `queues` | what a session asks of the running side |
+//! | `options` | what its operator may choose |
 //!
 //! A session owns its address space (`Ioas`), the device's attachment to it (`Access`), the table of regions, the
 //! places of the rings and the descriptors for kick, call and err. They end with the connection. The device owns its
@@ -67,7 +70,7 @@
 //!
 //! # What it does not implement
 //!
-//! Dirty logging, in-flight log, postcopy, in-band notifications, reset of single rings, device state transfer;
+//! Dirty logging, in-flight log, postcopy, reset of single rings, device state transfer;
 //! none of them is offered. Of the requests of the back-end channel only misses ask for replies; access failures are not
 //! told there, as no front-end listens to them.
 #![cfg_attr(
@@ -86,10 +89,13 @@ mod config;
 mod dispatch;
 mod error;
 mod features;
+mod inband;
 mod iommu;
 mod iotlb;
 mod memory;
 mod misses;
+mod options;
+mod prefault;
 mod queues;
 mod reply;
 mod rings;
@@ -104,7 +110,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mdev_dma::{FilePolicy, IovaRange, Windows};
+use mdev_dma::{IovaRange, Windows};
 use mdev_pin::{Access, AccessOps, Change, Ioas, Within};
 use mdev_protocol::frame::{Connection, Received};
 use mdev_protocol::vhost_user::{BackendReply, FrontendMessage};
@@ -117,8 +123,10 @@ use crate::ring::{QueueState, RingError};
 
 use barrier::Barrier;
 use features::Negotiated;
+use inband::InBand;
 use iommu::Iommu;
 use memory::Regions;
+use prefault::Prefault;
 use reply::Asker;
 use vring::{Run, Vring};
 
@@ -126,27 +134,13 @@ pub use error::SessionError;
 pub use features::OFFERED as OFFERED_PROTOCOL_FEATURES;
 pub use iotlb::{IotlbCounters, IotlbLine, MAX_ENTRIES as MAX_IOTLB_ENTRIES};
 pub use memory::{MAX_SLOTS, MemoryError};
+pub use options::SessionOptions;
 pub use queues::{Queues, StartError};
 
 /// How many messages are served before other connections have their turn.
 const TURN: usize = 64;
 /// How often the address space is asked whether a change of it has finished.
 const POLL: Duration = Duration::from_micros(200);
-
-/// What an operator may choose.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionOptions {
-    /// Which files guest memory may lie in.
-    pub files: FilePolicy,
-    /// How long the device may take to let go of memory or rings before a reply says that it did not.
-    pub barrier: Duration,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self { files: FilePolicy::default(), barrier: Duration::from_secs(30) }
-    }
-}
 
 /// One connection of a front-end. See the [module](self).
 pub struct Session {
@@ -155,6 +149,8 @@ pub struct Session {
     link: Connection<FrontendMessage>,
     /// Where requests to the front-end go.
     channel: Option<Connection<BackendReply>>,
+    /// What is told by messages instead of eventfds.
+    in_band: Option<InBand>,
     /// The configuration has changed and the front-end has not been told.
     change_unsaid: bool,
     device: Arc<dyn Device>,
@@ -165,6 +161,7 @@ pub struct Session {
     /// The device as a whole is in trouble, beside what single rings know.
     needs_reset: bool,
     regions: Regions,
+    prefault: Option<Prefault>,
     ioas: Ioas,
     access: Access,
     /// The device is behind an IOMMU: `ioas` shows what was translated.
@@ -230,6 +227,8 @@ impl Session {
         windows: Arc<Windows>,
         options: SessionOptions,
     ) -> io::Result<Session> {
+        let name = format!("{}: connection {conn}", device.name());
+        let prefault = options.prefault.then(|| Prefault::start(windows.clone(), name)).transpose()?;
         let ioas = Ioas::new(windows);
         // A pin that outlives a burst goes when its request ends: an unmap waits for that, up to its deadline.
         let create = if device.holds_pins() { Access::new } else { Access::without_pins };
@@ -241,6 +240,7 @@ impl Session {
             name: device.name().to_owned(),
             link: Connection::new(socket),
             channel: None,
+            in_band: None,
             change_unsaid: false,
             device,
             options,
@@ -248,6 +248,7 @@ impl Session {
             status: 0,
             needs_reset: false,
             regions: Regions::default(),
+            prefault,
             ioas,
             access,
             iommu: None,
@@ -349,6 +350,7 @@ impl Session {
                 iommu.misses.forget(index);
             }
             log::debug!("{}: connection {}: ring {index} asks for a reset: {error}", self.name, self.conn);
+            self.say_failure(index);
         }
     }
 
@@ -369,6 +371,7 @@ impl Session {
         self.fault = None;
         self.barrier = None;
         self.channel = None;
+        self.in_band = None;
         let _ = shutdown(&self.link, Shutdown::Both);
         self.cancel_rings(queues);
         self.advance_close();

@@ -61,7 +61,7 @@ impl Session {
         of: VringFd,
         fds: Fds,
     ) -> Result<Outcome, Refusal> {
-        let (index, vring) = self.ring(u32::from(of.index))?;
+        let index = self.ring_index(u32::from(of.index))?;
         let kick = match eventfd(of, fds) {
             Ok(Some(event)) => Kick::Event(event),
             Ok(None) => Kick::Polled,
@@ -71,6 +71,13 @@ impl Session {
                 return Err(refusal);
             }
         };
+        self.start_with(queues, index, kick);
+        Ok(Outcome::Done)
+    }
+
+    /// Starts a ring, which is kicked like this. One that runs is stopped where it is and goes on.
+    pub(super) fn start_with(&mut self, queues: &mut dyn Queues, index: u16, kick: Kick) {
+        let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         vring.failed = false;
         vring.kick = Some(kick);
         if std::mem::take(&mut vring.distrusted) {
@@ -80,7 +87,6 @@ impl Session {
             Run::Stopping { .. } => {}
             _ => self.start_ring(queues, index),
         }
-        Ok(Outcome::Done)
     }
 
     pub(super) fn set_vring_call(
@@ -90,8 +96,11 @@ impl Session {
         fds: Fds,
     ) -> Result<Outcome, Refusal> {
         let conn = self.conn;
+        let index = self.ring_index(u32::from(of.index))?;
+        let call = eventfd(of, fds)?;
+        self.forget_own_call(index);
         let (index, vring) = self.ring(u32::from(of.index))?;
-        vring.call = eventfd(of, fds)?;
+        vring.call = call;
         if vring.run == Run::Running {
             queues.set_call(conn, index, vring.call.clone());
         }
@@ -107,6 +116,7 @@ impl Session {
         let conn = self.conn;
         let (index, vring) = self.ring(u32::from(of.index))?;
         vring.err = eventfd(of, fds)?;
+        vring.err_told = true;
         if vring.run == Run::Running {
             queues.set_err(conn, index, vring.err.clone());
         }
@@ -179,6 +189,8 @@ impl Session {
     pub(super) fn ring_stopped(&mut self, queues: &mut dyn Queues, token: u64, state: QueueState) {
         let stopping = |vring: &Vring| vring.run == Run::Stopping { token };
         let Some(at) = self.vrings.iter().position(stopping) else { return };
+        // A device none of whose rings runs says nothing: what there is to say of this one comes first.
+        self.say_call(at as u16);
         let packed = self.negotiated.is_packed();
         if let Some(vring) = self.vrings.get_mut(at) {
             // A worker that did not know the ring does not know where it stands.
@@ -207,6 +219,7 @@ impl Session {
         if let Some(err) = &vring.err {
             err.signal();
         }
+        self.say_failure(index);
         if let Some(left_out) = self.log_limit.permit() {
             log::warn!(
                 "{}: connection {}: ring {index} cannot start: {error}{left_out}",
@@ -216,7 +229,7 @@ impl Session {
         }
     }
 
-    fn start_ring(&mut self, queues: &mut dyn Queues, index: u16) {
+    pub(super) fn start_ring(&mut self, queues: &mut dyn Queues, index: u16) {
         let memory = Memory::of(&self.regions, &self.negotiated);
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         if !vring.is_idle() || vring.failed || vring.kick.is_none() {
@@ -232,6 +245,8 @@ impl Session {
             Ok((Plan::Incomplete, _)) => return,
             Err(error) => return self.latch(index, error),
         };
+        let call = self.call_of(index);
+        let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         if vring.switch.get() == Enabled::No {
             // What the driver gives it now waits for its new start's word.
             vring.switch.set(Enabled::NotYet);
@@ -244,7 +259,7 @@ impl Session {
                 Some(Kick::Event(event)) => Some(Arc::clone(event)),
                 Some(Kick::Polled) | None => None,
             },
-            call: vring.call.clone(),
+            call,
             err: vring.err.clone(),
             switch: vring.switch.clone(),
         };

@@ -68,10 +68,15 @@ impl Session {
     /// Makes `regions` the memory of this connection. They are what the front-end wants from now on, even where the
     /// device keeps something longer than it may: a later change tries again to get it back.
     pub(super) fn change_table(&mut self, asker: Asker, regions: Regions) -> Result<Outcome, Refusal> {
+        let (before, now) = (self.regions.areas(), regions.areas());
         let change = match self.retranslate(&regions)? {
             Some(change) => change,
-            None => self.ioas.begin_replace(regions.areas(), Within::or_revoke(self.options.barrier))?,
+            None => {
+                let within = Within::or_revoke(self.options.barrier);
+                self.ioas.begin_replace(now.clone(), within)?
+            }
         };
+        self.prefault(&before, &now);
         self.regions = regions;
         self.hold(asker, Wait::Table(change), Then::Resume);
         Ok(Outcome::Later)

@@ -114,8 +114,12 @@ pub struct Vring {
     pub kick: Option<Kick>,
     /// What to signal when buffers were used (`SET_VRING_CALL`).
     pub call: Option<Arc<EventFd>>,
+    /// The front-end has said how it wants to be called; otherwise `call` is ours, where calls are messages.
+    pub call_told: bool,
     /// What to signal when the ring has failed (`SET_VRING_ERR`).
     pub err: Option<Arc<EventFd>>,
+    /// The front-end has said how it wants to hear of failures.
+    pub err_told: bool,
     /// Whether it may have side effects (`SET_VRING_ENABLE`).
     pub switch: Switch,
     /// It has failed, and stays so until it is started anew.
@@ -148,7 +152,9 @@ impl Default for Vring {
             base: None,
             kick: None,
             call: None,
+            call_told: false,
             err: None,
+            err_told: false,
             switch: Switch::new(Enabled::NotYet),
             failed: false,
             distrusted: false,

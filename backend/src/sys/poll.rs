@@ -2,11 +2,13 @@
 //! closes.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bitflags::bitflags;
 use epoll::{ControlOptions, Event, Events};
+
+use super::inherit;
 
 bitflags! {
     /// What to wait for on a descriptor. Errors and hang-ups are always told.
@@ -42,7 +44,7 @@ const AT_ONCE: usize = 64;
 /// A set of descriptors and the numbers they go by.
 #[derive(Debug)]
 pub struct Poll {
-    epoll: RawFd,
+    epoll: OwnedFd,
 }
 
 impl Poll {
@@ -51,7 +53,7 @@ impl Poll {
     /// # Errors
     /// What epoll_create1(2) answers.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(true)? })
+        Ok(Self { epoll: inherit(epoll::create(true)?)? })
     }
 
     /// Watches `fd`, which goes by the number `key`.
@@ -90,7 +92,7 @@ impl Poll {
             Some(time) => i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
         };
         let mut events = [Event::new(Events::empty(), 0); AT_ONCE];
-        let count = match epoll::wait(self.epoll, millis, &mut events) {
+        let count = match epoll::wait(self.epoll.as_raw_fd(), millis, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
@@ -112,13 +114,14 @@ impl Poll {
         events.set(Events::EPOLLIN, interest.contains(Interest::READ));
         events.set(Events::EPOLLOUT, interest.contains(Interest::WRITE));
         events.set(Events::EPOLLET, interest.contains(Interest::EDGE));
-        epoll::ctl(self.epoll, what, fd.as_fd().as_raw_fd(), Event::new(events, key))
+        epoll::ctl(self.epoll.as_raw_fd(), what, fd.as_fd().as_raw_fd(), Event::new(events, key))
     }
 }
 
-impl Drop for Poll {
-    fn drop(&mut self) {
-        let _ = epoll::close(self.epoll);
+/// Readable while one of its descriptors is ready, so that a set can be watched in another.
+impl AsFd for Poll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
     }
 }
 

@@ -154,6 +154,33 @@ impl Mapping {
         }
     }
 
+    /// Has the kernel give memory to `len` bytes from `offset` on, both multiples of the file's page size, and map it
+    /// here. Changes no byte, and raises no SIGBUS.
+    ///
+    /// # Errors
+    ///
+    /// What `madvise` says: `EFAULT` where the file has no such bytes or no huge page is left, `ENOMEM`, `EINVAL` also on
+    /// kernels before 5.14.
+    #[cfg_attr(miri, allow(dead_code))]
+    pub(crate) fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let advice = if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        let at = self.base.as_ptr().wrapping_add(offset).cast();
+        loop {
+            // SAFETY: the range lies in this mapping, by the comparison above, and `self` keeps that alive; this advice
+            // changes no byte of it.
+            if unsafe { libc::madvise(at, len, advice) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) {
+                return Err(error);
+            }
+        }
+    }
+
     /// Faults contained in this mapping.
     #[inline]
     pub(crate) fn poison_count(&self) -> u64 {

@@ -271,3 +271,29 @@ proptest! {
         prop_assert_eq!(seen, model);
     }
 }
+
+#[test]
+fn bytes_are_populated_with_their_pages_and_nothing_else_is() {
+    let windows = Windows::new().unwrap();
+    let file = memory(1 << 20);
+    let allocated = || rustix::fs::fstat(file.as_fd()).unwrap().st_blocks * 512;
+    let segment = windows.segments(&area(&file, 0, 0x1000, 0x8000)).unwrap().remove(0);
+    assert_eq!(allocated(), 0);
+    segment.window.populate(segment.offset + 0x10, 0x1000).unwrap();
+    assert_eq!(allocated(), 0x2000);
+    segment.window.populate(segment.offset, 0).unwrap();
+    assert_eq!(allocated(), 0x2000);
+}
+
+#[test]
+fn bytes_that_the_file_has_lost_are_not_populated_and_no_page_is_lost_by_it() {
+    let windows = Windows::new().unwrap();
+    let file = memory(1 << 20);
+    let segment = windows.segments(&area(&file, 0, 0, 1 << 20)).unwrap().remove(0);
+    resize(&file, 0x1000);
+    assert!(segment.window.populate(0, 1 << 20).is_err());
+    assert!(segment.window.populate(0, (1 << 30) + 1).is_err());
+    assert!(segment.window.populate(u64::MAX, 2).is_err());
+    assert!(!segment.window.poisoned());
+    segment.window.populate(0, 0x1000).unwrap();
+}

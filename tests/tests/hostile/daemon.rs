@@ -27,7 +27,7 @@ use super::replies::flood;
 use super::together::say_everything;
 
 /// A daemon in this process, with one worker.
-struct House {
+pub(super) struct House {
     device: Arc<NetDevice>,
     path: PathBuf,
     thread: Option<JoinHandle<Result<(), DaemonError>>>,
@@ -38,7 +38,7 @@ struct House {
 }
 
 impl House {
-    fn open() -> House {
+    pub(super) fn open() -> House {
         let alone = Alone::begin();
         let (counters, theirs) = UnixStream::pair().expect("sockets");
         counters.set_read_timeout(Some(WATCHDOG)).expect("a watchdog");
@@ -76,11 +76,11 @@ impl House {
         serde_json::from_str::<CounterLine>(&line).expect("a line of counters").memory
     }
 
-    fn connect(&self) -> UnixStream {
+    pub(super) fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.path).expect("the daemon listens")
     }
 
-    fn guest(&self) -> Guest {
+    pub(super) fn guest(&self) -> Guest {
         let mut guest = Guest::over(self.connect(), GuestOptions::default());
         guest.share();
         guest.start_rings();
@@ -92,7 +92,7 @@ impl House {
     }
 
     /// The guest's frames all came back, its counters are clean, and the daemon ends when it is told to and leaves nothing behind.
-    fn close(mut self, victim: Traffic) {
+    pub(super) fn close(mut self, victim: Traffic) {
         let guest = victim.end();
         for queue in 0..2 {
             let counters = self.counters(queue);

@@ -15,6 +15,7 @@
 //! | `replies` | front-ends that do not read what they asked for |
 //! | `together` | several front-ends on one device |
 //! | `daemon` | the same through the daemon's own socket |
+//! | `inband` | kicks by messages: for rings that are not there, floods of them, calls that nobody reads |
 //! | `greed` | more regions, terabytes, longer chains, more connections than is decent |
 //! | `races` | rings that change while they are read |
 //! | `removed` | memory that is taken away by messages, under traffic |
@@ -24,6 +25,7 @@ mod daemon;
 mod descriptors;
 mod files;
 mod greed;
+mod inband;
 mod indirect;
 mod latched;
 mod leaving;

@@ -16,6 +16,7 @@ use crate::cli::values::parse_mode;
 use crate::daemon::{Door, Kind, Plan};
 use crate::device::net::{NetConfig, parse_mac};
 use crate::link::LinkKind;
+use crate::session::SessionOptions;
 use crate::worker::Mode;
 
 /// Workers in one process, at most.
@@ -61,6 +62,8 @@ struct Net {
     mac: Option<Spanned<String>>,
     mtu: Option<Spanned<u16>>,
     worker: Option<Spanned<OneOrMore>>,
+    #[serde(default)]
+    prefault: bool,
 }
 
 /// `worker = 0` or `worker = [0, 1]`.
@@ -121,7 +124,8 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
         let workers = placed(net.worker.as_ref(), running.unwrap_or(there.len()), &mut problems);
         let kind = Kind::Net(kind(&net, name.clone(), &mut problems));
         if let Some((_, door)) = door {
-            plans.push(Plan { name, door, kind, workers, sessions: Default::default() });
+            let sessions = SessionOptions { prefault: net.prefault, ..Default::default() };
+            plans.push(Plan { name, door, kind, workers, sessions });
         }
     }
     if problems.found.is_empty() {

@@ -105,8 +105,7 @@ fn messages_of_features_nobody_offered_are_refused() {
     let mut front = house.connect();
     front.negotiate(&mut house, OFFERED);
     let ring = super::front::state(0, 0);
-    for message in [M::SetVringEndian(ring), M::VringKick(ring), M::PostcopyListen, M::CloseCryptoSession(0)]
-    {
+    for message in [M::SetVringEndian(ring), M::PostcopyListen, M::CloseCryptoSession(0)] {
         front.refused(&mut house, message, &[]);
     }
     front.refused(&mut house, M::SetLogFd, &[super::front::eventfd().as_fd()]);

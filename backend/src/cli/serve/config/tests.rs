@@ -20,6 +20,7 @@ queue-pairs = 4
 mac = "52:54:00:12:34:56"
 mtu = 9000
 worker = [0, 1]
+prefault = true
 
 [[net]]
 name = "vm2"
@@ -37,6 +38,7 @@ worker = 1
         mtu: Some(9000),
         link: LinkKind::Pktgen { size: 64 },
     };
+    assert!(one.sessions.prefault && !two.sessions.prefault);
     assert_eq!((&one.kind, &one.workers), (&Kind::Net(net), &vec![0, 1]));
     assert_eq!((&two.door, &two.workers), (&Door::Dial { path: "vm2.sock".into() }, &vec![1]));
 }
