@@ -223,8 +223,16 @@ fn back_end_that_sends_nothing_is_an_error_that_says_so() {
 
 #[test]
 fn shapes_of_rings_are_verified_in_a_loop() {
-    for shape in ["--indirect --burst 4", "--mergeable off --burst 64", "--mergeable on --indirect"] {
-        let arguments = format!("--size 64,imix --direction loop --duration 100ms {shape}");
+    let shapes = [
+        "--indirect --burst 4",
+        "--mergeable off --burst 64",
+        "--mergeable on --in-order",
+        "--ring packed",
+        "--ring packed --in-order --mergeable off",
+        "--ring packed --indirect --burst 8",
+    ];
+    for shape in shapes {
+        let arguments = format!("--size imix --direction loop --duration 100ms {shape}");
         let (status, out, err) = Run::start(&arguments).end();
         assert!(status.success(), "{shape}: {err}{out}");
     }
