@@ -22,9 +22,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const RING: u16 = 256;
 const COUNTS: [usize; 5] = [0, 1, 10, 100, 1000];
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 /// Idle devices have come to rest after so long; then it is measured for as long as this.
-const SETTLE: Duration = Duration::from_millis(150);
+const SETTLE: Duration = Duration::from_millis(1000);
 const MEASURE: Duration = Duration::from_millis(250);
 
 /// A device with its guest.
