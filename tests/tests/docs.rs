@@ -133,7 +133,7 @@ fn the_links_can_be_asked_for_as_they_are_written() {
         kinds.push(name.parse::<LinkKind>().unwrap_or_else(|error| panic!("{name}: {error}")).to_string());
     }
     kinds.dedup();
-    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64", "pktgen,size=imix", "tap=vm0"]);
+    assert_eq!(kinds, ["null", "loopback", "pktgen,size=64", "pktgen,size=imix", "tap=vm0", "peer=vm0"]);
 }
 
 #[test]

@@ -39,7 +39,8 @@ pub(super) struct Args {
 
     /// What the device is connected to: null (drop and count), loopback (every frame comes back),
     /// pktgen[,size=N|imix] (fill the guest's receive rings as fast as it empties them, count what it sends),
-    /// tap=NAME (an interface of the host, made if there is none)
+    /// tap=NAME (an interface of the host, made if there is none), peer=NAME (the other devices of this process on the
+    /// bridge NAME: mdevd serve)
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: LinkKind,
 

@@ -55,8 +55,15 @@ pub trait Engine: Send {
         None
     }
 
-    /// A queue that runs here, to change its call or err counter.
+    /// A queue that runs here, unless others may use it too.
     fn queue_mut(&mut self, index: u16) -> Option<&mut Queue>;
+
+    /// Calls `change` with a queue that runs here, to change its call or err counter or to see what is wrong with it.
+    fn with_queue(&mut self, index: u16, change: &mut dyn FnMut(&mut Queue)) {
+        if let Some(queue) = self.queue_mut(index) {
+            change(queue);
+        }
+    }
 
     /// One burst on each queue. Says how many chains were processed; 0 is idle.
     fn poll(&mut self) -> u32;

@@ -37,6 +37,11 @@ impl<'a, 'g> Frame<'a, 'g> {
         self.pieces
     }
 
+    /// The pieces from byte `offset` on.
+    pub(crate) fn from(&self, offset: usize) -> impl Iterator<Item = GuestSlice<'g>> + use<'a, 'g> {
+        tail(self.pieces, offset)
+    }
+
     /// Copies the frame, or as much of it as fits, and says how many bytes.
     #[inline]
     pub(crate) fn copy_to(&self, out: &mut [u8]) -> usize {

@@ -8,8 +8,8 @@ use thiserror::Error;
 use super::MAX_FRAME;
 use super::pktgen::MIN_SIZE;
 
-/// Which link a network device has, as the operator writes it: `null`, `loopback`, `pktgen,size=64`, `pktgen,size=imix` or
-/// `tap=NAME`.
+/// Which link a network device has, as the operator writes it: `null`, `loopback`, `pktgen,size=64`, `pktgen,size=imix`,
+/// `tap=NAME` or `peer=NAME`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// Reads what the guest sends, counts and drops it.
@@ -25,6 +25,8 @@ pub enum LinkKind {
     Imix,
     /// A tap interface of the host, of this name.
     Tap(LinkName),
+    /// The other devices of the process that have this link with this name.
+    Peer(LinkName),
 }
 
 /// The name of what a link leads to: 1 to 15 bytes, as Linux wants it of an interface.
@@ -77,7 +79,7 @@ impl fmt::Debug for LinkName {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LinkError {
     /// No such link.
-    #[error("no link is called {0:?}; there are null, loopback, pktgen[,size=N] and tap=NAME")]
+    #[error("no link is called {0:?}; there are null, loopback, pktgen[,size=N], tap=NAME and peer=NAME")]
     Unknown(String),
     /// The link has no such option.
     #[error("link {link} has no option {option:?}")]
@@ -110,6 +112,7 @@ impl FromStr for LinkKind {
         let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
         let (link, mut kind) = match name {
             "tap" => ("tap", LinkKind::Tap(value.unwrap_or_default().parse()?)),
+            "peer" => ("peer", LinkKind::Peer(value.unwrap_or_default().parse()?)),
             _ if value.is_some() => return Err(LinkError::Unknown(word.to_owned())),
             "null" => ("null", LinkKind::Null),
             "loopback" => ("loopback", LinkKind::Loopback),
@@ -141,6 +144,7 @@ impl fmt::Display for LinkKind {
             LinkKind::Pktgen { size } => write!(f, "pktgen,size={size}"),
             LinkKind::Imix => f.write_str("pktgen,size=imix"),
             LinkKind::Tap(name) => write!(f, "tap={name}"),
+            LinkKind::Peer(name) => write!(f, "peer={name}"),
         }
     }
 }
@@ -151,8 +155,15 @@ mod tests {
 
     #[test]
     fn every_link_is_read_back_as_it_prints() {
-        for text in ["null", "loopback", "pktgen,size=64", "pktgen,size=1518", "pktgen,size=imix", "tap=vm0"]
-        {
+        for text in [
+            "null",
+            "loopback",
+            "pktgen,size=64",
+            "pktgen,size=1518",
+            "pktgen,size=imix",
+            "tap=vm0",
+            "peer=lan",
+        ] {
             assert_eq!(text.parse::<LinkKind>().unwrap().to_string(), text);
         }
         assert_eq!("pktgen".parse(), Ok(LinkKind::Pktgen { size: 64 }));

@@ -10,6 +10,7 @@
 //! | `loopback` | copies every frame into the same pair's receive queue | what was taken |
 //! | `pktgen[,size=N]` | drops every frame unread | UDP frames of `size` bytes (or `imix`) as fast as they are received |
 //! | `tap=NAME` | hands every frame to the host's network stack | what the host sends to the interface |
+//! | `peer=NAME` | copies every frame into receive queues of the devices of this process on the same bridge | what they send |
 //!
 //! # Tap
 //!
@@ -19,7 +20,9 @@
 //! the interface, attaching and detaching its queues: they wait for the kernel's lock on network configuration) is done by
 //! the control thread, which also follows by netlink whether the interface is up.
 //!
-//! Not here: links between the devices of a process (peer).
+//! # Peer
+//!
+//! A bridge is between rings, not between frames and something else: it lies beside the net engine, in `device/net/bridge`.
 
 #![cfg_attr(
     not(test),

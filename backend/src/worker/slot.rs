@@ -230,15 +230,11 @@ impl Slot {
     }
 
     pub(super) fn set_call(&mut self, index: u16, call: Option<Arc<EventFd>>) {
-        if let Some(queue) = self.engine.queue_mut(index) {
-            queue.call = call;
-        }
+        self.engine.with_queue(index, &mut |queue| queue.call.clone_from(&call));
     }
 
     pub(super) fn set_err(&mut self, index: u16, err: Option<Arc<EventFd>>) {
-        if let Some(queue) = self.engine.queue_mut(index) {
-            queue.err = err;
-        }
+        self.engine.with_queue(index, &mut |queue| queue.err.clone_from(&err));
     }
 
     /// One burst on each queue; whether there was work. Errors that latched are reported.
@@ -257,7 +253,8 @@ impl Slot {
     #[cold]
     fn report_latched(&mut self, sink: &EventSink) {
         for member in self.queues.iter_mut().filter(|member| !member.reported) {
-            let error = self.engine.queue_mut(member.index).and_then(|queue| queue.failed);
+            let mut error = None;
+            self.engine.with_queue(member.index, &mut |queue| error = queue.failed);
             if let Some(error) = error {
                 member.tell(self.device_key, error, sink);
             }

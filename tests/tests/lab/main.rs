@@ -1,5 +1,6 @@
 //! The product against peers nobody here wrote. `tests/lab/README.md` says what these tests need and change.
 
+mod net_bridge;
 mod net_client;
 mod net_connections;
 mod net_guest;
@@ -24,6 +25,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_client::trials());
     trials.extend(net_serve::trials());
     trials.extend(net_tap::trials());
+    trials.extend(net_bridge::trials());
     trials.extend(scenarios::trials());
     runner::main(&trials)
 }

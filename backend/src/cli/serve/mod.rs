@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::daemon::{Daemon, Kind, Plan, Plans, Shared};
 use crate::device::Device;
-use crate::device::net::NetDevice;
+use crate::device::net::{Bridges, NetDevice};
 use crate::worker::Mode;
 
 use super::values::parse_duration;
@@ -54,7 +54,12 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
             .map_err(|error| format!("cannot write: {error}"));
     }
     let shared = Shared { mode: config.mode, workers: config.workers.clone(), stats: args.stats };
-    let file = ConfigFile { path: path.to_owned(), workers: config.workers, mode: config.mode };
+    let file = ConfigFile {
+        path: path.to_owned(),
+        workers: config.workers,
+        mode: config.mode,
+        bridges: Bridges::default(),
+    };
     let daemon = Daemon::of_plans(Box::new(file), &shared).map_err(|error| error.to_string())?;
     log::info!("serving {devices} devices on {workers} workers as {} says", path.display());
     daemon.run().map_err(|error| error.to_string())
@@ -65,6 +70,8 @@ struct ConfigFile {
     path: PathBuf,
     workers: Vec<Option<usize>>,
     mode: Mode,
+    /// On which devices with the link `peer` meet.
+    bridges: Bridges,
 }
 
 impl Plans for ConfigFile {
@@ -80,9 +87,9 @@ impl Plans for ConfigFile {
 
     fn make(&mut self, plan: &Plan) -> Result<Arc<dyn Device>, String> {
         match &plan.kind {
-            Kind::Net(config) => {
-                Ok(Arc::new(NetDevice::new(config.clone()).map_err(|error| error.to_string())?))
-            }
+            Kind::Net(config) => Ok(Arc::new(
+                NetDevice::among(config.clone(), &self.bridges).map_err(|error| error.to_string())?,
+            )),
         }
     }
 }

@@ -1,13 +1,18 @@
 //! The data path of one queue pair.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::bridge::{Jack, Receiver, Receiving};
+use super::bridged::Bridged;
 use super::header::{F_MRG_RXBUF, HEADER};
 use super::incoming::{Incoming, Offered, Refusal};
+use super::looped::{holds_up, turn};
+use super::offload::Offloads;
 use super::outgoing::{Outgoing, Sent};
 use super::pieces::burst_of;
 use super::tapped::Tapped;
-use crate::device::{Bell, DropCause, Enabled, Engine, Queue, QueueStats, can_be_brought};
+use crate::device::{Bell, DropCause, Enabled, Engine, Queue, QueueStats};
 use crate::link::{Frame, Generator, Sink};
 use crate::ring::{RingError, Vring};
 use crate::sys::tsc;
@@ -18,11 +23,18 @@ pub(super) enum Link {
     Loopback,
     Pktgen(Generator),
     Tap(Tapped),
+    /// The receive queue lies in the device's port, where the others find it, and not here.
+    Peer {
+        bridged: Bridged,
+        jack: Arc<Jack>,
+    },
 }
 
 /// A receive queue (even index), a transmit queue (odd index), and the link between them and the world.
 pub(super) struct NetEngine {
     mergeable: bool,
+    /// What the guest may be given undone.
+    takes: Offloads,
     link: Link,
     receive: Option<Queue>,
     transmit: Option<Queue>,
@@ -30,11 +42,25 @@ pub(super) struct NetEngine {
 
 impl NetEngine {
     pub(super) fn new(features: u64, link: Link) -> Self {
-        Self { mergeable: features & F_MRG_RXBUF != 0, link, receive: None, transmit: None }
+        let takes = Offloads::to_guest(features);
+        Self { mergeable: features & F_MRG_RXBUF != 0, takes, link, receive: None, transmit: None }
     }
 
     fn place(&mut self, index: u16) -> &mut Option<Queue> {
         if index & 1 == 0 { &mut self.receive } else { &mut self.transmit }
+    }
+
+    /// Where the receive queue lies, if the others fill it.
+    fn receiver(&self) -> Option<&Receiver> {
+        match &self.link {
+            Link::Peer { bridged, jack } => jack.receiver(bridged.pair),
+            Link::Null(_) | Link::Loopback | Link::Pktgen(_) | Link::Tap(_) => None,
+        }
+    }
+
+    /// The same for a queue of this index.
+    fn receiver_of(&self, index: u16) -> Option<&Receiver> {
+        if index & 1 == 0 { self.receiver() } else { None }
     }
 
     fn queues(&self) -> impl Iterator<Item = &Queue> {
@@ -42,20 +68,37 @@ impl NetEngine {
     }
 }
 
+/// What runs in a port does not outlive its engine.
+impl Drop for NetEngine {
+    fn drop(&mut self) {
+        if let Some(receiver) = self.receiver() {
+            receiver.replace(None);
+        }
+    }
+}
+
 impl Engine for NetEngine {
-    fn start_queue(&mut self, queue: Queue) {
+    fn start_queue(&mut self, mut queue: Queue) {
+        if let Some(receiver) = self.receiver_of(queue.index) {
+            hush(&mut queue);
+            receiver.replace(Some(Receiving { queue, mergeable: self.mergeable, takes: self.takes }));
+            return;
+        }
         let place = self.place(queue.index);
         *place = Some(queue);
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<Queue> {
+        if let Some(receiver) = self.receiver_of(index) {
+            return receiver.replace(None);
+        }
         self.place(index).take_if(|queue| queue.index == index)
     }
 
     fn bell(&self) -> Option<Bell> {
         match &self.link {
             Link::Tap(tap) => Some(tap.queue().clone()),
-            Link::Null(_) | Link::Loopback | Link::Pktgen(_) => None,
+            Link::Null(_) | Link::Loopback | Link::Pktgen(_) | Link::Peer { .. } => None,
         }
     }
 
@@ -63,8 +106,15 @@ impl Engine for NetEngine {
         self.place(index).as_mut().filter(|queue| queue.index == index)
     }
 
+    fn with_queue(&mut self, index: u16, change: &mut dyn FnMut(&mut Queue)) {
+        match self.receiver_of(index) {
+            Some(receiver) => receiver.with(change),
+            None => self.queue_mut(index).into_iter().for_each(change),
+        }
+    }
+
     fn poll(&mut self) -> u32 {
-        let Self { mergeable, link, receive, transmit } = self;
+        let Self { mergeable, link, receive, transmit, .. } = self;
         match link {
             Link::Null(sink) => {
                 if let Some(queue) = receive {
@@ -88,6 +138,7 @@ impl Engine for NetEngine {
                 let sent = transmit.as_mut().map_or(0, |queue| tap.send(queue));
                 received.saturating_add(sent)
             }
+            Link::Peer { bridged, .. } => transmit.as_mut().map_or(0, |queue| bridged.send(queue)),
         }
     }
 
@@ -97,7 +148,7 @@ impl Engine for NetEngine {
         let receive = match &self.link {
             Link::Pktgen(_) => self.receive.as_mut(),
             Link::Tap(tap) if tap.wants_room() => self.receive.as_mut(),
-            Link::Null(_) | Link::Loopback | Link::Tap(_) => None,
+            Link::Null(_) | Link::Loopback | Link::Tap(_) | Link::Peer { .. } => None,
         };
         let receive = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
         let transmit = self.transmit.as_mut().filter(|queue| {
@@ -116,7 +167,7 @@ impl Engine for NetEngine {
     }
 
     fn needs_reset(&self) -> bool {
-        self.queues().any(|queue| queue.failed.is_some())
+        self.queues().any(|queue| queue.failed.is_some()) || self.receiver().is_some_and(Receiver::is_failed)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -265,130 +316,6 @@ fn fill_burst(
     }
     let received = room.finish(stats, began)?;
     Ok(Served { chains: received.frames as usize, call: received.call })
-}
-
-/// Whether the frames for a receive queue are left with their sender: the translation of its next buffer was asked for, and
-/// every buffer is a new one behind an IOMMU that is strict.
-#[inline(always)]
-fn holds_up(receive: &mut Queue) -> bool {
-    receive.switch.get() == Enabled::Yes && receive.is_awaited()
-}
-
-/// One burst of a transmit queue into the receive queue of the same pair.
-#[inline(always)]
-fn turn(transmit: &mut Queue, mut receive: Option<&mut Queue>, mergeable: bool) -> u32 {
-    if transmit.switch.get() != Enabled::Yes {
-        return discard(transmit);
-    }
-    if receive.as_deref_mut().is_some_and(holds_up) {
-        return 0;
-    }
-    let mut arrived = Ok(false);
-    let chains = serve(transmit, |vring, stats| {
-        turn_burst(vring, stats, receive.as_deref_mut(), mergeable, &mut arrived)
-    });
-    // Signals and log lines wait until no burst is open.
-    if let Some(receiver) = receive {
-        match arrived {
-            Ok(true) => receiver.call(),
-            Ok(false) => {}
-            Err(error) => receiver.trouble(error),
-        }
-    }
-    chains
-}
-
-#[inline(never)]
-fn turn_burst(
-    vring: Vring<'_, '_>,
-    stats: &QueueStats,
-    receive: Option<&mut Queue>,
-    mergeable: bool,
-    arrived: &mut Result<bool, RingError>,
-) -> Result<Served, RingError> {
-    let began = tsc::now();
-    let mut sent = Sent::new();
-    let mut frames = Outgoing::take(vring, &mut sent)?;
-    let receiver = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
-    let receiver = receiver.and_then(|queue| queue.ready().then_some(queue));
-    match receiver {
-        Some(receiver) => *arrived = pass(&mut frames, receiver, mergeable, stats)?,
-        None => stats.add_drops(DropCause::NoReceiver, frames.len() as u64),
-    }
-    let chains = frames.len();
-    let call = frames.finish(stats, began)?;
-    Ok(Served { chains, call })
-}
-
-/// Copies frames into a receive queue and publishes them there. What finds no room is dropped and counted at its sender.
-///
-/// Two results: what is wrong with the sender's memory, and inside, what is wrong with the receiver, or whether it
-/// wants a call.
-#[inline(always)]
-fn pass(
-    frames: &mut Outgoing<'_, '_, '_>,
-    receiver: &mut Queue,
-    mergeable: bool,
-    sender: &QueueStats,
-) -> Result<Result<bool, RingError>, RingError> {
-    let asks = receiver.asks();
-    let Queue { ring, lane, stats, parked, .. } = receiver;
-    let burst = lane.enter();
-    let vring = match ring.begin(&burst) {
-        Ok(vring) => vring,
-        Err(error) if asks && can_be_brought(error) => {
-            frames.keep(0, 0);
-            return Ok(Err(error));
-        }
-        Err(error) => {
-            sender.add_drops(DropCause::NoReceiver, frames.len() as u64);
-            return Ok(Err(error));
-        }
-    };
-    let mut offered = Offered::new();
-    let mut room = Incoming::open(vring, &mut offered, mergeable, frames.len());
-    let mut broken = None;
-    for index in 0..frames.len() {
-        let Some(frame) = frames.frame(index) else { continue };
-        let cause = match room.room(frame.len()) {
-            Ok(room) => {
-                room.write_frame(HEADER, &frame);
-                continue;
-            }
-            Err(Refusal::Later) if index > 0 => {
-                let unserved = frame.len();
-                frames.keep(index, unserved);
-                break;
-            }
-            Err(Refusal::Broken(error)) if asks && can_be_brought(error) => {
-                let unserved = frame.len();
-                frames.keep(index, unserved);
-                broken = Some(error);
-                break;
-            }
-            // A frame that needs more chains than a burst has will not fit the next one either.
-            Err(Refusal::Full | Refusal::Later) => DropCause::ReceiverFull,
-            Err(Refusal::Small) => DropCause::ReceiverSmall,
-            Err(Refusal::Broken(error)) => {
-                broken = Some(error);
-                DropCause::NoReceiver
-            }
-        };
-        sender.add_drops(cause, 1);
-    }
-    // Nothing that was read from lost pages may be shown to the receiver.
-    if frames.poisoned() {
-        return Err(RingError::Poisoned);
-    }
-    // The time is the sender's: it is one burst.
-    let received = match room.finish(stats, tsc::now()) {
-        Ok(received) => received,
-        Err(error) => return Ok(Err(error)),
-    };
-    if received.frames != 0 {
-        *parked = None;
-    }
-    Ok(broken.map_or(Ok(received.call), Err))
 }
 
 /// Tells the driver of a queue that polls need no kicks, once.

@@ -29,22 +29,29 @@
     )
 )]
 
+mod bridge;
+mod bridged;
+mod checksum;
 mod config;
 mod engine;
 pub mod fuzzing;
 mod header;
 mod incoming;
+mod looped;
 mod offload;
 mod outgoing;
 mod pieces;
+mod segment;
 mod tapped;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::{Device, Engine, QueueStats};
-use crate::link::{Generator, IMIX, LinkKind, Sink, Tap, TapError};
+use crate::link::{Generator, IMIX, LinkKind, LinkName, Sink, Tap, TapError};
 use crate::ring::MAX_RING_SIZE;
+use bridge::{MAX_PORTS, Port};
+use bridged::Bridged;
 use config::ConfigSpace;
 use engine::{Link, NetEngine};
 use header::{
@@ -53,6 +60,7 @@ use header::{
 };
 use tapped::Tapped;
 
+pub use bridge::Bridges;
 pub use config::{MacError, parse_mac};
 
 /// Queue pairs a device may have.
@@ -94,6 +102,9 @@ pub enum NetConfigError {
     /// The host's interface cannot be had.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The bridge is full.
+    #[error("peer {0}: there are {MAX_PORTS} devices on it already, and no more may be")]
+    Peers(LinkName),
 }
 
 impl NetConfig {
@@ -120,8 +131,16 @@ pub struct NetDevice {
     config: NetConfig,
     space: ConfigSpace,
     stats: Vec<Arc<QueueStats>>,
-    /// The interface behind it, if that is its link.
-    tap: Option<Tap>,
+    /// What is behind it, if that outlives its engines.
+    outside: Outside,
+}
+
+/// What a device's engines share of its link.
+enum Outside {
+    /// Each engine's link is its own.
+    None,
+    Tap(Tap),
+    Peers(Port),
 }
 
 impl NetDevice {
@@ -130,14 +149,53 @@ impl NetDevice {
     /// # Errors
     /// What is wrong with the configuration, or with its link.
     pub fn new(config: NetConfig) -> Result<Self, NetConfigError> {
+        Self::among(config, &Bridges::default())
+    }
+
+    /// A device that finds its peers on `bridges`, where that is its link.
+    ///
+    /// # Errors
+    /// As [`NetDevice::new`].
+    pub fn among(config: NetConfig, bridges: &Bridges) -> Result<Self, NetConfigError> {
         config.check()?;
-        let tap = match config.link {
-            LinkKind::Tap(name) => Some(Tap::open(name, config.queue_pairs)?),
-            _ => None,
+        let outside = match config.link {
+            LinkKind::Tap(name) => Outside::Tap(Tap::open(name, config.queue_pairs)?),
+            LinkKind::Peer(name) => {
+                let port = bridges.join(name, config.queue_pairs);
+                Outside::Peers(port.ok_or(NetConfigError::Peers(name))?)
+            }
+            LinkKind::Null | LinkKind::Loopback | LinkKind::Pktgen { .. } | LinkKind::Imix => Outside::None,
         };
         let space = ConfigSpace::new(config.mac, config.queue_pairs, config.mtu);
         let stats = (0..config.queue_pairs.saturating_mul(2)).map(|_| Arc::default()).collect();
-        Ok(Self { config, space, stats, tap })
+        Ok(Self { config, space, stats, outside })
+    }
+
+    fn tap(&self) -> Option<&Tap> {
+        match &self.outside {
+            Outside::Tap(tap) => Some(tap),
+            Outside::None | Outside::Peers(_) => None,
+        }
+    }
+
+    /// The link of a group's engine.
+    fn link(&self, group: u16, features: u64) -> Link {
+        // A guest that chose its own address takes what is for everybody.
+        let guest = self.config.mac.unwrap_or([0xff; 6]);
+        match (&self.outside, self.config.link) {
+            (Outside::Tap(tap), _) => tap.queue(group).map_or_else(
+                || Link::Null(Sink::new()),
+                |queue| Link::Tap(Tapped::new(queue, features, tap.longest())),
+            ),
+            (Outside::Peers(port), _) => {
+                let bridged = Bridged::new(port.sender(), group, features);
+                Link::Peer { bridged, jack: port.jack().clone() }
+            }
+            (Outside::None, LinkKind::Loopback) => Link::Loopback,
+            (Outside::None, LinkKind::Pktgen { size }) => Link::Pktgen(Generator::new(&[size], guest)),
+            (Outside::None, LinkKind::Imix) => Link::Pktgen(Generator::new(&IMIX, guest)),
+            (Outside::None, LinkKind::Null | LinkKind::Tap(_) | LinkKind::Peer(_)) => Link::Null(Sink::new()),
+        }
     }
 }
 
@@ -184,10 +242,12 @@ impl Device for NetDevice {
         if self.config.mtu.is_some() {
             features |= F_MTU;
         }
-        if let Some(tap) = &self.tap {
-            features |= tap.features();
-        }
         features
+            | match &self.outside {
+                Outside::Tap(tap) => tap.features(),
+                Outside::Peers(_) => offload::ALL,
+                Outside::None => 0,
+            }
     }
 
     fn check_features(&self, acked: u64) -> Result<(), String> {
@@ -202,7 +262,7 @@ impl Device for NetDevice {
     }
 
     fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {
-        self.space.read(offset, self.tap.as_ref().is_none_or(Tap::is_up), out)
+        self.space.read(offset, self.tap().is_none_or(Tap::is_up), out)
     }
 
     fn set_config(&self, _offset: u32, _data: &[u8]) -> Result<(), String> {
@@ -214,28 +274,13 @@ impl Device for NetDevice {
     }
 
     fn engine(&self, group: u16, features: u64) -> Box<dyn Engine> {
-        // A guest that chose its own address takes what is for everybody.
-        let guest = self.config.mac.unwrap_or([0xff; 6]);
-        let link = match self.config.link {
-            LinkKind::Null => Link::Null(Sink::new()),
-            LinkKind::Loopback => Link::Loopback,
-            LinkKind::Pktgen { size } => Link::Pktgen(Generator::new(&[size], guest)),
-            LinkKind::Imix => Link::Pktgen(Generator::new(&IMIX, guest)),
-            LinkKind::Tap(_) => {
-                let tap = self.tap.as_ref().and_then(|tap| Some((tap.queue(group)?, tap.longest())));
-                // It is there since the device was made; without it frames would have nowhere to go.
-                tap.map_or_else(
-                    || Link::Null(Sink::new()),
-                    |(queue, longest)| Link::Tap(Tapped::new(queue, features, longest)),
-                )
-            }
-        };
+        let link = self.link(group, features);
         Box::new(NetEngine::new(features, link))
     }
 
     fn queue_turned(&self, queue: u16, features: u64, runs: bool) {
         // Receive queues decide: the kernel gives frames to who can take them.
-        if let Some(tap) = &self.tap
+        if let Some(tap) = self.tap()
             && queue & 1 == 0
         {
             if runs {
@@ -246,11 +291,11 @@ impl Device for NetDevice {
     }
 
     fn watched(&self) -> Option<BorrowedFd<'_>> {
-        self.tap.as_ref().map(Tap::watched)
+        self.tap().map(Tap::watched)
     }
 
     fn look(&self) -> bool {
-        self.tap.as_ref().is_some_and(Tap::look)
+        self.tap().is_some_and(Tap::look)
     }
 
     fn set_mtu(&self, mtu: u16) -> Result<(), String> {
@@ -263,7 +308,7 @@ impl Device for NetDevice {
 
     fn rarp(&self, mac: [u8; 6]) {
         // No other link leads to a switch that could be told.
-        if let Some(tap) = &self.tap {
+        if let Some(tap) = self.tap() {
             tap.announce(mac);
         }
     }

@@ -36,6 +36,17 @@ impl<'r> Sent<'r> {
     pub(super) fn new() -> Self {
         Self { frames: SmallVec::new(), pieces: SmallVec::new(), headers: SmallVec::new() }
     }
+
+    #[inline(always)]
+    fn frame(&self, index: usize) -> Option<Frame<'_, 'r>> {
+        match self.frames.get(index)? {
+            Place::Whole(slice) => Some(Frame::new(std::slice::from_ref(slice), slice.len())),
+            Place::Pieces { first, count, len } => {
+                Some(Frame::new(self.pieces.get(*first..first.wrapping_add(*count))?, *len))
+            }
+            Place::None => None,
+        }
+    }
 }
 
 /// Chains taken from a transmit queue, all of them found in memory and on their way into the cache.
@@ -112,15 +123,14 @@ impl<'p, 'r, 'b> Outgoing<'p, 'r, 'b> {
     /// The frame of chain `index`, if there is a proper one. Each is asked for once: that is how bytes are counted.
     #[inline(always)]
     pub(super) fn frame(&mut self, index: usize) -> Option<Frame<'_, 'r>> {
-        let frame = match self.sent.frames.get(index)? {
-            Place::Whole(slice) => Frame::new(std::slice::from_ref(slice), slice.len()),
-            Place::Pieces { first, count, len } => {
-                Frame::new(self.sent.pieces.get(*first..first.wrapping_add(*count))?, *len)
-            }
-            Place::None => return None,
-        };
+        let frame = self.sent.frame(index)?;
         self.bytes = self.bytes.wrapping_add(frame.len() as u64);
         Some(frame)
+    }
+
+    /// The frame of chain `index` once more.
+    pub(super) fn peek(&self, index: usize) -> Option<Frame<'_, 'r>> {
+        self.sent.frame(index)
     }
 
     /// What precedes the frame of chain `index`; nothing in it has been checked.

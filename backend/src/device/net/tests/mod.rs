@@ -4,6 +4,7 @@ mod drivers;
 mod frames;
 mod hostile;
 mod pair;
+mod peers;
 mod running;
 mod tapped;
 

@@ -113,6 +113,11 @@ impl Pair {
         self.out += bytes.len() as u64;
     }
 
+    /// Sends a frame whose header asks for nothing.
+    pub(super) fn send_plain(&mut self, frame: &[u8]) {
+        self.send_with(NetHeader::default(), frame, &[]);
+    }
+
     /// Sends the bytes that are at an offset, header included.
     pub(super) fn send_at(&mut self, at: u64, len: usize, cuts: &[usize]) {
         chain(&self.guest, &mut self.tx, &mut self.free[1], at, len, cuts, 0);

@@ -74,7 +74,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// A datagram from the guest to the socket. Its checksum is that of the pseudo-header only, as offloading leaves it, or whole.
-fn datagram(payload: &[u8], whole: bool) -> Vec<u8> {
+pub(super) fn datagram(payload: &[u8], whole: bool) -> Vec<u8> {
     let udp_len = 8 + payload.len() as u16;
     let mut ip = vec![0x45, 0];
     ip.extend((20 + udp_len).to_be_bytes());
@@ -97,7 +97,7 @@ fn datagram(payload: &[u8], whole: bool) -> Vec<u8> {
     frame
 }
 
-const NEEDS_CSUM: NetHeader = NetHeader {
+pub(super) const NEEDS_CSUM: NetHeader = NetHeader {
     flags: 1,
     gso_type: 0,
     hdr_len: 0,

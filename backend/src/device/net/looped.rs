@@ -1,0 +1,133 @@
+//! A queue pair on a loopback: frames from its transmit queue into its receive queue.
+
+use super::engine::{Served, discard, serve};
+use super::header::HEADER;
+use super::incoming::{Incoming, Offered, Refusal};
+use super::outgoing::{Outgoing, Sent};
+use crate::device::{DropCause, Enabled, Queue, QueueStats, can_be_brought};
+use crate::ring::{RingError, Vring};
+use crate::sys::tsc;
+
+/// Whether the frames for a receive queue are left with their sender: the translation of its next buffer was asked for, and
+/// every buffer is a new one behind an IOMMU that is strict.
+#[inline(always)]
+pub(super) fn holds_up(receive: &mut Queue) -> bool {
+    receive.switch.get() == Enabled::Yes && receive.is_awaited()
+}
+
+/// One burst of a transmit queue into the receive queue of the same pair.
+#[inline(always)]
+pub(super) fn turn(transmit: &mut Queue, mut receive: Option<&mut Queue>, mergeable: bool) -> u32 {
+    if transmit.switch.get() != Enabled::Yes {
+        return discard(transmit);
+    }
+    if receive.as_deref_mut().is_some_and(holds_up) {
+        return 0;
+    }
+    let mut arrived = Ok(false);
+    let chains = serve(transmit, |vring, stats| {
+        turn_burst(vring, stats, receive.as_deref_mut(), mergeable, &mut arrived)
+    });
+    // Signals and log lines wait until no burst is open.
+    if let Some(receiver) = receive {
+        match arrived {
+            Ok(true) => receiver.call(),
+            Ok(false) => {}
+            Err(error) => receiver.trouble(error),
+        }
+    }
+    chains
+}
+
+#[inline(never)]
+fn turn_burst(
+    vring: Vring<'_, '_>,
+    stats: &QueueStats,
+    receive: Option<&mut Queue>,
+    mergeable: bool,
+    arrived: &mut Result<bool, RingError>,
+) -> Result<Served, RingError> {
+    let began = tsc::now();
+    let mut sent = Sent::new();
+    let mut frames = Outgoing::take(vring, &mut sent)?;
+    let receiver = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
+    let receiver = receiver.and_then(|queue| queue.ready().then_some(queue));
+    match receiver {
+        Some(receiver) => *arrived = pass(&mut frames, receiver, mergeable, stats)?,
+        None => stats.add_drops(DropCause::NoReceiver, frames.len() as u64),
+    }
+    let chains = frames.len();
+    let call = frames.finish(stats, began)?;
+    Ok(Served { chains, call })
+}
+
+/// Copies frames into a receive queue and publishes them there. What finds no room is dropped and counted at its sender.
+///
+/// Two results: what is wrong with the sender's memory, and inside, what is wrong with the receiver, or whether it
+/// wants a call.
+#[inline(always)]
+fn pass(
+    frames: &mut Outgoing<'_, '_, '_>,
+    receiver: &mut Queue,
+    mergeable: bool,
+    sender: &QueueStats,
+) -> Result<Result<bool, RingError>, RingError> {
+    let asks = receiver.asks();
+    let Queue { ring, lane, stats, parked, .. } = receiver;
+    let burst = lane.enter();
+    let vring = match ring.begin(&burst) {
+        Ok(vring) => vring,
+        Err(error) if asks && can_be_brought(error) => {
+            frames.keep(0, 0);
+            return Ok(Err(error));
+        }
+        Err(error) => {
+            sender.add_drops(DropCause::NoReceiver, frames.len() as u64);
+            return Ok(Err(error));
+        }
+    };
+    let mut offered = Offered::new();
+    let mut room = Incoming::open(vring, &mut offered, mergeable, frames.len());
+    let mut broken = None;
+    for index in 0..frames.len() {
+        let Some(frame) = frames.frame(index) else { continue };
+        let cause = match room.room(frame.len()) {
+            Ok(room) => {
+                room.write_frame(HEADER, &frame);
+                continue;
+            }
+            Err(Refusal::Later) if index > 0 => {
+                let unserved = frame.len();
+                frames.keep(index, unserved);
+                break;
+            }
+            Err(Refusal::Broken(error)) if asks && can_be_brought(error) => {
+                let unserved = frame.len();
+                frames.keep(index, unserved);
+                broken = Some(error);
+                break;
+            }
+            // A frame that needs more chains than a burst has will not fit the next one either.
+            Err(Refusal::Full | Refusal::Later) => DropCause::ReceiverFull,
+            Err(Refusal::Small) => DropCause::ReceiverSmall,
+            Err(Refusal::Broken(error)) => {
+                broken = Some(error);
+                DropCause::NoReceiver
+            }
+        };
+        sender.add_drops(cause, 1);
+    }
+    // Nothing that was read from lost pages may be shown to the receiver.
+    if frames.poisoned() {
+        return Err(RingError::Poisoned);
+    }
+    // The time is the sender's: it is one burst.
+    let received = match room.finish(stats, tsc::now()) {
+        Ok(received) => received,
+        Err(error) => return Ok(Err(error)),
+    };
+    if received.frames != 0 {
+        *parked = None;
+    }
+    Ok(broken.map_or(Ok(received.call), Err))
+}
