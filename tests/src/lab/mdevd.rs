@@ -188,9 +188,9 @@ impl Mdevd {
     /// When it prints no such line in time.
     pub fn translations(&mut self) -> Counters {
         self.run.signal(Signal::USR1);
-        self.run.expect("  iotlb: ", STOP);
-        let line = self.run.expect("\n", STOP);
-        Counters::named(&line).unwrap_or_else(|| panic!("no counters: {line}"))
+        let said = self.run.expect("  iotlb: ", STOP);
+        let line = said.rsplit("  iotlb: ").next().unwrap_or_default();
+        Counters::named(line).unwrap_or_else(|| panic!("no counters: {said}"))
     }
 
     /// Ask it to drain and end; it must do so with status 0.

@@ -9,7 +9,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         Trial::new("net_iommu_strict_guest_gets_its_frames_back", |lab| frames_come_back(lab, "strict=1")),
         Trial::new("net_iommu_lazy_guest_gets_its_frames_back", |lab| frames_come_back(lab, "strict=0")),
-        Trial::new("net_iommu_guest_with_two_queue_pairs_and_large_rings_works", large_rings),
+        Trial::new("net_iommu_guest_with_two_queue_pairs_gets_its_frames_back", two_pairs),
         Trial::new("net_iommu_guest_works_again_after_pause_reboot_and_reset", reboots),
     ]
 }
@@ -27,10 +27,9 @@ fn guest<'a>(lab: &'a Lab, queue_pairs: u16, mode: &str) -> Guest<'a> {
 fn translated(mdevd: &mut Mdevd, packets: u64) {
     for queue in mdevd.counters() {
         assert!(queue.get("errors") == 0 && queue.get("drops") == 0, "{queue:?}");
-        assert!(queue.packets() >= packets || queue.packets() == 0, "{queue:?}");
+        assert!(queue.packets() >= packets, "{queue:?}");
     }
     let translations = mdevd.translations();
-    println!("{translations:?}");
     for counter in ["misses", "updates", "invalidations"] {
         assert!(translations.get(counter) > 0, "{translations:?}");
     }
@@ -48,12 +47,9 @@ fn frames_come_back(lab: &Lab, mode: &str) -> Result<(), Skip> {
     Ok(())
 }
 
-/// Rings whose parts take several pages each.
-fn large_rings(lab: &Lab) -> Result<(), Skip> {
+fn two_pairs(lab: &Lab) -> Result<(), Skip> {
     let mut mdevd = Mdevd::net(lab, "net.sock", 2, &["--link", "loopback", "--mode", "event"]);
-    let sizes = ["rx_queue_size=1024", "tx_queue_size=1024"].map(|set| format!("virtio-net-pci.{set}"));
-    let globals: Vec<&str> = sizes.iter().flat_map(|set| ["-global", set]).collect();
-    let mut guest = guest(lab, 2, "strict=1").cores(2).arguments(&globals).start();
+    let mut guest = guest(lab, 2, "strict=1").cores(2).start();
     works(&mut guest, 1000);
     translated(&mut mdevd, 0);
     guest.quit();
