@@ -71,6 +71,7 @@ tests! {
         scenario_08_stubborn_device_over_a_socket: "stubborn-device",
         scenario_21_mem_table_new_vaddrs: "mem-table-new-vaddrs",
         scenario_22_remreg_barrier: "remreg-barrier",
+        scenario_23_iotlb_miss_no_update_over_a_socket: "iotlb-miss-no-update",
         scenario_24_front_end_vanishes: "front-end-vanishes",
     }
 }

@@ -23,9 +23,3 @@ pub const MEMORY: &[Scenario] = &[
     needs(25, "update-iotlb-inflight", "V", UPDATE_IOTLB, VDUSE),
     needs(26, "daemon-restart", "V/Q", RESTART, STORAGE),
 ];
-
-const MISS: &str = "a miss is acknowledged without an update: the request fails, nothing hangs";
-const IOMMU: &str = "needs an IOMMU between driver and device, which is not there";
-
-/// Those over a socket.
-pub const VHOST_USER: &[Scenario] = &[needs(23, "iotlb-miss-no-update", "Q", MISS, IOMMU)];

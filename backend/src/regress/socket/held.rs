@@ -28,7 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 }];
 
 /// A store of one block for each slot.
-fn store() -> Held {
+pub fn store() -> Held {
     Held::new((0..BLOCKS).map(|at| (at / 7) as u8).collect())
 }
 

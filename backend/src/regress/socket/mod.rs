@@ -4,6 +4,7 @@
 mod device;
 mod guest;
 pub mod held;
+pub mod iommu;
 pub mod leaving;
 pub mod memory;
 mod requests;
