@@ -2,12 +2,12 @@
 
 use std::fs::{File, read_link};
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{Skip, dying_with_us};
+use super::{Lab, Skip, dying_with_us};
 
 const OURS: &str = "/proc/thread-self/ns/net";
 const START: Duration = Duration::from_secs(20);
@@ -47,11 +47,12 @@ pub fn move_into_own_network() -> Result<(), Skip> {
     Ok(())
 }
 
-/// Configure the network with `ip`.
+/// Configure the network with the `ip` of the lab's busybox.
 ///
 /// # Panics
 /// When it refuses.
-pub fn ip(arguments: &str) {
-    let done = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2");
+pub fn ip(lab: &Lab, arguments: &str) {
+    let mut command = lab.command("/usr/bin/busybox");
+    let done = command.arg("ip").args(arguments.split(' ')).output().expect("the lab's busybox");
     assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }

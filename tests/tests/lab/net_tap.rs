@@ -77,10 +77,10 @@ fn transfers(
     with: impl FnOnce(Guest<'_>) -> Guest<'_>,
 ) -> Result<(u64, u64), Skip> {
     move_into_own_network()?;
-    ip("link set lo up");
+    ip(lab, "link set lo up");
     let mut mdevd = Mdevd::net(lab, "net.sock", queue_pairs, &["--link", "tap=vm0", "--mode", mode]);
-    ip("addr add 198.18.6.1/24 dev vm0");
-    ip("link set vm0 up");
+    ip(lab, "addr add 198.18.6.1/24 dev vm0");
+    ip(lab, "link set vm0 up");
     let listener = TcpListener::bind("198.18.6.1:9000").expect("the address is there");
     let guest = QemuGuest::with_script(lab, "guest", OBEY).cores(if queue_pairs > 1 { 2 } else { 1 });
     let mut guest = with(guest.vhost_user_net("net.sock", queue_pairs)).start();
