@@ -207,7 +207,11 @@ impl Runner {
         }
         if self.rounds.is_multiple_of(ROUNDS_PER_COUNT) {
             self.slots.polled().iter_mut().for_each(Slot::count_kicks);
-            if let Some(slot) = self.slots.next_resting() {
+            // Only where nobody sleeps: of a driver that was asked for kicks each one is to be found by a look, and one that
+            // was counted first would be lost.
+            if self.mode == Mode::Busy
+                && let Some(slot) = self.slots.next_resting()
+            {
                 slot.count_kicks();
             }
         }
