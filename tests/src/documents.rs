@@ -139,7 +139,7 @@ pub fn broken_links(tree: &Tree) -> Vec<Finding> {
             let there = |file: &&Source| file.path == path || file.path.starts_with(&folder);
             if !tree.files.iter().any(|file| there(&file)) {
                 found.push(page.source.finding(line, format!("there is no {path}")));
-            } else if page.path().starts_with("docs/src/") && !path.starts_with("docs/src/") {
+            } else if page.path().starts_with("docs/") && !path.starts_with("docs/") {
                 found.push(
                     page.source.finding(line, format!("{path} is not in the book: name it without a link")),
                 );
@@ -170,17 +170,13 @@ fn resolve(page: &str, path: &str) -> String {
 
 /// Pages of the book that its summary does not name.
 pub fn pages_left_out(tree: &Tree) -> Vec<Finding> {
-    let Some(summary) = Document::find(tree, "docs/src/SUMMARY.md") else {
-        return vec![Finding {
-            path: "docs/src/SUMMARY.md".into(),
-            line: 0,
-            what: "there is no summary".into(),
-        }];
+    let Some(summary) = Document::find(tree, "docs/SUMMARY.md") else {
+        return vec![Finding { path: "docs/SUMMARY.md".into(), line: 0, what: "there is no summary".into() }];
     };
     let named: BTreeSet<String> =
         summary.links().iter().map(|link| resolve(summary.path(), &link.target)).collect();
     Document::all(tree)
-        .filter(|page| page.path().starts_with("docs/src/") && page.path() != summary.path())
+        .filter(|page| page.path().starts_with("docs/") && page.path() != summary.path())
         .filter(|page| !named.contains(page.path()))
         .map(|page| page.source.finding(0, "the book's summary does not name this page"))
         .collect()
@@ -188,7 +184,7 @@ pub fn pages_left_out(tree: &Tree) -> Vec<Finding> {
 
 /// Dependencies without a line in the book, and lines without a dependency.
 pub fn dependencies(tree: &Tree) -> Vec<Finding> {
-    const PAGE: &str = "docs/src/dependencies.md";
+    const PAGE: &str = "docs/dependencies.md";
     let Some(page) = Document::find(tree, PAGE) else {
         return vec![Finding { path: PAGE.into(), line: 0, what: "there is no such page".into() }];
     };
@@ -249,7 +245,7 @@ pub fn examples(tree: &Tree) -> Vec<Finding> {
 
 /// Packages with benches that the page about performance does not say how to run.
 pub fn benches(tree: &Tree) -> Vec<Finding> {
-    const PAGE: &str = "docs/src/performance.md";
+    const PAGE: &str = "docs/performance.md";
     let said = Document::find(tree, PAGE).map(|page| page.source.text).unwrap_or_default();
     let with_benches =
         tree.files.iter().filter(|file| file.path.ends_with("Cargo.toml") && file.text.contains("[[bench]]"));

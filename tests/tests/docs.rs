@@ -59,7 +59,7 @@ fn every_package_with_benches_is_named() {
 
 #[test]
 fn the_columns_of_perf_are_those_of_its_table() {
-    let page = page("docs/src/operating.md");
+    let page = page("docs/operating.md");
     let columns = page.tables("mdevd perf net").into_iter().nth(1).expect("a table of columns");
     let written: Vec<&str> = columns.iter().flat_map(|row| row[0].split(", ")).collect();
     let table = mdevd::perf::table::table(&[]);
@@ -71,14 +71,14 @@ fn the_columns_of_perf_are_those_of_its_table() {
 fn the_options_of_mdevd_net_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let net = command.find_subcommand("net").expect("mdevd net");
-    none(&documents::options(&page("docs/src/operating.md"), "mdevd net", net));
+    none(&documents::options(&page("docs/operating.md"), "mdevd net", net));
 }
 
 #[test]
 fn the_options_of_mdevd_serve_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let serve = command.find_subcommand("serve").expect("mdevd serve");
-    none(&documents::options(&page("docs/src/operating.md"), "mdevd serve", serve));
+    none(&documents::options(&page("docs/operating.md"), "mdevd serve", serve));
 }
 
 #[test]
@@ -86,19 +86,19 @@ fn the_options_of_mdevd_perf_net_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let net =
         command.find_subcommand("perf").and_then(|perf| perf.find_subcommand("net")).expect("mdevd perf net");
-    none(&documents::options(&page("docs/src/operating.md"), "mdevd perf net", net));
+    none(&documents::options(&page("docs/operating.md"), "mdevd perf net", net));
 }
 
 #[test]
 fn the_options_of_mdevd_regress_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let regress = command.find_subcommand("regress").expect("mdevd regress");
-    none(&documents::options(&page("docs/src/regression-tests.md"), "Options", regress));
+    none(&documents::options(&page("docs/regression-tests.md"), "Options", regress));
 }
 
 #[test]
 fn the_scenarios_are_those_that_are_played() {
-    let page = page("docs/src/regression-tests.md");
+    let page = page("docs/regression-tests.md");
     for (heading, transport) in [("On memory", Transport::Memory), ("Over vhost-user", Transport::VhostUser)]
     {
         let there = scenarios(transport).into_iter().map(|scenario| {
@@ -120,12 +120,12 @@ fn the_modes_are_those_of_the_worker() {
         .iter()
         .filter_map(|mode| Some(mode.to_possible_value()?.get_name().to_owned()))
         .collect();
-    assert_eq!(first_column(&page("docs/src/operating.md"), "Modes"), modes);
+    assert_eq!(first_column(&page("docs/operating.md"), "Modes"), modes);
 }
 
 #[test]
 fn the_links_can_be_asked_for_as_they_are_written() {
-    let page = page("docs/src/operating.md");
+    let page = page("docs/operating.md");
     let links = page.tables("mdevd net").into_iter().nth(1).expect("a table of links");
     let mut kinds = Vec::new();
     for name in links.iter().flat_map(|row| row[0].split(", ")) {
@@ -138,7 +138,7 @@ fn the_links_can_be_asked_for_as_they_are_written() {
 
 #[test]
 fn the_causes_of_drops_are_those_that_are_counted() {
-    let page = page("docs/src/operating.md");
+    let page = page("docs/operating.md");
     let causes = page.tables("Counters").into_iter().nth(2).expect("a table of causes");
     let written: Vec<&str> = causes.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(written, DropCause::ALL.map(DropCause::name));
@@ -146,7 +146,7 @@ fn the_causes_of_drops_are_those_that_are_counted() {
 
 #[test]
 fn the_json_sample_is_a_report_and_leaves_nothing_out() {
-    let page = page("docs/src/operating.md");
+    let page = page("docs/operating.md");
     let sample = page.code("json").expect("a sample of JSON");
     let report: Report = serde_json::from_str(&sample).expect("a report");
     let written: serde_json::Value = serde_json::from_str(&sample).expect("JSON");
@@ -155,7 +155,7 @@ fn the_json_sample_is_a_report_and_leaves_nothing_out() {
 
 #[test]
 fn the_protocol_features_are_those_that_are_offered() {
-    let page = page("docs/src/attach-to-qemu.md");
+    let page = page("docs/attach-to-qemu.md");
     let tables = page.tables("What is offered");
     let written: Vec<&str> = tables[1].iter().map(|row| row[0].as_str()).collect();
     let offered: Vec<&str> = OFFERED_PROTOCOL_FEATURES.iter_names().map(|(name, _)| name).collect();
@@ -180,7 +180,7 @@ fn the_virtio_features_are_those_of_the_network_device() {
     ];
     let bit =
         |name: &str| bits.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{name}")).1;
-    let page = page("docs/src/attach-to-qemu.md");
+    let page = page("docs/attach-to-qemu.md");
     let rows = page.tables("What is offered").swap_remove(0);
     let sum = |wanted: &dyn Fn(&str) -> bool| {
         rows.iter().filter(|row| wanted(&row[1])).fold(0, |sum, row| sum | bit(&row[0]))

@@ -11,12 +11,12 @@ fn page(text: &str) -> Document {
 
 #[test]
 fn links_to_nothing_are_found_and_links_to_files_folders_and_headings_are_not() {
-    let good = "# Title here\n[b](docs/b.md), [folder](docs), [in b](docs/b.md#one-two), [here](#title-here), [web](https://example.org/x)\n";
-    let tree = |text: &str| Tree::sample(&[("a.md", text), ("docs/b.md", "## One, two\n[up](../a.md)\n")]);
+    let good = "# Title here\n[b](notes/b.md), [folder](notes), [in b](notes/b.md#one-two), [here](#title-here), [web](https://example.org/x)\n";
+    let tree = |text: &str| Tree::sample(&[("a.md", text), ("notes/b.md", "## One, two\n[up](../a.md)\n")]);
     assert_eq!(broken_links(&tree(good)), []);
-    let bad = "[a](c.md) and [b](docs/b.md#three)\n```text\n[not](a-link.md)\n```\n`[nor](this.md)` [c](#nowhere)\n";
+    let bad = "[a](c.md) and [b](notes/b.md#three)\n```text\n[not](a-link.md)\n```\n`[nor](this.md)` [c](#nowhere)\n";
     let found = broken_links(&tree(bad));
-    let expected = ["there is no c.md", "docs/b.md has no heading #three", "a.md has no heading #nowhere"];
+    let expected = ["there is no c.md", "notes/b.md has no heading #three", "a.md has no heading #nowhere"];
     assert_eq!(whats(&found), expected);
     assert_eq!(found.iter().map(|finding| finding.line).collect::<Vec<_>>(), [1, 1, 5]);
 }
@@ -25,17 +25,17 @@ fn links_to_nothing_are_found_and_links_to_files_folders_and_headings_are_not() 
 fn links_out_of_the_book_are_found() {
     let tree = Tree::sample(&[
         ("README.md", ""),
-        ("docs/src/a.md", "[out](../../README.md) [in](b.md)"),
-        ("docs/src/b.md", ""),
+        ("docs/a.md", "[out](../README.md) [in](b.md)"),
+        ("docs/b.md", ""),
     ]);
     assert_eq!(broken_links(&tree).len(), 1);
 }
 
 #[test]
 fn a_page_that_the_summary_does_not_name_is_found() {
-    let sample = [("docs/src/SUMMARY.md", "- [A](a.md)\n"), ("docs/src/a.md", ""), ("docs/src/b.md", "")];
+    let sample = [("docs/SUMMARY.md", "- [A](a.md)\n"), ("docs/a.md", ""), ("docs/b.md", "")];
     let found = pages_left_out(&Tree::sample(&sample));
-    assert_eq!(found.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["docs/src/b.md"]);
+    assert_eq!(found.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["docs/b.md"]);
     assert_eq!(pages_left_out(&Tree::sample(&[])).len(), 1);
 }
 
@@ -43,10 +43,10 @@ fn a_page_that_the_summary_does_not_name_is_found() {
 fn dependencies_without_a_line_and_lines_without_a_dependency_are_found() {
     let manifest = "[workspace.dependencies]\nmdev-dma = { path = \"dma\" }\n\nlog = \"0.4\"\nserde = { version = \"1\" }\n\n[profile.dev]\nx = 1\n";
     let page = "# D\n\n## P\n\n| crate | why |\n|---|---|\n| `log` | logs |\n\n## T\n\n| crate | why |\n|---|---|\n| `rand` | chance |\n";
-    let tree = Tree::sample(&[("Cargo.toml", manifest), ("docs/src/dependencies.md", page)]);
+    let tree = Tree::sample(&[("Cargo.toml", manifest), ("docs/dependencies.md", page)]);
     assert_eq!(
         whats(&dependencies(&tree)),
-        ["serde has no line in docs/src/dependencies.md", "nothing depends on rand"]
+        ["serde has no line in docs/dependencies.md", "nothing depends on rand"]
     );
 }
 
@@ -70,7 +70,7 @@ fn benches_that_the_book_does_not_name_are_found() {
         ("a/Cargo.toml", &a),
         ("b/Cargo.toml", &b),
         ("c/Cargo.toml", "[package]\nname = \"c\"\n"),
-        ("docs/src/performance.md", "cargo bench -p a-b # it\n"),
+        ("docs/performance.md", "cargo bench -p a-b # it\n"),
     ]);
     let found = benches(&tree);
     assert_eq!(found.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["a/Cargo.toml"]);
