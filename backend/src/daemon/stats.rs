@@ -21,13 +21,13 @@ pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
     let mut rows = vec![["queue", "packets", "bytes", "drops"].map(str::to_owned).to_vec()];
     if let Some(head) = rows.first_mut() {
         head.extend(causes.iter().map(|cause| cause.name().to_owned()));
-        head.extend(["parks", "kicks", "calls", "errors"].map(str::to_owned));
+        head.extend(["starts", "parks", "kicks", "calls", "errors"].map(str::to_owned));
     }
     for (index, counters) in &queues {
         let mut row = vec![format!("{index} {}", name(names, *index))];
         row.extend([counters.packets, counters.bytes, counters.dropped()].map(|count| count.to_string()));
         row.extend(causes.iter().map(|&cause| counters.drops_by(cause).to_string()));
-        let rest = [counters.parks, counters.kicks, counters.calls, counters.errors];
+        let rest = [counters.starts, counters.parks, counters.kicks, counters.calls, counters.errors];
         row.extend(rest.map(|count| count.to_string()));
         rows.push(row);
     }
@@ -36,8 +36,10 @@ pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
 
 /// A line on the memory of all front-ends of the process.
 pub(super) fn memory(memory: MemoryLine) -> String {
-    let MemoryLine { windows, poisoned, revoked, faults } = memory;
-    format!("  memory: {windows} windows, {poisoned} poisoned, {revoked} revoked, {faults} faults\n")
+    let MemoryLine { windows, mapped, poisoned, revoked, faults } = memory;
+    format!(
+        "  memory: {windows} windows, {mapped} mapped, {poisoned} poisoned, {revoked} revoked, {faults} faults\n"
+    )
 }
 
 /// A line on what front-ends of a device have translated for it; nothing where that has never been.

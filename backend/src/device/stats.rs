@@ -77,6 +77,7 @@ pub struct QueueStats {
     packets: AtomicU64,
     bytes: AtomicU64,
     drops: [AtomicU64; DropCause::ALL.len()],
+    starts: AtomicU64,
     parks: AtomicU64,
     kicks: AtomicU64,
     calls: AtomicU64,
@@ -95,6 +96,8 @@ pub struct QueueCounters {
     pub bytes: u64,
     /// What was dropped, by [`DropCause::ALL`].
     pub drops: [u64; DropCause::ALL.len()],
+    /// How often the ring was started.
+    pub starts: u64,
     /// How often a translation was missing.
     pub parks: u64,
     /// Kicks received.
@@ -135,6 +138,7 @@ impl Default for QueueStats {
             packets: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             drops: Default::default(),
+            starts: AtomicU64::new(0),
             parks: AtomicU64::new(0),
             kicks: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -154,6 +158,7 @@ impl QueueStats {
             packets: get(&self.packets),
             bytes: get(&self.bytes),
             drops: self.drops.each_ref().map(get),
+            starts: get(&self.starts),
             parks: get(&self.parks),
             kicks: get(&self.kicks),
             calls: get(&self.calls),
@@ -167,6 +172,10 @@ impl QueueStats {
     /// Counts kicks; the worker drains the counter they arrive in.
     pub fn add_kicks(&self, count: u64) {
         add(&self.kicks, count);
+    }
+
+    pub(crate) fn add_start(&self) {
+        add(&self.starts, 1);
     }
 
     pub(crate) fn add_park(&self) {

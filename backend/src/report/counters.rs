@@ -15,6 +15,9 @@ pub struct QueueLine {
     pub bytes: u64,
     /// Packets that were dropped, for whatever cause.
     pub drops: u64,
+    /// How often the ring was started.
+    #[serde(default)]
+    pub starts: u64,
     /// How often a translation was missing.
     pub parks: u64,
     /// Kicks that came.
@@ -36,6 +39,9 @@ pub struct QueueLine {
 pub struct MemoryLine {
     /// Windows that are mapped.
     pub windows: u64,
+    /// How many were ever mapped.
+    #[serde(default)]
+    pub mapped: u64,
     /// Of these, those that have lost a page of their file: what lies in them fails until it is mapped anew.
     pub poisoned: u64,
     /// Of these, those of which pages were taken away from a device that did not let go of them.
@@ -50,6 +56,7 @@ impl MemoryLine {
         let losses = windows.losses();
         MemoryLine {
             windows: windows.live() as u64,
+            mapped: windows.mapped_total(),
             poisoned: losses.poisoned as u64,
             revoked: losses.revoked as u64,
             faults: losses.faults,
@@ -111,6 +118,7 @@ impl From<&QueueCounters> for QueueLine {
             packets: counters.packets,
             bytes: counters.bytes,
             drops: counters.dropped(),
+            starts: counters.starts,
             parks: counters.parks,
             kicks: counters.kicks,
             calls: counters.calls,
@@ -128,6 +136,7 @@ impl QueueLine {
             packets: with(self.packets, other.packets),
             bytes: with(self.bytes, other.bytes),
             drops: with(self.drops, other.drops),
+            starts: with(self.starts, other.starts),
             parks: with(self.parks, other.parks),
             kicks: with(self.kicks, other.kicks),
             calls: with(self.calls, other.calls),
@@ -171,7 +180,7 @@ mod tests {
 
     #[test]
     fn line_is_one_line_and_is_read_back() {
-        let memory = MemoryLine { windows: 3, poisoned: 1, revoked: 0, faults: 7 };
+        let memory = MemoryLine { windows: 3, mapped: 4, poisoned: 1, revoked: 0, faults: 7 };
         let iotlb = IotlbLine { entries: 5, ..IotlbLine::default() };
         let line = CounterLine { queues: vec![line(1), line(2)], memory, iotlb };
         let text = line.to_json().unwrap();

@@ -125,6 +125,7 @@ impl Slot {
         let stats = self.device.queue_stats(setup.index).unwrap_or_default();
         let state = setup.ring.state;
         self.idle = 0;
+        stats.add_start();
         let mut member = Member {
             index: setup.index,
             key: self.id * KEYS + u64::from(setup.index),

@@ -22,16 +22,19 @@ fn the_table_is_aligned_and_names_only_causes_that_occurred() {
     assert_eq!(lines.len(), 6, "{text}");
     assert_eq!(lines[0], "net0:");
     let head: Vec<&str> = lines[1].split_whitespace().collect();
-    assert_eq!(head, ["queue", "packets", "bytes", "drops", "short", "parks", "kicks", "calls", "errors"]);
+    assert_eq!(
+        head,
+        ["queue", "packets", "bytes", "drops", "short", "starts", "parks", "kicks", "calls", "errors"]
+    );
     let row: Vec<&str> = lines[3].split_whitespace().collect();
-    assert_eq!(row, ["1", "transmit", "1234567", "89000000", "12", "12", "0", "3", "0", "0"]);
+    assert_eq!(row, ["1", "transmit", "1234567", "89000000", "12", "12", "0", "0", "3", "0", "0"]);
     assert!(lines[1..].iter().all(|line| line.len() == lines[1].len()), "{text}");
 }
 
 #[test]
 fn the_memory_has_a_line_of_its_own() {
-    let text = memory(MemoryLine { windows: 4, poisoned: 1, revoked: 2, faults: 30 });
-    assert_eq!(text, "  memory: 4 windows, 1 poisoned, 2 revoked, 30 faults\n");
+    let text = memory(MemoryLine { windows: 4, mapped: 9, poisoned: 1, revoked: 2, faults: 30 });
+    assert_eq!(text, "  memory: 4 windows, 9 mapped, 1 poisoned, 2 revoked, 30 faults\n");
 }
 
 #[test]
