@@ -82,7 +82,7 @@ impl Control {
 
     /// Begins to serve a front-end: the connection's number, `None` if there are too many.
     pub(super) fn connect(&mut self, device: u64, socket: OwnedFd) -> io::Result<Option<u64>> {
-        let Some(served) = self.devices.get(&device) else { return Ok(None) };
+        let Some(served) = self.devices.get_mut(&device) else { return Ok(None) };
         let of_device = |connection: &&Connection| connection.device == device && !connection.closing;
         let open = self.connections.values().filter(of_device).count();
         if open >= MAX_CONNECTIONS {
@@ -101,6 +101,7 @@ impl Control {
         let (interest, noticed) = (Interest::READ, false);
         let connection = Connection { device, session, interest, noticed, tick: None, closing: false };
         self.connections.insert(conn, connection);
+        served.kept.somebody_came(Instant::now());
         if let Some(left_out) = COMINGS.permit() {
             log::info!("{}: connection {conn}: a front-end is there{left_out}", served.name());
         }
@@ -138,6 +139,9 @@ impl Control {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         let Some(served) = self.devices.get_mut(&connection.device) else { return };
         connection.tick = connection.session.tick(&mut served.rings, now);
+        if served.rings.owner().is_some() {
+            served.kept.let_go();
+        }
         if connection.closing {
             if connection.session.is_closed() {
                 let device = connection.device;
@@ -167,6 +171,9 @@ impl Control {
             self.poll.remove(connection.session.fd());
             if let Some(notices) = connection.session.notices() {
                 self.poll.remove(notices);
+            }
+            if !served.is_shut() && served.rings.owner().is_none() {
+                served.kept.keep(connection.session.leaves_behind(), Instant::now());
             }
             connection.session.close(&mut served.rings);
             if let Some(dialer) = served.dialer() {

@@ -216,7 +216,8 @@ impl Control {
         let ticks = self.connections.values().filter_map(|connection| connection.tick);
         let comings = self.devices.values().filter_map(|served| served.due(now));
         let stats = self.stats.map(|(_, next)| next);
-        ticks.chain(comings).chain(stats).chain(self.drain_until).min()
+        let kept = self.devices.values().filter_map(|served| served.kept.until());
+        ticks.chain(comings).chain(kept).chain(stats).chain(self.drain_until).min()
     }
 
     /// Does what is due.
@@ -237,6 +238,7 @@ impl Control {
             }
             self.stats = Some((every, after(next.max(now), every)));
         }
+        self.devices.values_mut().for_each(|served| served.kept.on_time(now));
         let due = |served: &Served| served.due(now).is_some_and(|at| at <= now);
         let coming: Vec<u64> =
             self.devices.iter().filter(|(_, served)| due(served)).map(|(&id, _)| id).collect();

@@ -3,7 +3,7 @@
 //! **Objects.** [`Plan`] (a device as its operator wants it) and [`Plans`] (all of them, and what makes devices of them),
 //! [`Endpoint`] (where a device's front-ends come from), [`Daemon`] (devices, workers and windows, until
 //! [`Daemon::run`] returns), `Pool` (the workers, shared by all devices), `Served` (one device with its endpoint),
-//! `Rings` (which worker runs which of its rings, and for which connection; what a session may ask of the running
+//! `Kept` (what its last front-end has left), `Rings` (which worker runs which of its rings, and for which connection; what a session may ask of the running
 //! side), one [`Session`](crate::session::Session) per connection.
 //!
 //! **Threads and locks.** One control thread, the one that calls `run`, and the workers. The control thread is
@@ -39,6 +39,7 @@ mod control;
 mod counters;
 mod dialer;
 mod endpoint;
+mod kept;
 mod key;
 mod plan;
 mod pool;

@@ -11,6 +11,7 @@ use crate::sys::{Interest, Poll};
 
 use super::dialer::Dialer;
 use super::endpoint::{Endpoint, Listener};
+use super::kept::Kept;
 use super::key::Key;
 use super::plan::Plan;
 use super::rings::Rings;
@@ -29,6 +30,8 @@ pub(super) struct Served {
     pub(super) rates: Rates,
     /// What front-ends have translated for it.
     pub(super) translations: Arc<IotlbCounters>,
+    /// What the last front-end has left.
+    pub(super) kept: Kept,
     entrance: Entrance,
 }
 
@@ -70,8 +73,8 @@ impl Served {
             poll.add(outside, Key::Outside(id).number(), Interest::READ)?;
         }
         let rates = Rates::new(rings.device().as_ref(), names, Instant::now());
-        let translations = Arc::default();
-        Ok((Served { rings, plan, sessions, names, rates, translations, entrance }, connected))
+        let (translations, kept) = (Arc::default(), Kept::default());
+        Ok((Served { rings, plan, sessions, names, rates, translations, kept, entrance }, connected))
     }
 
     pub(super) fn device(&self) -> &Arc<dyn Device> {
@@ -91,6 +94,7 @@ impl Served {
             poll.remove(outside);
         }
         self.entrance = Entrance::Shut;
+        self.kept.let_go();
     }
 
     /// Whether nobody can come any more.

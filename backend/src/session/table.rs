@@ -1,7 +1,7 @@
 //! Messages about memory: each makes a new table of regions, and its reply waits until the device has let go of
 //! what is not in it any more.
 
-use mdev_dma::{Area, Iova, IovaRange};
+use mdev_dma::{Area, FileKind, Iova, IovaRange, Segment};
 use mdev_pin::Within;
 use mdev_protocol::frame::Fds;
 use mdev_protocol::vhost_user::{FrontendReply, MemoryRegion, MemoryTable};
@@ -11,6 +11,7 @@ use super::barrier::{Then, Wait};
 use super::error::Refusal;
 use super::memory::{Added, MAX_SLOTS, MemoryError, Regions};
 use super::reply::{Asker, Outcome};
+use super::vring::Run;
 
 impl Session {
     pub(super) fn get_max_mem_slots(&self) -> Outcome {
@@ -80,5 +81,17 @@ impl Session {
         self.regions = regions;
         self.hold(asker, Wait::Table(change), Then::Resume);
         Ok(Outcome::Later)
+    }
+
+    /// Where the memory of a front-end lies that has stopped its rings, for whoever expects it back after its end. Nothing
+    /// when a ring of it runs, and no huge pages: they are scarce.
+    pub fn leaves_behind(&self) -> Vec<Segment> {
+        if !self.is_open() || self.vrings.iter().any(|vring| vring.run != Run::Stopped) {
+            return Vec::new();
+        }
+        let there = self.regions.areas().into_iter().filter(|area| {
+            area.extent.file().is_some_and(|extent| extent.file.kind() != FileKind::Hugetlbfs)
+        });
+        there.filter_map(|area| self.ioas.windows().segments(&area).ok()).flatten().collect()
     }
 }
