@@ -333,3 +333,6 @@ impl Runner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

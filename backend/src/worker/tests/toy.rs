@@ -34,6 +34,8 @@ pub struct Ring {
     pub kick: Option<Arc<EventFd>>,
     pub switch: Switch,
     pub stats: Arc<QueueStats>,
+    /// Done once, when the driver is told that it need not kick.
+    pub at_disarm: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Ring {
@@ -50,6 +52,7 @@ impl Ring {
             kick,
             switch: Switch::new(Enabled::Yes),
             stats: Arc::default(),
+            at_disarm: Mutex::new(None),
         }
     }
 
@@ -217,7 +220,11 @@ impl Engine for ToyEngine {
 
     fn disarm(&mut self) {
         for queue in &self.queues {
-            self.rings[usize::from(queue.index)].quiet.store(true, Ordering::Relaxed);
+            let ring = &self.rings[usize::from(queue.index)];
+            ring.quiet.store(true, Ordering::Relaxed);
+            if let Some(act) = ring.at_disarm.lock().unwrap().take() {
+                act();
+            }
         }
     }
 
