@@ -1,6 +1,6 @@
 //! DPDK's testpmd: the virtio-user front-end, and the vhost back-end it can be compared with.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -9,6 +9,8 @@ use super::{HugePages, Lab, Running, Skip};
 /// How long testpmd may take to start, and to stop.
 const START: Duration = Duration::from_secs(40);
 const STOP: Duration = Duration::from_secs(20);
+/// How long packets may take to flow, or to stop flowing.
+const FLOW: Duration = Duration::from_secs(30);
 
 /// Memory of one testpmd: enough for 32,768 buffers and what the library takes for itself.
 const MEMORY: u64 = 256 << 20;
@@ -245,6 +247,28 @@ impl RunningTestpmd {
     pub fn next_rate(&mut self) -> Rate {
         let text = self.run.expect("Tx-pps:", START);
         rate(&text).expect("a report has both rates")
+    }
+
+    /// Wait until packets come back to this front-end.
+    ///
+    /// # Panics
+    /// When none do.
+    pub fn flows(&mut self) {
+        let give_up = Instant::now() + FLOW;
+        while self.next_rate().rx == 0 {
+            assert!(Instant::now() < give_up, "no packet comes back");
+        }
+    }
+
+    /// Wait until no packet comes back any more.
+    ///
+    /// # Panics
+    /// When they go on.
+    pub fn stands_still(&mut self) {
+        let give_up = Instant::now() + FLOW;
+        while self.next_rate().rx != 0 {
+            assert!(Instant::now() < give_up, "packets come from nowhere");
+        }
     }
 
     /// Whether the program is still there.

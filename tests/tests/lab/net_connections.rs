@@ -1,8 +1,8 @@
 //! Front-ends come, go, die, and come in twos; the device is there for whoever is next.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use mdev_tests::lab::{Forward, Lab, Mdevd, RunningTestpmd, Skip, Testpmd, Trial};
+use mdev_tests::lab::{Forward, Lab, Mdevd, Skip, Testpmd, Trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -16,11 +16,11 @@ fn killed_under_traffic(lab: &Lab) -> Result<(), Skip> {
     let mut mdevd = Mdevd::net(lab, "net.sock", 1, &["--link", "loopback"]);
     for _ in 0..3 {
         let mut testpmd = Testpmd::front_end("net.sock", Forward::FlowGen).start(lab)?;
-        flows(&mut testpmd);
+        testpmd.flows();
         testpmd.kill();
     }
     let mut last = Testpmd::front_end("net.sock", Forward::FlowGen).start(lab)?;
-    flows(&mut last);
+    last.flows();
     let totals = last.stop();
     assert!(totals.rx > 0, "{totals:?}");
     assert!(mdevd.alive());
@@ -31,13 +31,13 @@ fn killed_under_traffic(lab: &Lab) -> Result<(), Skip> {
 fn second_waits(lab: &Lab) -> Result<(), Skip> {
     let mdevd = Mdevd::net(lab, "net.sock", 1, &["--link", "loopback"]);
     let mut first = Testpmd::front_end("net.sock", Forward::FlowGen).name("first").start(lab)?;
-    flows(&mut first);
+    first.flows();
     let mut second = Testpmd::front_end("net.sock", Forward::FlowGen).name("second").start(lab)?;
     let rate = second.next_rate();
     assert_eq!(rate.rx, 0, "the rings of one device ran on two connections");
-    flows(&mut first);
+    first.flows();
     first.stop();
-    flows(&mut second);
+    second.flows();
     second.stop();
     mdevd.terminate();
     Ok(())
@@ -57,12 +57,4 @@ fn stale_socket(lab: &Lab) -> Result<(), Skip> {
     testpmd.stop();
     mdevd.terminate();
     Ok(())
-}
-
-/// Wait until packets come back to this front-end.
-fn flows(testpmd: &mut RunningTestpmd) {
-    let give_up = Instant::now() + Duration::from_secs(20);
-    while testpmd.next_rate().rx == 0 {
-        assert!(Instant::now() < give_up, "no packet comes back");
-    }
 }

@@ -8,7 +8,8 @@ use serde_json::json;
 /// How long the guest's exchange of frames may take; it does thousands a second.
 pub const EXCHANGE: Duration = Duration::from_secs(60);
 
-/// The script: obey the console. `up` brings the link up and says so, `frames COUNT [LOSSES]`, `reboot`, `off`.
+/// The script: obey the console. `up` brings the link up and says so, `carrier 0` or `carrier 1` waits for the link to be down or
+/// up, `frames COUNT [LOSSES]`, `reboot`, `off`.
 pub const OBEY: &str = r#"
 while read -r command count; do
     case $command in
@@ -17,6 +18,9 @@ while read -r command count; do
             until ip link set eth0 up 2>/dev/null; do sleep 0.1; done
             until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
             echo "link: up" ;;
+        carrier)
+            until [ "$(cat /sys/class/net/eth0/carrier)" = "$count" ]; do sleep 0.1; done
+            echo "carrier: $count" ;;
         frames) guest-frames eth0 $count ;;
         reboot) reboot -f ;;
         off) exit 0 ;;

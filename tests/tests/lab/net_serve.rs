@@ -1,10 +1,6 @@
 //! `mdevd serve`: several devices for several front-ends, and a file that changes under them.
 
-use std::time::{Duration, Instant};
-
-use mdev_tests::lab::{Forward, Lab, Mdevd, RunningTestpmd, Skip, Testpmd, Trial};
-
-const FLOW: Duration = Duration::from_secs(30);
+use mdev_tests::lab::{Forward, Lab, Mdevd, Skip, Testpmd, Trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -25,7 +21,7 @@ fn two_devices(lab: &Lab) -> Result<(), Skip> {
     let mut mdevd = Mdevd::serve(lab, &format!("{WORKERS}{loopback}{null}"));
     let mut one = Testpmd::front_end("one.sock", Forward::FlowGen).name("one").start(lab)?;
     let two = Testpmd::front_end("two.sock", Forward::TxOnly).name("two").start(lab)?;
-    flows(&mut one);
+    one.flows();
     assert!(one.stop().rx > 0);
     assert!(two.stop().tx > 0);
     for name in ["one", "two"] {
@@ -43,14 +39,14 @@ fn reloaded(lab: &Lab) -> Result<(), Skip> {
     let mut mdevd = Mdevd::serve(lab, &format!("{WORKERS}{stays}{}{goes}", changes(1500)));
     let mut staying = Testpmd::front_end("stays.sock", Forward::FlowGen).name("staying").start(lab)?;
     let mut changing = Testpmd::front_end("changes.sock", Forward::FlowGen).name("changing").start(lab)?;
-    flows(&mut staying);
-    flows(&mut changing);
+    staying.flows();
+    changing.flows();
     let before = mdevd.counters_of("stays")[1].packets();
 
     let wrong = format!("{WORKERS}{stays}lnik = \"null\"\n");
     let said = mdevd.reload(lab, &wrong, "everything is served as before");
     assert!(said.contains("mdevd.toml:7: unknown field `lnik`"), "{said}");
-    flows(&mut changing);
+    changing.flows();
     assert!(lab.work().join("goes.sock").exists());
 
     let new = device("new", "link = \"loopback\"");
@@ -59,25 +55,17 @@ fn reloaded(lab: &Lab) -> Result<(), Skip> {
     assert!(!lab.work().join("goes.sock").exists() && lab.work().join("new.sock").exists());
     changing.kill(); // its device has hung up
     let mut changing = Testpmd::front_end("changes.sock", Forward::FlowGen).name("changing").start(lab)?;
-    flows(&mut changing);
+    changing.flows();
     changing.stop();
     let mut newcomer = Testpmd::front_end("new.sock", Forward::FlowGen).name("new").start(lab)?;
-    flows(&mut newcomer);
+    newcomer.flows();
     newcomer.stop();
 
-    flows(&mut staying);
+    staying.flows();
     assert!(mdevd.counters_of("stays")[1].packets() > before, "its counters began anew");
     assert!(staying.stop().rx > 0);
     let ended = mdevd.terminate();
     let comings = ended.output.matches("stays: connection").count();
     assert_eq!(comings, 2, "it came once and left once:\n{}", ended.output);
     Ok(())
-}
-
-/// Wait until packets come back to this front-end.
-fn flows(testpmd: &mut RunningTestpmd) {
-    let give_up = Instant::now() + FLOW;
-    while testpmd.next_rate().rx == 0 {
-        assert!(Instant::now() < give_up, "no packet comes back");
-    }
 }
