@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{Ended, Lab, Running};
+use super::{Ended, Lab, Running, dying_with_us};
 
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
@@ -208,6 +208,32 @@ pub(super) fn build() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("MDEVD_BIN") {
         return Path::new(&path).canonicalize().map_err(|error| format!("MDEVD_BIN: {error}"));
     }
+    let (mut command, profile_folder) = cargo("build")?;
+    match command.args(["--package", "mdevd", "--bin", "mdevd"]).status() {
+        Ok(status) if status.success() => Ok(profile_folder.join("mdevd")),
+        Ok(status) => Err(format!("cargo build of mdevd ended with {status}")),
+        Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
+}
+
+/// Build the product's unit tests as [`build`] builds the product, and run those that are ignored by themselves and have `filter`
+/// in their names. A number of them is in the output, in cargo's words.
+///
+/// # Panics
+/// When one fails, or there is none.
+pub fn ignored_unit_tests(filter: &str, within: Duration) {
+    let (mut command, _) = cargo("test").expect("a place for what is built");
+    command.args(["--offline", "--package", "mdevd", "--lib", "--", "--ignored", filter]);
+    let mut run = Running::spawn("unit tests", command);
+    let status = run.wait(within);
+    let output = run.output();
+    println!("{output}");
+    assert!(status.is_some_and(|status| status.success()), "{status:?} after {within:?} at most");
+    assert!(!output.contains("running 0 tests"), "no test has {filter} in its name");
+}
+
+/// A cargo command with the profile and the target folder that this test was built with, and the profile's folder there.
+fn cargo(subcommand: &str) -> Result<(Command, PathBuf), String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let profile_folder =
         this.parent().and_then(Path::parent).ok_or("the test binary stands in no target folder")?;
@@ -217,14 +243,10 @@ pub(super) fn build() -> Result<PathBuf, String> {
         Some(other) => other,
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "mdevd", "--bin", "mdevd", "--profile", profile]);
+    let mut command = dying_with_us(cargo);
+    command.args([subcommand, "--quiet", "--profile", profile]);
     command.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
-    match command.status() {
-        Ok(status) if status.success() => Ok(profile_folder.join("mdevd")),
-        Ok(status) => Err(format!("cargo build of mdevd ended with {status}")),
-        Err(error) => Err(format!("cannot run cargo: {error}")),
-    }
+    Ok((command, profile_folder.to_owned()))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ mod testpmd;
 
 pub use hugepages::HugePages;
 pub use initramfs::{FileKind, Initramfs, shared_libraries};
-pub use mdevd::{Counters, Mdevd};
+pub use mdevd::{Counters, Mdevd, ignored_unit_tests};
 pub use network::{ip, move_into_own_network};
 pub use process::{Ended, Running, dying_with_us};
 pub use qemu::{Guest, QemuGuest, Successor};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::setup::{self, Lock, Wanted};
 use super::{Lab, Running, dying_with_us, mdevd};
 
-/// How long one test may take.
+/// How long one test may take that says nothing else.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Names the test that this process is to run, and where its lab, the product and its working folder are.
@@ -32,6 +32,7 @@ pub struct Skip(pub String);
 pub struct Trial {
     name: String,
     run: Box<Body>,
+    limit: Duration,
 }
 
 type Body = dyn Fn(&Lab) -> Result<(), Skip>;
@@ -39,7 +40,12 @@ type Body = dyn Fn(&Lab) -> Result<(), Skip>;
 impl Trial {
     /// A test called `name`.
     pub fn new(name: impl Into<String>, run: impl Fn(&Lab) -> Result<(), Skip> + 'static) -> Trial {
-        Trial { name: name.into(), run: Box::new(run) }
+        Trial { name: name.into(), run: Box::new(run), limit: LIMIT }
+    }
+
+    /// The same, but it may take so long.
+    pub fn within(self, limit: Duration) -> Trial {
+        Trial { limit, ..self }
     }
 }
 
@@ -196,7 +202,7 @@ fn run_apart(trial: &Trial, ready: &Ready, show_output: bool) -> Outcome {
         .env(PRODUCT, &ready.product)
         .env(WORK, work.path());
     let mut run = Running::spawn(&trial.name, command);
-    let status = run.wait(LIMIT);
+    let status = run.wait(trial.limit);
     let output = run.output();
     if show_output {
         println!("{output}");
@@ -208,7 +214,7 @@ fn run_apart(trial: &Trial, ready: &Ready, show_output: bool) -> Outcome {
             Outcome::Skipped(line.strip_prefix(SKIP_MARK).unwrap_or(&line).into())
         }
         Some(status) => Outcome::Failed(format!("{output}\n{status}")),
-        None => Outcome::Failed(format!("{output}\nkilled: it took longer than {LIMIT:?}")),
+        None => Outcome::Failed(format!("{output}\nkilled: it took longer than {:?}", trial.limit)),
     }
 }
 

@@ -3,6 +3,7 @@
 mod drivers;
 mod frames;
 mod hostile;
+mod packets;
 mod pair;
 mod peers;
 mod running;

@@ -1,9 +1,11 @@
 //! A queue pair of one guest, and the driver's side of its two rings.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::Waker;
 
 use mdev_protocol::virtio::net::NetHeader;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FallocateFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -267,4 +269,10 @@ fn chain(guest: &Guest, ring: &mut Ring, free: &mut u16, at: u64, len: usize, cu
 /// A frame of `len` bytes that is not like another.
 pub(super) fn frame(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|n| (n as u8).wrapping_mul(7).wrapping_add(seed)).collect()
+}
+
+/// Whether a descriptor is readable now.
+pub(super) fn is_readable(fd: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
 }

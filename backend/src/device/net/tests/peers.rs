@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use mdev_protocol::virtio::net::NetHeader;
 
+use super::packets::{NEEDS_CSUM, datagram};
 use super::pair::{HEADER, MEMORY, Pair, config, frame};
-use super::tapped::{NEEDS_CSUM, datagram};
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
 use crate::device::net::{Bridges, MAX_PORTS, NetConfig, NetConfigError, NetDevice, offload};
 use crate::device::{DropCause, Enabled};
