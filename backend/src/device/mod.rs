@@ -49,8 +49,8 @@ pub trait Engine: Send {
     /// nevertheless, because it was not quiesced, end unheard.
     fn stop_queue(&mut self, index: u16) -> Option<Queue>;
 
-    /// Becomes readable when there is work that no kick announces: requests that have ended, frames that have come. It
-    /// wakes the worker, once each time, from the start of the first queue to the stop of the last.
+    /// Becomes readable when there is work that no kick announces: requests that have ended, frames that have come,
+    /// a queue that somebody else has seen fail. It wakes the worker, once each time, from the start of the first queue to the stop of the last.
     fn bell(&self) -> Option<Bell> {
         None
     }

@@ -191,11 +191,6 @@ impl Queue {
         self.parked.as_ref().map(Parked::until)
     }
 
-    /// Gets the thread that runs this queue's group out of its sleep.
-    pub(crate) fn wake(&self) {
-        self.waker.wake_by_ref();
-    }
-
     /// Tells the driver that chains were used.
     #[inline]
     pub(crate) fn call(&self) {

@@ -181,7 +181,7 @@ fn fill(
             Err(error) => {
                 queue.trouble(error);
                 if queue.failed.is_some() {
-                    receiver.has_failed(queue);
+                    receiver.has_failed();
                 }
                 return Ok(Progress::Full(next));
             }

@@ -98,7 +98,8 @@ impl Engine for NetEngine {
     fn bell(&self) -> Option<Bell> {
         match &self.link {
             Link::Tap(tap) => Some(tap.queue().clone()),
-            Link::Null(_) | Link::Loopback | Link::Pktgen(_) | Link::Peer { .. } => None,
+            Link::Peer { .. } => self.receiver().map(|receiver| receiver.bell().clone() as Bell),
+            Link::Null(_) | Link::Loopback | Link::Pktgen(_) => None,
         }
     }
 

@@ -44,6 +44,7 @@ mod pieces;
 mod segment;
 mod tapped;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -105,6 +106,9 @@ pub enum NetConfigError {
     /// The bridge is full.
     #[error("peer {0}: there are {MAX_PORTS} devices on it already, and no more may be")]
     Peers(LinkName),
+    /// No descriptors left.
+    #[error("a peer needs an eventfd for each queue pair: {0}; allow more open files (ulimit -n)")]
+    Bell(io::ErrorKind),
 }
 
 impl NetConfig {
@@ -161,7 +165,9 @@ impl NetDevice {
         let outside = match config.link {
             LinkKind::Tap(name) => Outside::Tap(Tap::open(name, config.queue_pairs)?),
             LinkKind::Peer(name) => {
-                let port = bridges.join(name, config.queue_pairs);
+                let port = bridges
+                    .join(name, config.queue_pairs)
+                    .map_err(|error| NetConfigError::Bell(error.kind()))?;
                 Outside::Peers(port.ok_or(NetConfigError::Peers(name))?)
             }
             LinkKind::Null | LinkKind::Loopback | LinkKind::Pktgen { .. } | LinkKind::Imix => Outside::None,

@@ -10,7 +10,7 @@
 //!
 //! The worker of the sender copies it, once, from one guest's buffer into the other's. For that it takes the receive queue,
 //! with its lane into the receiver's memory, for one burst, if nobody else has it; the worker that runs the receiver's
-//! other queues is not asked and need not be awake. Whether memory was lost is asked of each side's burst, so that blame
+//! other queues is not asked and need not be awake, unless the queue fails: then the sender rings the bell of its engine. Whether memory was lost is asked of each side's burst, so that blame
 //! goes by window: a lost page of the receiver fails the receiver's queue, one of the sender fails the sender's.
 //!
 //! # Locks
@@ -27,12 +27,13 @@
 mod table;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Instant;
 
 use super::offload::Offloads;
-use crate::device::Queue;
+use crate::device::{EventFd, Queue};
 use crate::link::LinkName;
 use table::{Stations, TICK};
 
@@ -46,7 +47,11 @@ pub struct Bridges {
 
 impl Bridges {
     /// A new port, for a device of so many queue pairs, on the bridge of this name. `None` if it has no more.
-    pub(super) fn join(&self, name: LinkName, pairs: u16) -> Option<Port> {
+    ///
+    /// # Errors
+    /// What eventfd(2) answers.
+    pub(super) fn join(&self, name: LinkName, pairs: u16) -> io::Result<Option<Port>> {
+        let receivers = (0..pairs).map(|_| Receiver::new()).collect::<io::Result<_>>()?;
         let mut by_name = locked(&self.by_name);
         by_name.retain(|_, bridge| bridge.strong_count() != 0);
         let bridge = by_name.get(&name).and_then(Weak::upgrade).unwrap_or_else(|| {
@@ -54,7 +59,7 @@ impl Bridges {
             by_name.insert(name, Arc::downgrade(&bridge));
             bridge
         });
-        Bridge::join(&bridge, pairs)
+        Ok(Bridge::join(&bridge, receivers))
     }
 }
 
@@ -77,11 +82,10 @@ impl Bridge {
         }
     }
 
-    fn join(bridge: &Arc<Bridge>, pairs: u16) -> Option<Port> {
+    fn join(bridge: &Arc<Bridge>, receivers: Box<[Receiver]>) -> Option<Port> {
         let mut ports = locked(&bridge.ports);
         let number = (0..MAX_PORTS).find(|number| ports.iter().all(|port| port.number != *number))?;
         bridge.stations.clear(number);
-        let receivers = (0..pairs).map(|_| Receiver::default()).collect();
         let jack = Arc::new(Jack { number, receivers });
         ports.push(jack.clone());
         bridge.changes.fetch_add(1, Ordering::Release);
@@ -143,13 +147,14 @@ impl Jack {
 }
 
 /// A pair's receive queue, while it runs.
-#[derive(Default)]
 pub(super) struct Receiver {
     queue: Mutex<Option<Receiving>>,
     /// There is one, so that senders need not look.
     runs: AtomicBool,
     /// It has failed, which its worker has to report.
     failed: AtomicBool,
+    /// Gets its engine polled, which may rest.
+    bell: Arc<EventFd>,
 }
 
 /// A receive queue, and what its driver takes.
@@ -171,6 +176,16 @@ pub(super) enum Found<'a> {
 }
 
 impl Receiver {
+    fn new() -> io::Result<Receiver> {
+        let bell = Arc::new(EventFd::new()?);
+        Ok(Receiver {
+            queue: Mutex::default(),
+            runs: AtomicBool::default(),
+            failed: AtomicBool::default(),
+            bell,
+        })
+    }
+
     /// Takes the queue, if nobody has it. Never waits.
     pub(super) fn try_take(&self) -> Found<'_> {
         if !self.runs.load(Ordering::Acquire) {
@@ -200,9 +215,14 @@ impl Receiver {
     }
 
     /// A sender has seen the queue fail: its worker is to look.
-    pub(super) fn has_failed(&self, queue: &Queue) {
+    pub(super) fn has_failed(&self) {
         self.failed.store(true, Ordering::Release);
-        queue.wake();
+        self.bell.signal();
+    }
+
+    /// Becomes readable, and stays so, when a sender has seen the queue fail. Each time it fails is a signal.
+    pub(super) fn bell(&self) -> &Arc<EventFd> {
+        &self.bell
     }
 
     /// Whether the queue has failed.

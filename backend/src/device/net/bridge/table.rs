@@ -2,6 +2,10 @@
 //!
 //! Written by every port that sends, read by all, without a lock: an entry is one word, and one that is lost to a race is
 //! learned again with the station's next frame.
+//!
+//! There is no model of its interleavings. A word says nothing of any other word, and each step reads words and writes one whole, so
+//! all that a race can leave is an older word, or one station in two words of its bucket: the tests write both, and see the next
+//! frame set them right. Senders on two threads learn and find in one table in the test of the bridge's mutex.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mdev_protocol::virtio::net::NetHeader;
 
 use super::packets::{NEEDS_CSUM, datagram};
-use super::pair::{HEADER, MEMORY, Pair, config, frame};
+use super::pair::{HEADER, MEMORY, Pair, config, frame, is_readable};
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
 use crate::device::net::{Bridges, MAX_PORTS, NetConfig, NetConfigError, NetDevice, offload};
 use crate::device::{DropCause, Enabled};
@@ -170,8 +170,12 @@ fn receive_queue_that_is_malformed_fails_alone_and_is_reported() {
     let [mut a, mut b, mut c] = introduced();
     c.offer(4, 2048);
     b.guest.set_word(b.rx.avail + 2, 40_000);
+    let bells = [b.engine.bell().unwrap(), c.engine.bell().unwrap()];
+    let rung = || bells.each_ref().map(is_readable);
+    assert_eq!(rung(), [false, false]);
     a.send_plain(&to(EVERYBODY, 0, 64));
     a.run();
+    assert_eq!(rung(), [true, false], "its engine may rest, and is not asked for anything");
     assert!(b.engine.needs_reset() && !c.engine.needs_reset());
     assert_eq!((a.sent(), c.received().len()), (1, 1));
     assert!(b.engine.stop_queue(0).is_some_and(|queue| queue.failed.is_some()));

@@ -41,6 +41,25 @@ proptest! {
 }
 
 #[test]
+fn what_a_race_leaves_is_set_right_by_the_next_frame() {
+    let table = Stations::new();
+    let station = station(mac(1)).unwrap();
+    // Two ports learned it at once, each in the place that it found free.
+    for (way, port) in table.ways(station).zip([1, 2]) {
+        way.store(entry(station, port, 1), Ordering::Relaxed);
+    }
+    table.learn(mac(1), 3, 2);
+    assert_eq!(table.find(mac(1), 2), Some(3));
+    let of_it = table.ways(station).filter(|way| station_of(way.load(Ordering::Relaxed)) == station).count();
+    assert_eq!(of_it, 1);
+    // Another port's older word came last.
+    table.ways(station).for_each(|way| way.store(0, Ordering::Relaxed));
+    table.ways(station).last().unwrap().store(entry(station, 1, 1), Ordering::Relaxed);
+    table.learn(mac(1), 3, 2);
+    assert_eq!(table.find(mac(1), 2), Some(3));
+}
+
+#[test]
 fn groups_and_nobody_are_not_learned() {
     let table = Stations::new();
     for mac in [[0; 6], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
