@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::device::net::NetConfig;
+use crate::link::{LinkKind, LinkName};
 use crate::session::SessionOptions;
 
 use super::endpoint::{Endpoint, EndpointError};
@@ -54,7 +55,7 @@ pub enum Kind {
 
 /// The plans of a process, which may change while it runs.
 pub trait Plans: Send {
-    /// The plans as they are now: names and paths differ, workers exist.
+    /// The plans as they are now: names, paths and interfaces differ, workers exist.
     ///
     /// # Errors
     /// What is wrong with them, a line each. What is served then stays as it is.
@@ -84,6 +85,14 @@ impl Door {
 }
 
 impl Kind {
+    /// The interface of the host that it has to itself.
+    pub fn interface(&self) -> Option<LinkName> {
+        match self {
+            Kind::Net(NetConfig { link: LinkKind::Tap(name), .. }) => Some(*name),
+            Kind::Net(_) => None,
+        }
+    }
+
     /// What its queues are called in counters.
     pub(super) fn queue_names(&self) -> QueueNames {
         match self {
@@ -107,6 +116,9 @@ impl fmt::Display for Plan {
 impl Plan {
     /// Whether the two cannot be served at the same time.
     pub(super) fn collides(&self, other: &Plan) -> bool {
-        self.name == other.name || self.door.path() == other.door.path()
+        let interface = self.kind.interface();
+        self.name == other.name
+            || self.door.path() == other.door.path()
+            || (interface.is_some() && interface == other.kind.interface())
     }
 }

@@ -91,10 +91,10 @@ impl<S: Numbered> Roster<S> {
         self.slots.get_mut(self.turn)
     }
 
-    /// Drops those that `gone` says it of.
-    pub(super) fn sweep(&mut self, mut gone: impl FnMut(&S) -> bool) {
+    /// Gives those that `gone` says it of to `leave`.
+    pub(super) fn sweep(&mut self, gone: impl Fn(&S) -> bool, mut leave: impl FnMut(S)) {
         for at in (0..self.slots.len()).rev() {
-            if !self.slots.get(at).is_some_and(&mut gone) {
+            if !self.slots.get(at).is_some_and(&gone) {
                 continue;
             }
             let mut at = at;
@@ -105,6 +105,7 @@ impl<S: Numbered> Roster<S> {
             self.swap(at, self.slots.len().saturating_sub(1));
             if let Some(slot) = self.slots.pop() {
                 self.places.remove(&slot.id());
+                leave(slot);
             }
         }
     }

@@ -152,13 +152,8 @@ impl Runner {
 
     /// Gives up the engines whose last queue has stopped.
     fn sweep(&mut self) {
-        let poll = &self.poll;
-        self.slots.sweep(|slot| {
-            if slot.is_empty() {
-                slot.leave(poll);
-            }
-            slot.is_empty()
-        });
+        let (poll, sink) = (&self.poll, &self.sink);
+        self.slots.sweep(Slot::is_empty, |slot| slot.leave(poll, sink));
     }
 
     /// The number of the slot that has a queue.

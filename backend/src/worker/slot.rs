@@ -43,6 +43,8 @@ pub(super) struct Slot {
     draining: bool,
     /// Its queues ask the front-end for translations.
     translated: bool,
+    /// The answers to the stops of its last queue, which wait for the engine's end.
+    last_words: Vec<WorkerEvent>,
 }
 
 /// What wakes the worker for what no kick announces.
@@ -92,14 +94,30 @@ impl Slot {
         });
         let translated = features & VIRTIO_F_ACCESS_PLATFORM != 0;
         let queues = Vec::new();
-        Slot { id, idle: 0, device_key, group, device, engine, queues, bell, draining: false, translated }
+        Slot {
+            id,
+            idle: 0,
+            device_key,
+            group,
+            device,
+            engine,
+            queues,
+            bell,
+            draining: false,
+            translated,
+            last_words: Vec::new(),
+        }
     }
 
-    /// The last queue has stopped: the engine's bell is watched no longer.
-    pub(super) fn leave(&self, poll: &Poll) {
-        if let Some(Bell { fd, watched: true, .. }) = &self.bell {
+    /// The last queue has stopped: the engine and its link end, and only then is that answered, since who hears it may open
+    /// the link anew.
+    pub(super) fn leave(self, poll: &Poll, sink: &EventSink) {
+        let Slot { engine, bell, device, last_words, .. } = self;
+        if let Some(Bell { fd, watched: true, .. }) = &bell {
             poll.remove(fd.as_ref());
         }
+        drop((engine, bell, device));
+        last_words.into_iter().for_each(|event| sink.tell(event));
     }
 
     /// The number it goes by.
@@ -211,7 +229,7 @@ impl Slot {
         }
     }
 
-    /// Takes a queue from its engine and answers its stops.
+    /// Takes a queue from its engine and answers its stops, of the last one when the slot [leaves](Slot::leave).
     fn finish(&mut self, member: Member, sink: &EventSink) {
         let Member { index, stillborn, stops, .. } = member;
         let stopped = stillborn.map(|state| (state, false)).or_else(|| {
@@ -219,8 +237,11 @@ impl Slot {
             Some((queue.ring.state(), queue.failed.is_none()))
         });
         let (state, clean) = stopped.unwrap_or((NOWHERE, false));
-        for token in stops {
-            sink.tell(WorkerEvent::Stopped { token, index, state, clean });
+        let answers = stops.into_iter().map(|token| WorkerEvent::Stopped { token, index, state, clean });
+        if self.queues.is_empty() {
+            self.last_words.extend(answers);
+        } else {
+            answers.for_each(|answer| sink.tell(answer));
         }
     }
 

@@ -1,11 +1,12 @@
 //! `mdevd serve`: several devices for several front-ends, and a file that changes under them.
 
-use mdev_tests::lab::{Forward, Lab, Mdevd, Skip, Testpmd, Trial};
+use mdev_tests::lab::{Forward, Lab, Mdevd, Skip, Testpmd, Trial, move_into_own_network};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::new("serve_two_front_ends_have_a_device_each_on_one_worker", two_devices),
         Trial::new("serve_devices_that_have_not_changed_do_not_notice_a_reload", reloaded),
+        Trial::new("serve_devices_that_change_interfaces_on_a_reload_have_them_under_traffic", exchanged),
     ]
 }
 
@@ -67,5 +68,29 @@ fn reloaded(lab: &Lab) -> Result<(), Skip> {
     let ended = mdevd.terminate();
     let comings = ended.output.matches("stays: connection").count();
     assert_eq!(comings, 2, "it came once and left once:\n{}", ended.output);
+    Ok(())
+}
+
+/// The front-ends send until their devices hang up; the interfaces of those are free then.
+fn exchanged(lab: &Lab) -> Result<(), Skip> {
+    move_into_own_network()?;
+    let file = |interfaces: [&str; 2]| {
+        let [one, two] = interfaces.map(|name| format!("link = \"tap={name}\""));
+        format!("{WORKERS}{}{}", device("one", &one), device("two", &two))
+    };
+    let there = ["vm0", "vm1"];
+    let crossed = ["vm1", "vm0"];
+    let mut mdevd = Mdevd::serve(lab, &file(there));
+    for interfaces in [crossed, there, crossed] {
+        let mut one = Testpmd::front_end("one.sock", Forward::TxOnly).name("one").start(lab)?;
+        let mut two = Testpmd::front_end("two.sock", Forward::TxOnly).name("two").start(lab)?;
+        assert!(one.next_rate().tx > 0 && two.next_rate().tx > 0);
+        let said = mdevd.reload(lab, &file(interfaces), "two: serving");
+        assert!(said.contains("2 devices end, 2 begin"), "{said}");
+        one.kill();
+        two.kill();
+    }
+    let ended = mdevd.terminate();
+    assert!(!ended.output.contains("not served"), "{}", ended.output);
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The file of `mdevd serve`: TOML in, plans out. All that is wrong is said at once, each with its line.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -95,34 +97,37 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
     let default = || vec![None; pairs.sum::<usize>().clamp(1, processors)];
     let there = asked.clone().unwrap_or_else(default);
 
-    let mut names: HashMap<String, usize> = HashMap::new();
-    let mut paths: HashMap<PathBuf, usize> = HashMap::new();
+    let (mut names, mut paths, mut interfaces) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut plans = Vec::new();
     for net in net {
         let (at, name) = (net.name.span().start, net.name.get_ref().clone());
-        if let Some(&before) = names.get(&name) {
-            let line = problems.line(before);
+        if let Some(line) = problems.said_before(&mut names, name.clone(), at) {
             problems
                 .at(at, &format!("the name {name:?} is taken by the device in line {line}; choose another"));
         }
-        names.entry(name.clone()).or_insert(at);
         if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
             problems.at(at, "a name has 1 to 64 bytes and no control characters");
         }
         let door = door(&net, &mut problems);
         if let Some((at, door)) = &door {
             let path = std::path::absolute(door.path()).unwrap_or_else(|_| door.path().clone());
-            if let Some(&before) = paths.get(&path) {
-                let line = problems.line(before);
+            if let Some(line) = problems.said_before(&mut paths, path.clone(), *at) {
                 problems.at(
                     *at,
                     &format!("the socket {path:?} is that of line {line}; each device needs its own"),
                 );
             }
-            paths.entry(path).or_insert(*at);
         }
         let workers = placed(net.worker.as_ref(), running.unwrap_or(there.len()), &mut problems);
         let kind = Kind::Net(kind(&net, name.clone(), &mut problems));
+        if let (Some(interface), Some(link)) = (kind.interface(), &net.link)
+            && let Some(line) = problems.said_before(&mut interfaces, interface, link.span().start)
+        {
+            problems.at(
+                link.span().start,
+                &format!("the interface {interface} is that of line {line}; each device needs its own"),
+            );
+        }
         if let Some((_, door)) = door {
             let sessions = SessionOptions { prefault: net.prefault, ..Default::default() };
             plans.push(Plan { name, door, kind, workers, sessions });
@@ -245,6 +250,17 @@ impl Problems<'_> {
     fn at(&mut self, at: usize, what: &str) {
         let (file, line) = (self.file, self.line(at));
         self.found.push(format!("{file}:{line}: {what}"));
+    }
+
+    /// The line where a key that each device has to itself was said before, if it was.
+    fn said_before<K: Eq + Hash>(&self, seen: &mut HashMap<K, usize>, key: K, at: usize) -> Option<usize> {
+        match seen.entry(key) {
+            Entry::Occupied(before) => Some(self.line(*before.get())),
+            Entry::Vacant(place) => {
+                place.insert(at);
+                None
+            }
+        }
     }
 
     /// The meaning of a text, or `None` and why it has none.

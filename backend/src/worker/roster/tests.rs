@@ -58,7 +58,10 @@ proptest! {
                     roster.rest(at);
                 }
                 Step::Sweep(gone) => {
-                    roster.sweep(|id| gone.contains(id));
+                    let mut left = BTreeSet::new();
+                    roster.sweep(|id| gone.contains(id), |id| assert!(left.insert(id)));
+                    let there = polled.union(&resting).copied().filter(|id| gone.contains(id));
+                    prop_assert_eq!(left, there.collect::<BTreeSet<_>>());
                     polled.retain(|id| !gone.contains(id));
                     resting.retain(|id| !gone.contains(id));
                 }
