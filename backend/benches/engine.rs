@@ -20,7 +20,7 @@ use mdevd::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Swit
 use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
 use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
 use mdevd::report::{Measurement, QueueLine, Report};
-use mdevd::ring::{QueueState, RingAddr, RingSetup};
+use mdevd::ring::RingSetup;
 
 const RING: u16 = 256;
 const BURST: u32 = 32;
@@ -95,17 +95,7 @@ impl Rig {
 
 fn ring(queue: &SplitQueue) -> RingSetup {
     let addresses = queue.addresses();
-    RingSetup {
-        size: RING,
-        desc: RingAddr::Iova(addresses.desc),
-        avail: RingAddr::Iova(addresses.avail),
-        used: RingAddr::Iova(addresses.used),
-        event_idx: false,
-        indirect: false,
-        packed: false,
-        in_order: false,
-        state: QueueState::split(0),
-    }
+    RingSetup::plain(RING, [addresses.desc, addresses.avail, addresses.used])
 }
 
 fn measure(name: &str, link: &str, bytes: u32) -> Result<[Measurement; 2], Box<dyn Error>> {

@@ -35,6 +35,26 @@ pub struct RingSetup {
     pub state: QueueState,
 }
 
+impl RingSetup {
+    /// A split ring of `size` entries without any feature, from its beginning; its descriptor table, available and used ring are
+    /// at these addresses.
+    pub fn plain(size: u16, addresses: [Iova; 3]) -> Self {
+        let [desc, avail, used] = addresses.map(RingAddr::Iova);
+        let state = QueueState::split(0);
+        Self {
+            size,
+            desc,
+            avail,
+            used,
+            packed: false,
+            in_order: false,
+            event_idx: false,
+            indirect: false,
+            state,
+        }
+    }
+}
+
 /// Where a ring stands between two runs: what SET_VRING_BASE brings and GET_VRING_BASE asks for. What was taken before a
 /// stop is completed, unless an engine gave up on it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

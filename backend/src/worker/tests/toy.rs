@@ -9,7 +9,7 @@ use mdev_dma::{Iova, Perm, Windows};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 
 use crate::device::{Bell, Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
-use crate::ring::{QueueState, RingAddr, RingError, RingSetup};
+use crate::ring::{QueueState, RingError, RingSetup};
 use crate::sys::EventFd;
 
 /// Queues of the toy; two of them are a group.
@@ -100,18 +100,8 @@ impl Toy {
     }
 
     pub fn setup(&self, index: u16) -> QueueSetup {
-        let part = |at| RingAddr::Iova(Iova(at));
-        let ring = RingSetup {
-            size: 256,
-            desc: part(0),
-            avail: part(0x1000),
-            used: part(0x2000),
-            event_idx: false,
-            indirect: false,
-            packed: false,
-            in_order: false,
-            state: QueueState::split(100 + index),
-        };
+        let plain = RingSetup::plain(256, [0, 0x1000, 0x2000].map(Iova));
+        let ring = RingSetup { state: QueueState::split(100 + index), ..plain };
         let Ring { kick, switch, .. } = &*self.rings[usize::from(index)];
         let err = Some(Arc::new(EventFd::new().unwrap()));
         QueueSetup {
