@@ -41,6 +41,17 @@ fn guest(house: &House) -> (Guest, Channel) {
     (guest, channel)
 }
 
+/// Sends what there is room for, up to the frame of number `end`, and takes what has come back; kicks by message.
+fn turn(guest: &mut Guest, end: u64) {
+    if guest.port.send(end).expect("a device that keeps to the rules") {
+        guest.front.kick_in_band(1).expect("a kick");
+    }
+    if guest.port.receive().expect("a device that keeps to the rules") {
+        guest.front.kick_in_band(0).expect("a kick");
+    }
+    guest.port.rx.want_calls(true);
+}
+
 /// Sends so many frames and takes them back; waits for calls by message only. How many of them came.
 fn exchange(guest: &mut Guest, channel: &mut Channel, frames: u64) -> usize {
     let end = guest.port.frames().0 + frames;
@@ -48,13 +59,7 @@ fn exchange(guest: &mut Guest, channel: &mut Channel, frames: u64) -> usize {
     let mut calls = 0;
     while guest.port.frames().1 < end {
         assert!(Instant::now() < deadline, "of {end} frames came {}", guest.port.frames().1);
-        if guest.port.send(end).expect("a device that keeps to the rules") {
-            guest.front.kick_in_band(1).expect("a kick");
-        }
-        if guest.port.receive().expect("a device that keeps to the rules") {
-            guest.front.kick_in_band(0).expect("a kick");
-        }
-        guest.port.rx.want_calls(true);
+        turn(guest, end);
         while guest.port.rx.ready().is_ok_and(|ready| ready == 0) && guest.port.frames().1 < end {
             let said = channel.said();
             assert!(said.iter().all(|message| matches!(message, BackendMessage::VringCall(_))), "{said:?}");
@@ -112,13 +117,7 @@ fn calls_that_nobody_reads_hold_neither_the_guest_nor_anybody_else_up() {
     let end = guest.port.frames().0 + 20_000;
     while guest.port.frames().1 < end {
         assert!(Instant::now() < deadline, "of {end} frames came {}", guest.port.frames().1);
-        if guest.port.send(end).expect("a device that keeps to the rules") {
-            guest.front.kick_in_band(1).expect("a kick");
-        }
-        if guest.port.receive().expect("a device that keeps to the rules") {
-            guest.front.kick_in_band(0).expect("a kick");
-        }
-        guest.port.rx.want_calls(true);
+        turn(&mut guest, end);
     }
     drop((guest, channel));
     let victim = Traffic::of(house.guest());

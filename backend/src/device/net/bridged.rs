@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
 use super::bridge::{Found, Jack, Receiver, Receiving, Sender, Target};
-use super::engine::{Served, discard, serve};
+use super::engine::{Served, transmit};
 use super::header::HEADER;
 use super::incoming::{Incoming, Offered, Refusal};
 use super::offload::Offloads;
@@ -53,10 +53,7 @@ impl Bridged {
 
     /// One burst of the transmit queue.
     pub(super) fn send(&mut self, queue: &mut Queue) -> u32 {
-        if queue.switch.get() != Enabled::Yes {
-            return discard(queue);
-        }
-        serve(queue, |vring, stats| self.send_burst(vring, stats))
+        transmit(queue, |vring, stats| self.send_burst(vring, stats))
     }
 
     fn send_burst(&mut self, vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
@@ -232,20 +229,11 @@ fn fill_burst(
         }
         at = at.saturating_add(1);
     }
-    // Nothing that was read from lost pages may be shown to the receiver.
-    if frames.poisoned() {
-        return Err(RingError::Poisoned);
+    let shown = room.show(frames, stats, parked)?;
+    if shown.is_ok() {
+        *next = at;
     }
-    // The time is the sender's: it is one burst.
-    let received = match room.finish(stats, tsc::now()) {
-        Ok(received) => received,
-        Err(error) => return Ok(Err(error)),
-    };
-    *next = at;
-    if received.frames != 0 {
-        *parked = None;
-    }
-    Ok(broken.map_or(Ok(received.call), Err))
+    Ok(shown.and_then(|call| broken.map_or(Ok(call), Err)))
 }
 
 /// Gives a receive queue one frame: as it is where its driver takes that, else summed and cut here.

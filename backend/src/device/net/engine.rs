@@ -224,13 +224,22 @@ pub(super) fn serve(
     }
 }
 
-/// One burst of a transmit queue whose frames go to `consume`.
+/// [`serve`] for a transmit queue: what it is given while it is disabled is discarded.
 #[inline(always)]
-fn send(queue: &mut Queue, consume: impl FnMut(&Frame<'_, '_>)) -> u32 {
+pub(super) fn transmit(
+    queue: &mut Queue,
+    work: impl FnOnce(Vring<'_, '_>, &QueueStats) -> Result<Served, RingError>,
+) -> u32 {
     if queue.switch.get() != Enabled::Yes {
         return discard(queue);
     }
-    serve(queue, |vring, stats| send_burst(vring, stats, consume))
+    serve(queue, work)
+}
+
+/// One burst of a transmit queue whose frames go to `consume`.
+#[inline(always)]
+fn send(queue: &mut Queue, consume: impl FnMut(&Frame<'_, '_>)) -> u32 {
+    transmit(queue, |vring, stats| send_burst(vring, stats, consume))
 }
 
 #[inline(never)]

@@ -1,10 +1,11 @@
 //! A burst of a receive queue: room for frames the guest receives.
 
 use mdev_dma::{GuestSlice, Perm};
-use mdev_pin::{Burst, ResolveError};
+use mdev_pin::{Burst, Parked, ResolveError};
 use smallvec::SmallVec;
 
 use super::header::{HEADER, received};
+use super::outgoing::Outgoing;
 use super::pieces::{AHEAD, MAX_PIECES, Pieces, resolve};
 use crate::device::QueueStats;
 use crate::link::{MAX_FRAME, Room};
@@ -216,6 +217,29 @@ impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
             stats.add_burst(self.frames, self.bytes, tsc::now().wrapping_sub(began));
         }
         Ok(Received { frames: self.frames, call })
+    }
+
+    /// [`Incoming::finish`] of a burst into which frames of another guest were copied: whether the driver asks for a call, or what
+    /// is wrong with its ring. The time of such a burst is its sender's.
+    ///
+    /// # Errors
+    /// The sender's memory was lost: nothing that was read from it is shown to anybody.
+    #[inline(always)]
+    pub(super) fn show(
+        self,
+        frames: &Outgoing<'_, '_, '_>,
+        stats: &QueueStats,
+        parked: &mut Option<Parked>,
+    ) -> Result<Result<bool, RingError>, RingError> {
+        if frames.poisoned() {
+            return Err(RingError::Poisoned);
+        }
+        Ok(self.finish(stats, tsc::now()).map(|received| {
+            if received.frames != 0 {
+                *parked = None;
+            }
+            received.call
+        }))
     }
 }
 

@@ -117,17 +117,6 @@ fn pass(
         };
         sender.add_drops(cause, 1);
     }
-    // Nothing that was read from lost pages may be shown to the receiver.
-    if frames.poisoned() {
-        return Err(RingError::Poisoned);
-    }
-    // The time is the sender's: it is one burst.
-    let received = match room.finish(stats, tsc::now()) {
-        Ok(received) => received,
-        Err(error) => return Ok(Err(error)),
-    };
-    if received.frames != 0 {
-        *parked = None;
-    }
-    Ok(broken.map_or(Ok(received.call), Err))
+    let shown = room.show(frames, stats, parked)?;
+    Ok(shown.and_then(|call| broken.map_or(Ok(call), Err)))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mdev_protocol::virtio::net::NetHeader;
 use zerocopy::IntoBytes;
 
-use super::engine::{Served, discard, hush, serve};
+use super::engine::{Served, hush, serve, transmit};
 use super::header::HEADER;
 use super::incoming::{Incoming, Offered, Refusal};
 use super::offload::Offloads;
@@ -47,10 +47,7 @@ impl Tapped {
 
     /// One burst of the transmit queue.
     pub(super) fn send(&mut self, queue: &mut Queue) -> u32 {
-        if queue.switch.get() != Enabled::Yes {
-            return discard(queue);
-        }
-        serve(queue, |vring, stats| self.send_burst(vring, stats))
+        transmit(queue, |vring, stats| self.send_burst(vring, stats))
     }
 
     fn send_burst(&mut self, vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served, RingError> {
