@@ -25,8 +25,9 @@ const LOOK: Duration = Duration::from_millis(1);
 /// A worker that does not sleep counts the kicks that came all the same once in so many rounds.
 const ROUNDS_PER_COUNT: u32 = 1 << 14;
 
-/// An engine that has found no work in so many rounds while others did rests.
-const IDLE_ROUNDS: u32 = 512;
+/// An engine that has found no work in so many rounds rests as soon as others have some. It is about the time that the adaptive
+/// mode polls without work.
+const IDLE_ROUNDS: u32 = 64;
 /// While others have work, those that rest are looked after once in so many rounds: by a system call where they can kick.
 const ROUNDS_PER_LOOK: u32 = 32;
 /// The same where they cannot: one of them is polled.
@@ -194,7 +195,7 @@ impl Runner {
         if self.slots.resting_count() > 0 {
             work |= self.look_after_resting(work);
         }
-        if idle && self.slots.polled_count() > 1 {
+        if idle && work && self.slots.polled_count() > 1 {
             self.rest_idle();
         }
         if left {

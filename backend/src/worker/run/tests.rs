@@ -15,8 +15,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// One queue of each toy runs. The first has work without end, the others have come to rest.
-    fn one_busy_among(toys: &[Arc<Toy>], mode: Mode) -> Bench {
+    /// One queue of each toy runs.
+    fn of(toys: &[Arc<Toy>], mode: Mode) -> Bench {
         let (commands, receiver) = mpsc::channel();
         let (sink, source) = events().unwrap();
         let wake = Arc::new(EventFd::new().unwrap());
@@ -25,6 +25,12 @@ impl Bench {
         for (toy, key) in toys.iter().zip(0..) {
             bench.runner.start(toy.clone(), key, 0, toy.setup(0));
         }
+        bench
+    }
+
+    /// The first of the toys has work without end, the others have come to rest.
+    fn one_busy_among(toys: &[Arc<Toy>], mode: Mode) -> Bench {
+        let mut bench = Bench::of(toys, mode);
         toys[0].rings[0].added.store(u64::MAX / 2, Ordering::Release);
         // All are polled so often; then a look that finds what their start left in the poll may wake them once more.
         bench.rounds(4 * IDLE_ROUNDS);
@@ -52,6 +58,19 @@ fn a_round_visits_no_engine_that_rests_and_can_kick() {
         bench.rounds(2 * ROUNDS_PER_COUNT);
         let visits = [polls(&toys[..1]) - before[0], polls(&toys[1..]) - before[1]];
         assert_eq!(visits, [u64::from(2 * ROUNDS_PER_COUNT), 0], "{mode:?}");
+    }
+}
+
+#[test]
+fn while_nobody_has_work_all_are_visited() {
+    for mode in [Mode::Busy, Mode::Adaptive, Mode::Event] {
+        let toys: Vec<_> = (0..8).map(|_| Toy::new()).collect();
+        let mut bench = Bench::of(&toys, mode);
+        let rounds = 4 * IDLE_ROUNDS;
+        for _ in 0..rounds {
+            assert!(!bench.runner.round());
+        }
+        assert_eq!(polls(&toys), u64::from(rounds) * 8, "{mode:?}");
     }
 }
 
