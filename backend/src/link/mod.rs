@@ -42,6 +42,12 @@ mod pktgen;
 mod tap;
 mod watch;
 
+use mdev_protocol::virtio::net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+};
+
 pub use kind::{LinkError, LinkKind, LinkName};
 pub use tap::TapError;
 
@@ -54,6 +60,19 @@ pub(crate) use tap::{Lost, Tap, TapQueue};
 pub const MAX_FRAME: usize = 65_536 + ETHERNET_HEADER + 4;
 /// Destination, source, type: the smallest thing that is a frame.
 pub const ETHERNET_HEADER: usize = 14;
+
+/// The offloads that a link can have, in both directions.
+pub(crate) const OFFLOADS: u64 = VIRTIO_NET_F_CSUM
+    | VIRTIO_NET_F_HOST_TSO4
+    | VIRTIO_NET_F_HOST_TSO6
+    | VIRTIO_NET_F_HOST_ECN
+    | VIRTIO_NET_F_GUEST_CSUM
+    | VIRTIO_NET_F_GUEST_TSO4
+    | VIRTIO_NET_F_GUEST_TSO6
+    | VIRTIO_NET_F_GUEST_ECN
+    | DATAGRAMS;
+/// Of these, those that cut datagrams.
+pub(crate) const DATAGRAMS: u64 = VIRTIO_NET_F_HOST_USO | VIRTIO_NET_F_GUEST_USO4 | VIRTIO_NET_F_GUEST_USO6;
 
 /// The simple Internet mix, twelve frames: seven of 64 bytes, four of 594, one of 1518; spread out, so that no burst is
 /// of one size only.

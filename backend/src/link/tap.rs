@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mdev_protocol::virtio::net::{
-    NetHeader, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    NetHeader, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
 };
 use rustix::io::Errno;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::watch::Watch;
-use super::{ETHERNET_HEADER, Frame, LinkName, MAX_FRAME, Room, touch};
+use super::{DATAGRAMS, ETHERNET_HEADER, Frame, LinkName, MAX_FRAME, OFFLOADS, Room, touch};
 use crate::limit::LogLimit;
 use crate::sys::tap::{Arrival, Step, TapFile};
 
@@ -25,8 +24,6 @@ const READS_TSO6: u32 = 0x04;
 const READS_ECN: u32 = 0x08;
 const READS_USO: u32 = 0x20 | 0x40;
 
-/// Milliseconds that a device which ends may take to let go of its interface.
-const LEAVING: u32 = 20;
 /// Ethernet carries no shorter frame.
 const SHORTEST: usize = 60;
 
@@ -119,7 +116,7 @@ impl Tap {
     /// Why there is none.
     pub(crate) fn open(name: LinkName, queues: u16) -> Result<Self, TapError> {
         let many = queues > 1;
-        let first = match first(name, many) {
+        let first = match TapFile::open(name.as_str(), many) {
             // One that was made for several queues serves one as well, if it is asked for like that.
             Err((Step::Attach, Errno::INVAL)) if !many => TapFile::open(name.as_str(), true)
                 .map_err(|(_, why)| refused(name, many, Step::Attach, why))?,
@@ -146,18 +143,7 @@ impl Tap {
 
     /// The offloads it has: `VIRTIO_NET_F_*`.
     pub(crate) fn features(&self) -> u64 {
-        let mut features = VIRTIO_NET_F_CSUM
-            | VIRTIO_NET_F_HOST_TSO4
-            | VIRTIO_NET_F_HOST_TSO6
-            | VIRTIO_NET_F_HOST_ECN
-            | VIRTIO_NET_F_GUEST_CSUM
-            | VIRTIO_NET_F_GUEST_TSO4
-            | VIRTIO_NET_F_GUEST_TSO6
-            | VIRTIO_NET_F_GUEST_ECN;
-        if self.cuts_datagrams {
-            features |= VIRTIO_NET_F_HOST_USO | VIRTIO_NET_F_GUEST_USO4 | VIRTIO_NET_F_GUEST_USO6;
-        }
-        features
+        if self.cuts_datagrams { OFFLOADS } else { OFFLOADS & !DATAGRAMS }
     }
 
     /// The driver has acknowledged these features: the kernel leaves to it what it understands, and nothing else.
@@ -278,17 +264,6 @@ fn refused(name: LinkName, multi_queue: bool, step: Step, why: Errno) -> TapErro
         (Step::Attach, why) => TapError::System { name, what: "make or join the interface", why },
         (Step::Header, why) => TapError::System { name, what: "set the header of its frames", why },
     }
-}
-
-/// Joins the interface. A device of ours that has just ended, and had it, may still be letting go of it on its worker.
-fn first(name: LinkName, multi_queue: bool) -> Result<TapFile, (Step, Errno)> {
-    for _ in 0..LEAVING {
-        match TapFile::open(name.as_str(), multi_queue) {
-            Err((Step::Attach, Errno::BUSY)) => std::thread::sleep(std::time::Duration::from_millis(1)),
-            outcome => return outcome,
-        }
-    }
-    TapFile::open(name.as_str(), multi_queue)
 }
 
 /// One queue of a tap interface.

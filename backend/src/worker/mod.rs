@@ -27,7 +27,8 @@
 //!
 //! **Stops.** A queue that is told to stop takes nothing more, and the command is answered when its requests in flight
 //! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody. Where
-//! nobody waits for the requests either, they are cancelled as far as the engine can.
+//! nobody waits for the requests either, they are cancelled as far as the engine can. The stop of an engine's last queue is
+//! answered when the engine and its end of the link are gone: another device may have the link then.
 //!
 //! **What fails alone.** A queue on which its engine latches an error is told of once, by
 //! [`WorkerEvent::Failed`] (the engine has signalled the err eventfd); the engine's other queues and all other

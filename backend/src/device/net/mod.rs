@@ -49,7 +49,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::{Device, Engine, QueueStats};
-use crate::link::{Generator, IMIX, LinkKind, LinkName, Sink, Tap, TapError};
+use crate::link::{Generator, IMIX, LinkKind, LinkName, OFFLOADS, Sink, Tap, TapError};
 use crate::ring::MAX_RING_SIZE;
 use bridge::{MAX_PORTS, Port};
 use bridged::Bridged;
@@ -251,7 +251,7 @@ impl Device for NetDevice {
         features
             | match &self.outside {
                 Outside::Tap(tap) => tap.features(),
-                Outside::Peers(_) => offload::ALL,
+                Outside::Peers(_) => OFFLOADS,
                 Outside::None => 0,
             }
     }

@@ -10,19 +10,6 @@ use mdev_protocol::virtio::net::{
 
 use crate::link::ETHERNET_HEADER;
 
-/// Every offload that is known here, in both directions.
-pub(super) const ALL: u64 = VIRTIO_NET_F_CSUM
-    | VIRTIO_NET_F_HOST_TSO4
-    | VIRTIO_NET_F_HOST_TSO6
-    | VIRTIO_NET_F_HOST_ECN
-    | VIRTIO_NET_F_HOST_USO
-    | VIRTIO_NET_F_GUEST_CSUM
-    | VIRTIO_NET_F_GUEST_TSO4
-    | VIRTIO_NET_F_GUEST_TSO6
-    | VIRTIO_NET_F_GUEST_ECN
-    | VIRTIO_NET_F_GUEST_USO4
-    | VIRTIO_NET_F_GUEST_USO6;
-
 /// One direction: what its frames may leave undone.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Offloads {

@@ -8,9 +8,9 @@ use mdev_protocol::virtio::net::NetHeader;
 use super::packets::{NEEDS_CSUM, datagram};
 use super::pair::{HEADER, MEMORY, Pair, config, frame, is_readable};
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
-use crate::device::net::{Bridges, MAX_PORTS, NetConfig, NetConfigError, NetDevice, offload};
+use crate::device::net::{Bridges, MAX_PORTS, NetConfig, NetConfigError, NetDevice};
 use crate::device::{DropCause, Enabled};
-use crate::link::LinkKind;
+use crate::link::{LinkKind, OFFLOADS};
 use crate::ring::RingError;
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
@@ -185,8 +185,8 @@ fn receive_queue_that_is_malformed_fails_alone_and_is_reported() {
 #[test]
 fn what_a_sender_leaves_undone_is_left_to_those_who_take_it_and_done_for_the_others() {
     let bridges = Bridges::default();
-    let mut a = guest_with(&bridges, offload::ALL);
-    let (mut takes, mut plain) = (guest_with(&bridges, offload::ALL | F_MRG_RXBUF), guest(&bridges));
+    let mut a = guest_with(&bridges, OFFLOADS);
+    let (mut takes, mut plain) = (guest_with(&bridges, OFFLOADS | F_MRG_RXBUF), guest(&bridges));
     for pair in [&mut takes, &mut plain] {
         pair.offer(16, 2048);
     }
@@ -209,8 +209,8 @@ fn what_a_sender_leaves_undone_is_left_to_those_who_take_it_and_done_for_the_oth
 #[test]
 fn what_was_not_agreed_on_or_is_not_as_it_says_is_dropped_at_its_sender() {
     let bridges = Bridges::default();
-    let (mut modest, mut liar) = (guest(&bridges), guest_with(&bridges, offload::ALL));
-    let mut takes = guest_with(&bridges, offload::ALL);
+    let (mut modest, mut liar) = (guest(&bridges), guest_with(&bridges, OFFLOADS));
+    let mut takes = guest_with(&bridges, OFFLOADS);
     takes.offer(16, 2048);
     modest.send_with(NEEDS_CSUM, &datagram(&[3; 100], false), &[]);
     modest.run();
