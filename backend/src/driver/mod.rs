@@ -26,6 +26,8 @@
 mod error;
 mod front_end;
 mod memory;
+#[cfg(test)]
+mod model;
 pub mod net;
 mod order;
 mod packed;

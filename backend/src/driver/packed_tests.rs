@@ -1,8 +1,8 @@
 use super::*;
 use crate::driver::MemoryOptions;
+use crate::driver::model::{self, Taken, agrees, piece, steps};
 use mdev_protocol::virtio::packed::{EventSuppress, VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED, used_flags};
 use proptest::prelude::*;
-use std::collections::HashMap;
 
 fn options(size: u16) -> RingOptions {
     RingOptions::plain(size)
@@ -12,18 +12,6 @@ fn queue(options: RingOptions) -> (GuestMemory, PackedQueue) {
     let mut memory = GuestMemory::new(MemoryOptions::default()).unwrap();
     let queue = PackedQueue::new(&mut memory, options).unwrap();
     (memory, queue)
-}
-
-fn piece(at: u64, len: u32, device_writes: bool) -> Piece {
-    Piece { at: Iova(at), len, device_writes }
-}
-
-/// A chain as a device reads it.
-#[derive(Clone, Debug, PartialEq)]
-struct Taken {
-    id: u16,
-    slots: u16,
-    pieces: Vec<Piece>,
 }
 
 /// The naivest device: counts slots and laps from the beginning, and computes wrap counters from them.
@@ -68,7 +56,7 @@ impl NaiveDevice {
                 pieces.push(read(desc));
             }
             if desc.flags & VIRTQ_DESC_F_NEXT == 0 {
-                return Some(Taken { id: desc.id, slots, pieces });
+                return Some(Taken { head: desc.id, slots, pieces });
             }
         }
     }
@@ -77,7 +65,7 @@ impl NaiveDevice {
     fn complete(&mut self, ring: &RawPacked<'_>, skipped: &[Taken], taken: &Taken, len: u32) {
         let (slot, lap) = Self::place(self.used, ring.size());
         let written = if len > 0 { VIRTQ_DESC_F_WRITE } else { 0 };
-        ring.set_used(slot, Desc { addr: 0, len, id: taken.id, flags: used_flags(lap) | written });
+        ring.set_used(slot, Desc { addr: 0, len, id: taken.head, flags: used_flags(lap) | written });
         let slots: u16 = skipped.iter().chain([taken]).map(|chain| chain.slots).sum();
         self.used += u64::from(slots);
     }
@@ -106,7 +94,7 @@ fn chain_is_seen_by_the_device_after_publish_only() {
     assert!(!queue.publish(), "nothing new");
     for (head, chain) in heads.iter().zip(&chains) {
         let taken = device.take(&memory, &queue.raw()).unwrap();
-        assert_eq!((taken.id, &taken.pieces), (*head, chain));
+        assert_eq!((taken.head, &taken.pieces), (*head, chain));
     }
     assert_eq!(device.take(&memory, &queue.raw()), None);
 }
@@ -248,105 +236,23 @@ fn reset_returns_every_chain_and_starts_at_the_first_slot() {
     assert!(NaiveDevice::default().take(&memory, &queue.raw()).is_some());
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Prepare(usize),
-    Offer(usize),
-    Publish,
-    Take,
-    /// Which of the chains that the device has, and with how much of its capacity.
-    Complete(usize, u8),
-    Pop(u16),
-    Release(usize),
-}
+impl model::NaiveDevice<PackedQueue> for NaiveDevice {
+    fn take(&mut self, memory: &GuestMemory, queue: &PackedQueue) -> Option<Taken> {
+        self.take(memory, &queue.raw())
+    }
 
-fn steps() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        3 => (1usize..5).prop_map(Step::Prepare),
-        6 => any::<usize>().prop_map(Step::Offer),
-        3 => Just(Step::Publish),
-        6 => Just(Step::Take),
-        6 => (any::<usize>(), any::<u8>()).prop_map(|(which, share)| Step::Complete(which, share)),
-        4 => (1u16..6).prop_map(Step::Pop),
-        1 => any::<usize>().prop_map(Step::Release),
-    ]
+    fn complete(&mut self, queue: &PackedQueue, skipped: &[Taken], chain: &Taken, len: u32) {
+        self.complete(&queue.raw(), skipped, chain, len);
+    }
 }
 
 proptest! {
-    /// Maps and queues beside the ring: chains of several lengths, used in any order or in batches, across every position of the
-    /// wrap, at sizes that are no powers of two.
+    /// Also at sizes that are no powers of two, and in batches.
     #[test]
     fn ring_agrees_with_a_naive_model(
         size in 1u16..12, indirect: bool, in_order: bool, script in prop::collection::vec(steps(), 1..600)
     ) {
-        let (memory, mut queue) = queue(RingOptions { indirect, in_order, ..options(size) });
-        let mut device = NaiveDevice::default();
-        let (mut held, mut out) = (Vec::<(u16, Vec<Piece>)>::new(), HashMap::new());
-        let (mut offered, mut published) = (VecDeque::new(), VecDeque::new());
-        let (mut taken, mut used) = (Vec::<Taken>::new(), VecDeque::new());
-        let mut free = usize::from(size);
-        for (number, step) in script.into_iter().enumerate() {
-            match step {
-                Step::Prepare(count) => {
-                    let each = |each: usize| piece((number * 10 + each) as u64, each as u32 + 1, each % 2 == 1);
-                    let pieces: Vec<Piece> = (0..count).map(each).collect();
-                    let cost = if indirect { 1 } else { count };
-                    match queue.prepare(&pieces) {
-                        Ok(head) => {
-                            prop_assert!(cost <= free);
-                            free -= cost;
-                            held.push((head, pieces));
-                        }
-                        Err(_) => prop_assert!(cost > free),
-                    }
-                }
-                Step::Offer(which) if !held.is_empty() => {
-                    let (head, pieces) = held.swap_remove(which % held.len());
-                    queue.offer_each([head]).unwrap();
-                    prop_assert!(out.insert(head, pieces).is_none());
-                    offered.push_back(head);
-                }
-                Step::Publish => {
-                    queue.publish();
-                    published.append(&mut offered);
-                }
-                Step::Take => {
-                    let chain = device.take(&memory, &queue.raw());
-                    prop_assert_eq!(chain.as_ref().map(|chain| chain.id), published.pop_front());
-                    if let Some(chain) = chain {
-                        prop_assert_eq!(&chain.pieces, &out[&chain.id]);
-                        taken.push(chain);
-                    }
-                }
-                Step::Complete(which, share) if !taken.is_empty() => {
-                    let which = which % taken.len();
-                    let capacity = |chain: &Taken| writable(&chain.pieces);
-                    let skipped: Vec<Taken> = if in_order { taken.drain(..which).collect() } else { Vec::new() };
-                    let chain = taken.remove(if in_order { 0 } else { which });
-                    let len = capacity(&chain) * u32::from(share) / 255;
-                    device.complete(&queue.raw(), &skipped, &chain, len);
-                    used.extend(skipped.iter().map(|chain| Used { head: chain.id, len: capacity(chain) }));
-                    used.push_back(Used { head: chain.id, len });
-                }
-                Step::Pop(count) => {
-                    prop_assert_eq!(usize::from(queue.ready().unwrap()), used.len());
-                    let count = count.min(used.len() as u16);
-                    let mut seen = Vec::new();
-                    queue.pop_each(count, |each| seen.push(each)).unwrap();
-                    prop_assert_eq!(&seen, &used.drain(..usize::from(count)).collect::<Vec<_>>());
-                    for each in seen {
-                        held.push((each.head, out.remove(&each.head).unwrap()));
-                    }
-                }
-                Step::Release(which) if !held.is_empty() => {
-                    let (head, pieces) = held.swap_remove(which % held.len());
-                    queue.release(head).unwrap();
-                    free += if indirect { 1 } else { pieces.len() };
-                }
-                _ => {}
-            }
-            prop_assert_eq!(usize::from(queue.outstanding()), out.len());
-        }
+        agrees::<PackedQueue, NaiveDevice>(RingOptions { indirect, in_order, ..options(size) }, script)?;
     }
 }
 

@@ -1,8 +1,9 @@
 use super::*;
+use crate::driver::model::{self, Taken, agrees, piece, steps};
 use crate::driver::{MemoryError, MemoryOptions};
 use mdev_protocol::virtio::split::UsedElem;
 use proptest::prelude::*;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 fn queue(options: RingOptions) -> (GuestMemory, SplitQueue) {
     let mut memory = GuestMemory::new(MemoryOptions::default()).unwrap();
@@ -10,11 +11,8 @@ fn queue(options: RingOptions) -> (GuestMemory, SplitQueue) {
     (memory, queue)
 }
 
-fn piece(at: u64, len: u32, device_writes: bool) -> Piece {
-    Piece { at: Iova(at), len, device_writes }
-}
-
 /// The naivest device: takes heads one by one and uses them with a length of its choice.
+#[derive(Default)]
 struct NaiveDevice {
     taken: u16,
     used: u16,
@@ -191,94 +189,25 @@ fn reset_returns_every_chain_and_starts_at_zero() {
     assert!(queue.offer(head).is_ok());
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Prepare(usize),
-    Offer(usize),
-    Publish,
-    Take,
-    Complete(usize, u32),
-    Pop,
-    Release(usize),
-}
+impl model::NaiveDevice<SplitQueue> for NaiveDevice {
+    fn take(&mut self, memory: &GuestMemory, queue: &SplitQueue) -> Option<Taken> {
+        let head = self.take(&queue.raw())?;
+        Some(Taken { head, slots: 1, pieces: walk(memory, &queue.raw(), head) })
+    }
 
-fn steps() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        3 => (1usize..5).prop_map(Step::Prepare),
-        4 => any::<usize>().prop_map(Step::Offer),
-        2 => Just(Step::Publish),
-        4 => Just(Step::Take),
-        4 => (any::<usize>(), 0u32..5000).prop_map(|(which, len)| Step::Complete(which, len)),
-        4 => Just(Step::Pop),
-        1 => any::<usize>().prop_map(Step::Release),
-    ]
+    /// Batches, which only rings in order have, are played apart.
+    fn complete(&mut self, queue: &SplitQueue, _: &[Taken], chain: &Taken, len: u32) {
+        self.complete(&queue.raw(), chain.head, len);
+    }
 }
 
 proptest! {
-    /// A model of sets and queues beside the ring, whatever the order of steps and across the wrap of the index.
     #[test]
-    fn ring_agrees_with_a_naive_model(indirect: bool, script in prop::collection::vec(steps(), 1..400)) {
-        let (memory, mut queue) = queue(RingOptions { indirect, ..RingOptions::plain(8) });
-        let mut device = NaiveDevice { taken: 0, used: 0 };
-        let mut held: Vec<(u16, Vec<Piece>)> = Vec::new();
-        let mut out: HashMap<u16, Vec<Piece>> = HashMap::new();
-        let (mut offered, mut published) = (VecDeque::new(), VecDeque::new());
-        let (mut taken, mut used) = (Vec::new(), VecDeque::new());
-        let mut free = 8usize;
-        for (number, step) in script.into_iter().enumerate() {
-            match step {
-                Step::Prepare(count) => {
-                    let pieces: Vec<Piece> =
-                        (0..count).map(|each| piece((number * 10 + each) as u64, each as u32, each % 2 == 1)).collect();
-                    let cost = if indirect { 1 } else { count };
-                    match queue.prepare(&pieces) {
-                        Ok(head) => {
-                            prop_assert!(cost <= free);
-                            free -= cost;
-                            held.push((head, pieces));
-                        }
-                        Err(_) => prop_assert!(cost > free),
-                    }
-                }
-                Step::Offer(which) if !held.is_empty() => {
-                    let (head, pieces) = held.swap_remove(which % held.len());
-                    queue.offer(head).unwrap();
-                    prop_assert!(out.insert(head, pieces).is_none());
-                    offered.push_back(head);
-                }
-                Step::Publish => {
-                    queue.publish();
-                    published.append(&mut offered);
-                }
-                Step::Take => {
-                    let head = device.take(&queue.raw());
-                    prop_assert_eq!(head, published.pop_front());
-                    if let Some(head) = head {
-                        prop_assert_eq!(&walk(&memory, &queue.raw(), head), &out[&head]);
-                        taken.push(head);
-                    }
-                }
-                Step::Complete(which, len) if !taken.is_empty() => {
-                    let head = taken.swap_remove(which % taken.len());
-                    device.complete(&queue.raw(), head, len);
-                    used.push_back(Used { head, len });
-                }
-                Step::Pop => {
-                    prop_assert_eq!(usize::from(queue.ready().unwrap()), used.len());
-                    if let Some(expected) = used.pop_front() {
-                        prop_assert_eq!(queue.pop().unwrap(), expected);
-                        held.push((expected.head, out.remove(&expected.head).unwrap()));
-                    }
-                }
-                Step::Release(which) if !held.is_empty() => {
-                    let (head, pieces) = held.swap_remove(which % held.len());
-                    queue.release(head).unwrap();
-                    free += if indirect { 1 } else { pieces.len() };
-                }
-                _ => {}
-            }
-            prop_assert_eq!(usize::from(queue.outstanding()), out.len());
-        }
+    fn ring_agrees_with_a_naive_model(
+        log in 0u32..5, indirect: bool, script in prop::collection::vec(steps(), 1..600)
+    ) {
+        let options = RingOptions { indirect, ..RingOptions::plain(1 << log) };
+        agrees::<SplitQueue, NaiveDevice>(options, script)?;
     }
 }
 
@@ -287,7 +216,7 @@ fn indices_wrap_at_two_to_the_sixteenth_without_a_trace() {
     let (_memory, mut queue) = queue(RingOptions::plain(2));
     let heads =
         [queue.prepare(&[piece(0, 1, false)]).unwrap(), queue.prepare(&[piece(8, 1, false)]).unwrap()];
-    let mut device = NaiveDevice { taken: 0, used: 0 };
+    let mut device = NaiveDevice::default();
     for round in 0..70_000u32 {
         let head = heads[(round % 2) as usize];
         queue.offer(head).unwrap();
