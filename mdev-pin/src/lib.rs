@@ -116,6 +116,7 @@ mod pin;
 mod ranges;
 mod replace;
 mod revoke;
+mod search;
 mod shard;
 mod slot;
 mod sync;

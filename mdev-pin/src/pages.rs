@@ -208,7 +208,7 @@ impl Control {
             Part::Here(found) => {
                 let at = found.piece().window_offset().wrapping_add(offset);
                 try_push(&mut memory, Window { window: found.piece().window().clone(), offset: at, len })?;
-                Ok(burst.hold(&mut pinned, found, offset, len)?)
+                Ok(burst.inside().hold(&mut pinned, found, offset, len)?)
             }
             Part::There(area) => {
                 let copy = area.snapshot(offset, len)?;

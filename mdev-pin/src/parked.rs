@@ -136,7 +136,7 @@ impl Lane {
         let waiter = Arc::new(Waiter { miss, woken: AtomicBool::new(false), waker: waker.clone() });
         published.waiters.enter(&waiter);
         // Once more, after it was entered.
-        if self.reader.enter().table().answer(miss.place, miss.perm) != miss.answer {
+        if self.reader.enter().inside().table().answer(miss.place, miss.perm) != miss.answer {
             published.waiters.leave(&waiter);
             waiter.wake();
         }

@@ -101,19 +101,19 @@ impl Ranged for Piece {
 #[derive(Copy, Clone)]
 pub struct Found<'s> {
     piece: &'s Piece,
-    inside: &'s Inside<'s>,
+    inside: Inside<'s>,
 }
 
 impl<'s> Found<'s> {
     /// The piece at `iova` of the section's table.
     #[inline(always)]
-    pub fn at(inside: &'s Inside<'s>, iova: Iova) -> Option<Self> {
+    pub fn at(inside: Inside<'s>, iova: Iova) -> Option<Self> {
         inside.table().pieces.lookup(iova).map(|piece| Found { piece, inside })
     }
 
     /// All pieces of the section's table, by IOVA.
-    pub fn all(inside: &'s Inside<'s>) -> impl Iterator<Item = Found<'s>> {
-        inside.table().pieces.iter().map(|piece| Found { piece, inside })
+    pub fn all(inside: Inside<'s>) -> impl Iterator<Item = Found<'s>> {
+        inside.table().pieces.iter().map(move |piece| Found { piece, inside })
     }
 
     /// The piece itself.
@@ -124,7 +124,7 @@ impl<'s> Found<'s> {
 
     /// The section it was found in.
     #[inline(always)]
-    pub fn inside(&self) -> &'s Inside<'s> {
+    pub fn inside(&self) -> Inside<'s> {
         self.inside
     }
 
@@ -160,14 +160,15 @@ impl<'s> Found<'s> {
     }
 }
 
-/// The piece hit last, flattened so that a hit costs two comparisons; for use in one section.
+/// The piece hit last, flattened so that a hit costs two comparisons and an addition; for use in one section.
 #[derive(Copy, Clone)]
 pub struct Hint<'s> {
     first: u64,
-    /// Bytes that may be read, and written: 0 where the piece does not permit it.
+    /// The IOVA behind the bytes that may be read, and written: 0 where the piece does not permit it.
     readable: u64,
     writable: u64,
-    address: usize,
+    /// What makes an IOVA an address.
+    delta: usize,
     /// See [`Piece::window_bit`].
     pub window_bit: u64,
     /// Where pins on the piece are counted.
@@ -182,7 +183,7 @@ impl<'s> Hint<'s> {
         first: 0,
         readable: 0,
         writable: 0,
-        address: 0,
+        delta: 0,
         window_bit: 0,
         slot: 0,
         _table: std::marker::PhantomData,
@@ -192,13 +193,14 @@ impl<'s> Hint<'s> {
     #[inline(always)]
     pub fn of(found: Found<'s>) -> Self {
         let piece = found.piece;
-        let size = piece.last_offset().saturating_add(1);
-        let if_permitted = |perm| if piece.perm.contains(perm) { size } else { 0 };
+        // The very last byte of all addresses has no IOVA behind it, and is searched for.
+        let behind = piece.range.last().0.saturating_add(1);
+        let if_permitted = |perm| if piece.perm.contains(perm) { behind } else { 0 };
         Hint {
             first: piece.range.first().0,
             readable: if_permitted(Perm::READ),
             writable: if_permitted(Perm::WRITE),
-            address: piece.address,
+            delta: piece.address.wrapping_sub(piece.range.first().0 as usize),
             window_bit: piece.window_bit(),
             slot: piece.slot,
             _table: std::marker::PhantomData,
@@ -212,25 +214,24 @@ impl<'s> Hint<'s> {
     /// It is used only while the table that holds the piece is being read.
     #[inline(always)]
     pub unsafe fn for_section<'r>(self) -> Hint<'r> {
-        let Hint { first, readable, writable, address, window_bit, slot, _table } = self;
-        Hint { first, readable, writable, address, window_bit, slot, _table: std::marker::PhantomData }
+        let Hint { first, readable, writable, delta, window_bit, slot, _table } = self;
+        Hint { first, readable, writable, delta, window_bit, slot, _table: std::marker::PhantomData }
     }
 
     /// `len` bytes at `iova`, if they lie in the piece and it permits `perm`.
     #[inline(always)]
     pub fn slice(&self, iova: Iova, len: u32, perm: Perm) -> Option<GuestSlice<'s>> {
-        let size = match (perm.contains(Perm::READ), perm.contains(Perm::WRITE)) {
+        let limit = match (perm.contains(Perm::READ), perm.contains(Perm::WRITE)) {
             (_, false) => self.readable,
             (false, true) => self.writable,
             (true, true) => self.readable.min(self.writable),
         };
-        let offset = iova.0.wrapping_sub(self.first);
-        // `len - 1` wraps for a length of zero, which so never hits.
-        if offset >= size || u64::from(len).wrapping_sub(1) >= size.wrapping_sub(offset) {
+        let behind = iova.0.checked_add(u64::from(len))?;
+        if len == 0 || iova.0 < self.first || behind > limit {
             return None;
         }
-        let address = self.address.wrapping_add(offset as usize);
-        // SAFETY: as in `Found::memory`: `offset + len` lies within the piece, by the comparisons above.
+        let address = self.delta.wrapping_add(iova.0 as usize);
+        // SAFETY: as in `Found::memory`: all bytes lie in the piece, by the comparisons above.
         Some(unsafe { GuestSlice::from_raw_parts(address, len as usize) })
     }
 }

@@ -34,7 +34,7 @@ impl Part {
 
     /// Counts a slice of the piece that has this slot in the section's table.
     #[inline(always)]
-    fn count(inside: &Inside<'_>, slot: u32, slice: GuestSlice<'_>) -> Option<Part> {
+    fn count(inside: Inside<'_>, slot: u32, slice: GuestSlice<'_>) -> Option<Part> {
         // The section is open and on this thread (neither `Burst` nor what borrows it is `Send`), so this is the
         // shard's only writer, and an unmap that gates the piece waits for the section before it reads the count.
         let count = inside.counter(slot)?;
@@ -75,7 +75,7 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     /// What the section's hint resolves in one piece; `None` if it does not, or it cannot be counted.
     #[inline(always)]
-    pub fn hit(inside: &Inside<'_>, iova: Iova, len: u32, perm: Perm) -> Option<Self> {
+    pub fn hit(inside: Inside<'_>, iova: Iova, len: u32, perm: Perm) -> Option<Self> {
         let hint = inside.hint();
         Self::of(Part::count(inside, hint.slot, hint.slice(iova, len, perm)?)?)
     }
@@ -90,7 +90,7 @@ impl Pinned {
     /// Adds a snapshot of bytes in the area that has this slot in the section's table; `None` if they cannot be counted.
     pub fn add_snapshot(
         to: &mut Option<Self>,
-        inside: &Inside<'_>,
+        inside: Inside<'_>,
         slot: u32,
         snapshot: &Arc<Snapshot>,
     ) -> Option<()> {

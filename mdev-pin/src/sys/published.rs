@@ -55,6 +55,7 @@ impl Published {
             recent: Recent::new(),
             counted: Cell::new(None),
             missed: Cell::new(None),
+            touched: Cell::new(0),
         }
     }
 
@@ -191,6 +192,9 @@ pub struct Reader {
     counted: Cell<Option<Counted>>,
     /// Where a section looked last for what is not there.
     missed: Cell<Option<Miss>>,
+    /// The windows that the section resolved from, see `Piece::window_bit`; a collision can only make
+    /// `Burst::poisoned` too careful.
+    touched: Cell<u64>,
 }
 
 /// The counter that was used last. It is one of the reader's shard, which never moves or drops one.
@@ -242,7 +246,7 @@ impl Reader {
     /// Opens a read-side section. A section that was forgotten (`mem::forget`) never ends for those who wait, but
     /// can be followed by another one.
     #[inline(always)]
-    pub fn enter(&mut self) -> Inside<'_> {
+    pub fn enter(&mut self) -> Section<'_> {
         // From even to the next odd number; from odd (a forgotten section) to the odd number after it.
         let odd = self.sequence.wrapping_add(1) | 1;
         self.shard.enter(odd);
@@ -251,7 +255,7 @@ impl Reader {
         // SAFETY: `table` came from `Arc::into_raw` and is freed only by a `Retired` whose grace began after the
         // pointer was replaced. That grace waits for this shard, which is in `published.shards` because `reader()`
         // put it there and `in_use` keeps it while `self.shard` lives: either the grace saw `odd` and waits for
-        // `Inside` to be dropped, or this load came after its fence and saw the replacement.
+        // `Section` to be dropped, or this load came after its fence and saw the replacement.
         let table = unsafe { &*table };
         // After the announcement: a page that is lost from here on differs from this.
         let epoch = poison_epoch();
@@ -259,7 +263,9 @@ impl Reader {
         if remembered.table != table.id || remembered.epoch != epoch {
             self.remembered.set(Remembered { table: table.id, epoch, hint: Hint::NONE });
         }
-        Inside { table, reader: self, even: self.sequence }
+        // What an earlier section remembered may be hit without a search.
+        self.touched.set(self.remembered.get().hint.window_bit);
+        Section { inside: Inside { table, reader: self } }
     }
 
     /// The note that the last miss left, once.
@@ -273,31 +279,52 @@ impl Reader {
     }
 }
 
-/// Inside a read-side section.
+/// A read-side section; it ends when this is dropped.
+pub struct Section<'r> {
+    inside: Inside<'r>,
+}
+
+impl Section<'_> {
+    /// The inside, for not longer than the section: the borrow is of `self`.
+    #[inline(always)]
+    pub fn inside(&self) -> Inside<'_> {
+        self.inside
+    }
+}
+
+impl Drop for Section<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let reader = self.inside.reader;
+        reader.shard.leave(reader.sequence);
+    }
+}
+
+/// Inside a read-side section. Passed by value, so that a burst can stay in registers: what is behind a reference must be
+/// loaded again after every access to guest memory.
+#[derive(Copy, Clone)]
 pub struct Inside<'r> {
     table: &'r Table,
     reader: &'r Reader,
-    even: u64,
 }
 
-impl Inside<'_> {
-    /// Not longer than the section: the borrow is of `self`.
+impl<'r> Inside<'r> {
     #[inline(always)]
-    pub fn table(&self) -> &Table {
+    pub fn table(self) -> &'r Table {
         self.table
     }
 
     /// The piece that was remembered last.
     #[inline(always)]
-    pub fn hint(&self) -> Hint<'_> {
-        // SAFETY: `enter` cleared what was not remembered in `self.table`, which is read during the borrow of
-        // `self`; `remember` took the rest from a piece of it, and `recall` from a piece of one with the same id.
+    pub fn hint(self) -> Hint<'r> {
+        // SAFETY: `enter` cleared what was not remembered in `self.table`, which is read during `'r`;
+        // `remember` took the rest from a piece of it, and `recall` from a piece of one with the same id.
         unsafe { self.reader.remembered.get().hint.for_section() }
     }
 
     /// Remembers a piece that was hit at `iova`, if it is of this section's table.
     #[inline(always)]
-    pub fn remember(&self, found: Found<'_>, iova: Iova) {
+    pub fn remember(self, found: Found<'_>, iova: Iova) {
         if std::ptr::eq(found.inside().table, self.table) {
             // SAFETY: it is used again only while a section reads the table with this id.
             let hint = unsafe { Hint::of(found).for_section() };
@@ -311,7 +338,7 @@ impl Inside<'_> {
 
     /// Makes the piece that was hit in the page of `iova` of late, in this table, the one hit last.
     #[inline(always)]
-    pub fn recall(&self, iova: Iova) -> bool {
+    pub fn recall(self, iova: Iova) -> bool {
         let last = self.reader.remembered.get();
         let Some((page, place)) = self.reader.recent.place(iova) else { return false };
         let (of, recent) = place.get();
@@ -323,22 +350,33 @@ impl Inside<'_> {
         good
     }
 
+    /// Counts windows in among those that the section resolved from.
+    #[inline(always)]
+    pub fn touch(self, windows: u64) {
+        self.reader.touched.set(self.reader.touched.get() | windows);
+    }
+
+    /// The windows that the section resolved from.
+    pub fn touched(self) -> u64 {
+        self.reader.touched.get()
+    }
+
     /// Leaves a note of a place that is not there.
     #[cold]
-    pub fn missed(&self, place: Place, perm: Perm) {
+    pub fn missed(self, place: Place, perm: Perm) {
         self.reader.missed.set(Some(Miss { place, perm, answer: self.table.answer(place, perm) }));
     }
 
     /// The poison epoch at which the section was opened.
     #[inline(always)]
-    pub fn epoch(&self) -> u64 {
+    pub fn epoch(self) -> u64 {
         self.reader.remembered.get().epoch
     }
 
     /// The lane's counter for pins on `slot`; `None` if it cannot be counted. Its shard is registered, and so kept while a
     /// pin is counted on it.
     #[inline(always)]
-    pub fn counter(&self, slot: u32) -> Option<&Count> {
+    pub fn counter(self, slot: u32) -> Option<&'r Count> {
         match self.reader.counted.get() {
             // SAFETY: of the reader's own shard, which the reader keeps.
             Some(last) if last.slot == slot => Some(unsafe { last.count.as_ref() }),
@@ -347,7 +385,7 @@ impl Inside<'_> {
     }
 
     #[inline(never)]
-    fn other_counter(&self, slot: u32) -> Option<&Count> {
+    fn other_counter(self, slot: u32) -> Option<&'r Count> {
         if !self.reader.may_pin {
             return None;
         }
@@ -355,18 +393,9 @@ impl Inside<'_> {
         self.reader.counted.set(Some(Counted { slot, count: NonNull::from(count) }));
         Some(count)
     }
-}
 
-impl Inside<'_> {
     /// Why [`Inside::counter`] has none.
-    pub fn uncounted(&self) -> ResolveError {
+    pub fn uncounted(self) -> ResolveError {
         if self.reader.may_pin { ResolveError::Overflow } else { ResolveError::NotPinning }
-    }
-}
-
-impl Drop for Inside<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        self.reader.shard.leave(self.even);
     }
 }
