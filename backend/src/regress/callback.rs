@@ -1,7 +1,7 @@
 //! Callbacks into a device that take their time, or come at a bad one.
 use super::run::{Run, lock};
 use super::scenario::{Body, Outcome, Scenario, expect, expect_equal};
-use super::space::{BOTH, LONG, PAGE, SECOND, area, await_that, beside, memory, range, stopped};
+use super::space::{BOTH, LONG, PAGE, SECOND, area, await_that, beside, memory, pause, range, stopped};
 use mdev_dma::{Iova, IovaRange, Windows};
 use mdev_pin::{Access, AccessOps, Ioas, Pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -124,7 +124,7 @@ fn destroy_vs_callback(run: &Run) -> Outcome {
             let begun = await_that("the close begins", || closing.load(Ordering::SeqCst));
             for _ in 0..100 {
                 random.spin();
-                std::thread::yield_now();
+                pause();
             }
             let early = closed.load(Ordering::SeqCst);
             device.go.store(true, Ordering::SeqCst);

@@ -3,8 +3,8 @@ use super::owner::{goes_on, owned, work};
 use super::run::Run;
 use super::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
 use super::space::{
-    BOTH, EFAULT, EINVAL, LONG, PAGE, SECOND, Space, area, await_that, beside, expect_errno, memory, range,
-    stopped,
+    BOTH, EFAULT, EINVAL, LONG, PAGE, SECOND, Space, area, await_that, beside, expect_errno, memory, pause,
+    range, stopped,
 };
 use crate::sys::OwnerProcess;
 use mdev_dma::{Area, Iova, IovaRange, Process, ProcessExtent, UserAddr, Windows};
@@ -155,7 +155,7 @@ fn mapping_and_changing(space: &Space, one: &Account, other: &Account) -> Outcom
         while !stopped(stop) {
             space.ioas.map(area(&file, 1 << 40, PAGE, 0)?)?;
             space.ioas.unmap(range(1 << 40, PAGE)?, LONG)?;
-            std::thread::yield_now();
+            pause();
         }
         Ok(())
     };
@@ -166,7 +166,7 @@ fn mapping_and_changing(space: &Space, one: &Account, other: &Account) -> Outcom
                 Ok(()) => {}
                 Err(error) => expect_equal(error.errno(), EBUSY, "a change while somebody maps")?,
             }
-            std::thread::yield_now();
+            pause();
         }
         Ok(())
     })?;

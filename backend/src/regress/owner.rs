@@ -4,7 +4,7 @@ use super::run::Run;
 use super::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
 use super::space::{
     Attached, BOTH, EINVAL, ENOENT, LONG, PAGE, SECOND, Space, area, await_that, beside, errno, expect_errno,
-    range, stopped,
+    pause, range, stopped,
 };
 use crate::sys::OwnerProcess;
 use mdev_dma::{BackingFile, FilePolicy, Iova, IovaRange};
@@ -116,7 +116,7 @@ fn trapped_mmio_no_close(run: &Run) -> Outcome {
             while !stopped(stop) {
                 expect_equal(space.ioas.unmap(whole, LONG)?, PAGE, "bytes unmapped")?;
                 space.ioas.map(area(&file, 0, PAGE, 0)?)?;
-                std::thread::yield_now();
+                pause();
             }
             Ok(())
         };

@@ -2,14 +2,14 @@
 use super::run::Run;
 use super::scenario::{Body, Failure, Outcome, Scenario, expect_equal};
 use super::space::{
-    BOTH, ENOENT, LONG, PAGE, SECOND, Space, Work, area, await_that, beside, errno, memory, range, stopped,
+    BOTH, ENOENT, LONG, PAGE, SECOND, Space, Work, area, await_that, beside, errno, memory, pause, range,
+    stopped,
 };
 use mdev_dma::Iova;
 use mdev_pin::{Lane, ParkState, Parked};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Wake, Waker};
-use std::thread;
 use std::time::{Duration, Instant};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -45,7 +45,7 @@ fn park(lane: &mut Lane, bell: &Arc<Bell>, patience: Duration) -> Result<Parked,
 
 fn await_end(parked: &Parked) -> ParkState {
     while parked.state() == ParkState::Waiting {
-        thread::yield_now();
+        pause();
     }
     parked.state()
 }

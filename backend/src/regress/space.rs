@@ -169,9 +169,15 @@ pub fn await_that(what: &str, mut done: impl FnMut() -> bool) -> Outcome {
         if Instant::now() >= deadline {
             return Err(Failure::new(format!("in vain: {what}")));
         }
-        thread::yield_now();
+        pause();
     }
     Ok(())
+}
+
+/// Lets other threads run. A sleep, as a yield would forfeit a whole slice: beside threads that spin, some hundred of
+/// them starve who yields.
+pub fn pause() {
+    thread::sleep(Duration::from_micros(10));
 }
 
 /// Work for a thread that goes on until the flag says stop.

@@ -3,7 +3,7 @@ use super::run::Run;
 use super::scenario::{Body, Outcome, Scenario, expect, expect_equal};
 use super::space::{
     BOTH, EDEADLK, EINVAL, ENOENT, LONG, PAGE, SECOND, SHORT, Space, area, await_that, beside, errno,
-    expect_errno, memory, range, stopped,
+    expect_errno, memory, pause, range, stopped,
 };
 use mdev_dma::{Iova, IovaRange};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,7 +113,7 @@ fn pin_record_gap(run: &Run) -> Outcome {
             let pin = burst.pin(Iova(8), 64, BOTH)?;
             pinned.store(true, Ordering::SeqCst);
             while !go.load(Ordering::SeqCst) && !stopped(stop) {
-                std::thread::yield_now();
+                pause();
             }
             space.device.record(range(8, 64)?, pin);
             Ok(())

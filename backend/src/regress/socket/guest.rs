@@ -5,7 +5,7 @@ use crate::driver::{FrontEnd, GuestMemory, MemoryOptions, Part, Piece, RingFds, 
 use crate::perf::frames;
 use crate::regress::run::lock;
 use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
-use crate::regress::space::{LONG, PAGE, stopped};
+use crate::regress::space::{LONG, PAGE, pause, stopped};
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::vhost_user::{MemoryRegion, VringAddr};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
@@ -250,7 +250,7 @@ pub fn exchange(memory: &Memory, fds: &[RingFds; 2], frames: u64) -> Outcome {
         if Instant::now() >= deadline {
             return Err(Failure::new(format!("of {end} frames came {}", port.seen)));
         }
-        std::thread::yield_now();
+        pause();
     }
     Ok(())
 }
@@ -260,7 +260,7 @@ pub fn churn(memory: &Memory, fds: &[RingFds; 2], stop: &AtomicBool) -> Outcome 
     while !stopped(stop) {
         lock(&memory.port).churn()?;
         kick(fds);
-        std::thread::yield_now();
+        pause();
     }
     Ok(())
 }

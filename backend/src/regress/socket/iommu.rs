@@ -5,7 +5,7 @@ use super::server::{Server, mappings};
 use crate::driver::FrontEnd;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
-use crate::regress::space::{LONG, PAGE, SECOND, await_that};
+use crate::regress::space::{LONG, PAGE, SECOND, await_that, pause};
 use crate::store::Direction;
 use mdev_protocol::frame::{Connection, Received};
 use mdev_protocol::vhost_user::{
@@ -132,7 +132,7 @@ fn until(mut done: impl FnMut() -> Result<bool, Failure>) -> Outcome {
     let began = Instant::now();
     while !done()? {
         expect(began.elapsed() < LONG, "it ends in time")?;
-        std::thread::yield_now();
+        pause();
     }
     Ok(())
 }

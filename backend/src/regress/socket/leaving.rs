@@ -5,7 +5,7 @@ use super::server::{Server, mappings};
 use crate::regress::random::Random;
 use crate::regress::run::{Run, lock};
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect_equal};
-use crate::regress::space::{SECOND, await_that, beside, stopped};
+use crate::regress::space::{SECOND, await_that, beside, pause, stopped};
 use mdev_dma::GuestSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -54,7 +54,7 @@ pub fn expect_untouched(buffers: GuestSlice<'_>, random: &mut Random) -> Outcome
     buffers.fill(MARK);
     for _ in 0..20 {
         random.spin();
-        std::thread::yield_now();
+        pause();
     }
     let mut bytes = vec![0; buffers.len()];
     buffers.copy_to(&mut bytes);
