@@ -49,11 +49,11 @@ fn front_ends_go(lab: &Lab) -> Result<(), Skip> {
         testpmd.kill();
         // A listening virtio-user does not replace a socket that a killed one has left.
         std::fs::remove_file(lab.work().join("front.sock")).expect("it was there");
+        mdevd.expect("nobody to serve", EXCHANGE);
         let now = mdevd.counters()[1].packets();
         assert!(now > packets, "counters begin anew with a connection: {packets}, then {now}");
         packets = now;
     }
-    mdevd.expect("nobody to serve", EXCHANGE);
     mdevd.terminate();
     Ok(())
 }
