@@ -163,6 +163,10 @@ impl Slot {
                 if self.translated {
                     queue = queue.behind_iommu(self.asking(member.index, sink));
                 }
+                if state != QueueState::fresh(state.next_used.is_some()) {
+                    // Whoever served it before may have used chains and called nobody, or nobody who listens now.
+                    queue.call();
+                }
                 self.engine.start_queue(queue);
                 member.watch(self.device.name(), poll);
             }
@@ -251,8 +255,13 @@ impl Slot {
         }
     }
 
+    /// Calls on `call` from now on, and once at once: front-ends replace the eventfd of a ring that runs, and do not listen to what
+    /// the old one was told a moment before.
     pub(super) fn set_call(&mut self, index: u16, call: Option<Arc<EventFd>>) {
-        self.engine.with_queue(index, &mut |queue| queue.call.clone_from(&call));
+        self.engine.with_queue(index, &mut |queue| {
+            queue.call.clone_from(&call);
+            queue.call();
+        });
     }
 
     pub(super) fn set_err(&mut self, index: u16, err: Option<Arc<EventFd>>) {

@@ -282,11 +282,37 @@ fn the_err_eventfd_can_be_replaced_while_the_queue_runs() {
     bench.start(&toy, KEY, 0);
     let err = Arc::new(EventFd::new().unwrap());
     bench.worker.send(Command::SetErr { device_key: KEY, index: 0, err: Some(err.clone()) });
-    bench.worker.send(Command::SetCall { device_key: KEY, index: 0, call: Some(err.clone()) });
     toy.rings[0].malformed.store(true, Ordering::Relaxed);
     toy.rings[0].kick.as_ref().unwrap().signal();
     bench.expect(|event| matches!(event, WorkerEvent::Failed { .. }));
     assert_eq!(err.drain(), Kicks::Some(1));
+}
+
+#[test]
+fn a_call_that_replaces_another_is_made_at_once_as_the_last_one_may_not_have_been_heard() {
+    let toy = Toy::new();
+    let mut bench = Bench::new(Mode::Event);
+    bench.start(&toy, KEY, 0);
+    let call = Arc::new(EventFd::new().unwrap());
+    bench.worker.send(Command::SetCall { device_key: KEY, index: 0, call: Some(call.clone()) });
+    until("it is called", || call.drain() == Kicks::Some(1));
+}
+
+#[test]
+fn a_ring_that_was_in_use_is_called_for_at_its_start_and_a_fresh_one_is_not() {
+    let toy = Toy::new();
+    let mut bench = Bench::new(Mode::Event);
+    for (state, calls) in [(QueueState::split(0), 0), (QueueState::split(100), 1)] {
+        let call = Arc::new(EventFd::new().unwrap());
+        let mut setup = toy.setup(0);
+        (setup.ring.state, setup.call) = (state, Some(call.clone()));
+        let (device, setup) = (toy.clone(), Box::new(setup));
+        bench.worker.send(Command::Start { token: 5, device, device_key: KEY, features: 0, setup });
+        bench.expect(|event| matches!(event, WorkerEvent::Started { token: 5 }));
+        bench.stop(KEY, 0);
+        let heard = call.drain();
+        assert_eq!(heard == Kicks::Some(1), calls == 1, "{state:?}: {heard:?}");
+    }
 }
 
 #[test]
