@@ -40,7 +40,7 @@
 //!
 //! # What it does not implement
 //!
-//! Devices other than network devices, transports other than vhost-user, packed rings. Each module says more.
+//! Devices other than network devices, transports other than vhost-user. Each module says more.
 
 pub mod cli;
 pub mod daemon;

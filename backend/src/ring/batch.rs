@@ -2,12 +2,31 @@
 //! starts.
 
 use mdev_dma::{GuestSlice, Iova};
-use mdev_protocol::virtio::split::{avail_entry, used_entry};
+use mdev_protocol::virtio::split::{VIRTQ_DESC_F_WRITE, avail_entry, used_entry};
 
 use super::chain::{Buffer, MAX_CHAIN};
 
 /// Chains a burst may hold.
 pub const MAX_BURST: usize = 256;
+
+/// A chain that was completed, as an entry of a used ring.
+#[derive(Copy, Clone)]
+pub(super) struct Use(u64);
+
+impl Use {
+    /// The head or buffer id.
+    #[inline(always)]
+    pub(super) fn id(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Length and id where a packed ring's descriptor has them, with WRITE if anything was written.
+    #[inline(always)]
+    pub(super) fn packed(self) -> u64 {
+        let written = if self.0 >> 32 == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
+        self.0.rotate_left(32) | u64::from(written) << 48
+    }
+}
 
 /// The notes of one burst.
 #[derive(Debug)]
@@ -138,14 +157,12 @@ impl Batch {
         true
     }
 
-    /// What was completed: the bytes written, the buffer id, and all the ids that it speaks for if there are more.
+    /// What was completed, one after the other; and all the ids that the first of them speaks for, if there are more.
     #[inline(always)]
-    pub(super) fn uses(&self) -> impl Iterator<Item = (u32, u16, &[[u8; 2]])> {
-        let mut run = self.heads.get(..self.run).unwrap_or_default();
-        self.used.get(..self.completed).unwrap_or_default().iter().map(move |entry| {
-            let entry = u64::from_le_bytes(*entry);
-            ((entry >> 32) as u32, entry as u16, std::mem::take(&mut run))
-        })
+    pub(super) fn uses(&self) -> (&[[u8; 2]], impl Iterator<Item = Use>) {
+        let run = self.heads.get(..self.run).unwrap_or_default();
+        let entries = self.used.get(..self.completed).unwrap_or_default();
+        (run, entries.iter().map(|entry| Use(u64::from_le_bytes(*entry))))
     }
 
     /// Writes what was completed into the used ring from the free-running index `next` on, forgets it, and says which index comes

@@ -95,8 +95,8 @@ impl Descriptor {
 /// The two words of a descriptor, in either format.
 #[inline(always)]
 fn words(table: &GuestSlice<'_>, index: u16) -> Option<[u64; 2]> {
-    let words = table.read::<[u64; 2]>(usize::from(index).wrapping_mul(DESC_LEN))?;
-    Some(words.map(u64::from_le))
+    let [iova, rest] = table.read::<[u64; 2]>(usize::from(index).wrapping_mul(DESC_LEN))?;
+    Some([u64::from_le(iova), u64::from_le(rest)])
 }
 
 impl Source<'_, '_> {

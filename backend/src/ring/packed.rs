@@ -4,20 +4,20 @@
 //! whoever sees the first one sees them all. A used descriptor stands at the first slot of the chains that were used, in
 //! the order in which they were; how many slots a chain took is remembered under its buffer id while it is in flight.
 
+use std::hint::cold_path;
 use std::sync::atomic::{Ordering, fence};
 
 use mdev_dma::{GuestSlice, Perm};
 use mdev_pin::Burst;
 use mdev_protocol::virtio::packed::{
-    DESC_LEN, EVENT_FLAGS_OFFSET, EVENT_LEN, LEN_OFFSET, Position, RING_EVENT_FLAGS_DESC,
-    RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, VIRTQ_DESC_F_WRITE, desc_len, is_size, needs_event,
-    used_flags,
+    EVENT_FLAGS_OFFSET, EVENT_LEN, Position, RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE,
+    RING_EVENT_FLAGS_ENABLE, desc_len, is_size, needs_event, used_flags,
 };
 
 use super::batch::Batch;
 use super::chain::Chain;
 use super::idle::Shape;
-use super::packed_chain::{Descriptor, Source};
+use super::packed_chain::{Descriptor, Slot, Source};
 use super::place::{LOST, Parts, Places, Wanted};
 use super::{Part, QueueState, RingError};
 
@@ -57,19 +57,8 @@ impl Packed {
     #[inline(always)]
     pub(super) fn forget(&mut self, batch: &Batch) {
         if batch.taken() != 0 {
-            self.clear(batch.last(batch.taken()));
+            end_all(&mut self.spans, batch.last(batch.taken()));
         }
-    }
-
-    /// Takes chains off the books, and says how many slots they had.
-    fn clear(&mut self, ids: &[[u8; 2]]) -> u16 {
-        ids.iter().fold(0, |slots, id| slots.wrapping_add(self.end(u16::from_le_bytes(*id))))
-    }
-
-    /// A chain is in flight no longer. Its slots, 0 if it was not.
-    #[inline(always)]
-    fn end(&mut self, id: u16) -> u16 {
-        self.spans.get_mut(usize::from(id)).map_or(0, std::mem::take)
     }
 
     #[inline(always)]
@@ -84,6 +73,7 @@ impl Packed {
             None => find(shape.size, places, burst)?,
         };
         let [desc, driver, device] = parts;
+        let desc = desc.pairs().ok_or(LOST)?;
         let next_avail = self.next_avail;
         Ok(OpenPacked { ring: self, desc, driver, device, next_avail })
     }
@@ -106,7 +96,7 @@ fn find<'s>(size: u16, places: &mut Places, burst: &'s Burst<'_>) -> Result<Part
 /// A packed ring in one burst.
 pub(super) struct OpenPacked<'r> {
     ring: &'r mut Packed,
-    desc: GuestSlice<'r>,
+    desc: &'r [Slot],
     driver: GuestSlice<'r>,
     device: GuestSlice<'r>,
     next_avail: Position,
@@ -122,7 +112,7 @@ impl OpenPacked<'_> {
     #[inline(always)]
     pub(super) fn pending(&self, size: u16) -> Result<u16, RingError> {
         let at = self.next_avail;
-        let desc = Descriptor::load(&self.desc, at.slot).ok_or(LOST)?;
+        let desc = Descriptor::load(self.desc.get(usize::from(at.slot)).ok_or(LOST)?);
         match desc.is_available(at.wrap) {
             false => Ok(0),
             true if self.free(size) == 0 => Err(RingError::Overrun { size }),
@@ -141,49 +131,65 @@ impl OpenPacked<'_> {
     ) -> Result<usize, RingError> {
         let Shape { size, indirect, .. } = shape;
         let source = Source { burst, ring: self.desc, size, indirect };
-        let mut free = self.free(size);
-        let (mut at, spans) = (self.next_avail, &mut *self.ring.spans);
+        let (mut at, mut free) = (self.next_avail, self.free(size));
+        let spans = &mut *self.ring.spans;
         let (ids, scratch) = batch.fresh(max);
         let mut taken = 0usize;
         let mut outcome = Ok(());
-        for place in ids {
-            let Some(desc) = Descriptor::load(&source.ring, at.slot) else { break };
-            if !desc.is_available(at.wrap) {
-                break;
+        while let Some(places) = ids.get_mut(taken..).filter(|places| !places.is_empty()) {
+            // What nearly all chains are, in a straight line up to the end of the ring.
+            let straight = self.desc.get(at.slot.into()..).unwrap_or_default();
+            let straight = straight.get(..free.into()).unwrap_or(straight);
+            let mut single = 0u16;
+            for (slot, place) in straight.iter().zip(&mut *places) {
+                let desc = Descriptor::load(slot);
+                let id = desc.id();
+                let span = match spans.get_mut(usize::from(id)) {
+                    Some(span) if *span == 0 && desc.is_single(at.wrap) => span,
+                    _ => break,
+                };
+                let one = desc.buffer(slot);
+                // A call for each form, so that it is compiled for what it gets.
+                outcome = if desc.writes() {
+                    each(Chain { head: id, readable: &[], writable: &[one] })
+                } else {
+                    each(Chain { head: id, readable: &[one], writable: &[] })
+                };
+                if outcome.is_err() {
+                    break;
+                }
+                *span = 1;
+                *place = id.to_le_bytes();
+                single = single.wrapping_add(1);
             }
-            if free == 0 {
-                outcome = Err(RingError::Overrun { size });
-                break;
-            }
-            let (mut id, mut slots) = (desc.id(), 1u16);
-            // A call for each form, so that it is compiled for what it gets; and who is in flight is asked before.
-            outcome = if desc.is_single() {
-                enlist(spans, id, size).and_then(|span| {
-                    let one = desc.buffer(&source.ring, at.slot);
-                    if desc.writes() {
-                        each(Chain { head: id, readable: &[], writable: &[one] })?;
-                    } else {
-                        each(Chain { head: id, readable: &[one], writable: &[] })?;
-                    }
-                    *span = 1;
-                    Ok(())
-                })
-            } else {
-                source.chain(at, free, desc, scratch).and_then(|(chain, found)| {
-                    (id, slots) = (chain.head, found);
-                    let span = enlist(spans, id, size)?;
-                    each(chain)?;
-                    *span = slots;
-                    Ok(())
-                })
-            };
+            at = at.advance(single, size);
+            free = free.wrapping_sub(single);
+            taken = taken.wrapping_add(single.into());
             if outcome.is_err() {
                 break;
             }
-            *place = id.to_le_bytes();
-            at = at.advance(slots, size);
-            free = free.wrapping_sub(slots);
-            taken = taken.wrapping_add(1);
+            // What stopped it is read anew: the end of what waits, a chain of another form, or one that is wrong.
+            let Some(place) = ids.get_mut(taken) else { break };
+            let found = source.chain(at, free, scratch).and_then(|chain| {
+                let Some((chain, slots)) = chain else { return Ok(None) };
+                let span = enlist(spans, chain.head, size)?;
+                each(chain)?;
+                *span = slots;
+                Ok(Some((chain.head, slots)))
+            });
+            match found {
+                Ok(Some((id, slots))) => {
+                    *place = id.to_le_bytes();
+                    at = at.advance(slots, size);
+                    free = free.wrapping_sub(slots);
+                    taken = taken.wrapping_add(1);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
         }
         if taken == 0 {
             outcome?;
@@ -195,7 +201,7 @@ impl OpenPacked<'_> {
 
     /// Gives back the chains with these ids, the last that were taken.
     pub(super) fn untake(&mut self, size: u16, ids: &[[u8; 2]]) {
-        let slots = self.ring.clear(ids);
+        let slots = end_all(&mut self.ring.spans, ids);
         self.next_avail = self.next_avail.retreat(slots, size);
     }
 
@@ -205,27 +211,39 @@ impl OpenPacked<'_> {
         let Self { ring, desc, driver, next_avail, .. } = self;
         ring.next_avail = next_avail;
         let from = ring.next_used;
-        let (mut at, mut passed) = (from, 0u16);
-        let mut first = None;
-        for (len, id, run) in batch.uses() {
-            // With one entry for all of them the driver walks through its chains up to this one (2.8.9).
-            let slots = if run.is_empty() { ring.end(id) } else { ring.clear(run) };
+        let spans = &mut *ring.spans;
+        let (run, mut uses) = batch.uses();
+        // With one entry for all of them the driver walks through its chains up to this one (2.8.9).
+        let together =
+            if run.is_empty() { None } else { uses.next().map(|used| (used, end_all(spans, run))) };
+        let first = together.filter(|(_, slots)| *slots != 0);
+        let mut each = uses.by_ref().map(|used| (used, end(spans, used.id())));
+        let first = first.or_else(|| each.find(|(_, slots)| *slots != 0));
+        let Some((first, mut passed)) = first else {
+            drop(uses);
+            batch.clear();
+            return Ok(false);
+        };
+        let mut at = from.advance(passed, size);
+        let mut lap = used_lap(at.wrap);
+        for used in uses {
+            let slots = end(spans, used.id());
             if slots == 0 {
                 // Not in flight: it has been used before.
                 continue;
             }
-            let word = used_word(len, id, at.wrap);
-            match first {
-                None => first = Some(word),
-                Some(_) => store(&desc, at.slot, word, Ordering::Relaxed)?,
-            }
-            at = at.advance(slots, size);
+            store(desc, at.slot, used.packed() | lap, Ordering::Relaxed)?;
             passed = passed.wrapping_add(slots);
+            at.slot = at.slot.wrapping_add(slots);
+            if at.slot >= size {
+                cold_path();
+                at = Position { slot: at.slot.wrapping_sub(size), wrap: !at.wrap };
+                lap = used_lap(at.wrap);
+            }
         }
         batch.clear();
-        let Some(first) = first else { return Ok(false) };
         ring.next_used = at;
-        store(&desc, from.slot, first, Ordering::Release)?;
+        store(desc, from.slot, first.packed() | used_lap(from.wrap), Ordering::Release)?;
         // The descriptors must be out before the driver's wish is read: it publishes its wish and looks at them again.
         fence(Ordering::SeqCst);
         let wish = u32::from_le(driver.load_u32(0, Ordering::Relaxed).ok_or(LOST)?);
@@ -264,15 +282,27 @@ fn enlist(spans: &mut [u16], id: u16, size: u16) -> Result<&mut u16, RingError> 
     }
 }
 
-/// Length, id and flags of a used descriptor.
+/// Takes a chain off the books, and says how many slots it had: 0 if it is not in flight.
 #[inline(always)]
-fn used_word(len: u32, id: u16, wrap: bool) -> u64 {
-    let written = if len == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
-    u64::from(len) | u64::from(id) << 32 | u64::from(used_flags(wrap) | written) << 48
+fn end(spans: &mut [u16], id: u16) -> u16 {
+    spans.get_mut(usize::from(id)).map_or(0, std::mem::take)
+}
+
+/// The same for many: how many slots they had together.
+#[inline(always)]
+fn end_all(spans: &mut [u16], ids: &[[u8; 2]]) -> u16 {
+    ids.iter().fold(0, |slots, id| slots.wrapping_add(end(spans, u16::from_le_bytes(*id))))
+}
+
+/// The flags of a used descriptor in a lap of the ring.
+#[inline(always)]
+fn used_lap(wrap: bool) -> u64 {
+    u64::from(used_flags(wrap)) << 48
 }
 
 #[inline(always)]
-fn store(desc: &GuestSlice<'_>, slot: u16, word: u64, order: Ordering) -> Result<(), RingError> {
-    let at = usize::from(slot).wrapping_mul(DESC_LEN).wrapping_add(LEN_OFFSET);
-    desc.store_u64(at, word.to_le(), order).ok_or(LOST)
+fn store(ring: &[Slot], slot: u16, word: u64, order: Ordering) -> Result<(), RingError> {
+    let [_, place] = ring.get(usize::from(slot)).ok_or(LOST)?;
+    place.store(word.to_le(), order);
+    Ok(())
 }

@@ -1,17 +1,20 @@
 //! Descriptor chains of a packed ring, each descriptor read once and laid flat.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use mdev_dma::{GuestSlice, Iova};
+use mdev_dma::Iova;
 use mdev_pin::Burst;
 use mdev_protocol::virtio::packed::{
-    DESC_LEN, LEN_OFFSET, Position, VIRTQ_DESC_F_AVAIL as AVAIL, VIRTQ_DESC_F_INDIRECT as INDIRECT,
-    VIRTQ_DESC_F_NEXT as NEXT, VIRTQ_DESC_F_USED as USED, VIRTQ_DESC_F_WRITE as WRITE, available_flags,
+    Position, VIRTQ_DESC_F_AVAIL as AVAIL, VIRTQ_DESC_F_INDIRECT as INDIRECT, VIRTQ_DESC_F_NEXT as NEXT,
+    VIRTQ_DESC_F_USED as USED, VIRTQ_DESC_F_WRITE as WRITE, available_flags,
 };
 
 use super::RingError;
 use super::chain::{Buffer, Chain, MAX_CHAIN, Table, Walked};
 use super::place::LOST;
+
+/// A descriptor as it lies in the ring: its address, and length, id and flags in one word.
+pub(super) type Slot = [AtomicU64; 2];
 
 /// What a descriptor says beside its address: length, id and flags, read in one go with the flags that make it available.
 #[derive(Copy, Clone)]
@@ -21,9 +24,8 @@ pub(super) struct Descriptor {
 
 impl Descriptor {
     #[inline(always)]
-    pub(super) fn load(ring: &GuestSlice<'_>, slot: u16) -> Option<Self> {
-        let at = usize::from(slot).wrapping_mul(DESC_LEN).wrapping_add(LEN_OFFSET);
-        Some(Self { word: u64::from_le(ring.load_u64(at, Ordering::Acquire)?) })
+    pub(super) fn load([_, word]: &Slot) -> Self {
+        Self { word: u64::from_le(word.load(Ordering::Acquire)) }
     }
 
     #[inline(always)]
@@ -51,10 +53,10 @@ impl Descriptor {
         self.flags() & (AVAIL | USED) == available_flags(wrap)
     }
 
-    /// Whether it is a whole chain and well-formed, as nearly all are.
+    /// Whether it is available and a whole chain and well-formed, as nearly all are.
     #[inline(always)]
-    pub(super) fn is_single(self) -> bool {
-        !self.has(NEXT | INDIRECT) && self.len() != 0
+    pub(super) fn is_single(self, wrap: bool) -> bool {
+        self.flags() & (AVAIL | USED | NEXT | INDIRECT) == available_flags(wrap) && self.len() != 0
     }
 
     #[inline(always)]
@@ -64,25 +66,22 @@ impl Descriptor {
 
     /// The buffer, with the address that was read after the rest.
     #[inline(always)]
-    pub(super) fn buffer(self, ring: &GuestSlice<'_>, slot: u16) -> Buffer {
-        let at = usize::from(slot).wrapping_mul(DESC_LEN);
-        // It lies before what was loaded, so that it is there.
-        let iova = ring.read::<u64>(at).map_or(0, u64::from_le);
-        Buffer { iova: Iova(iova), len: self.len() }
+    pub(super) fn buffer(self, [iova, _]: &Slot) -> Buffer {
+        Buffer { iova: Iova(u64::from_le(iova.load(Ordering::Relaxed))), len: self.len() }
     }
 }
 
 /// Where chains are read from.
 pub(super) struct Source<'a, 'b> {
     pub(super) burst: &'a Burst<'b>,
-    pub(super) ring: GuestSlice<'a>,
+    pub(super) ring: &'a [Slot],
     pub(super) size: u16,
     pub(super) indirect: bool,
 }
 
 impl Source<'_, '_> {
-    /// Reads the chain that starts with the available descriptor `desc` at `at`, whatever it is, into `out`, and says how many of the
-    /// `free` slots it has.
+    /// Reads the chain at `at`, whatever it is, into `out`, and says how many of the `free` slots it has. `None` if there is
+    /// none.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -91,33 +90,37 @@ impl Source<'_, '_> {
         &self,
         mut at: Position,
         free: u16,
-        mut desc: Descriptor,
         out: &'o mut [Buffer],
-    ) -> Result<(Chain<'o>, u16), RingError> {
+    ) -> Result<Option<(Chain<'o>, u16)>, RingError> {
         let size = self.size;
-        if desc.has(INDIRECT) {
-            let so_far = self.indirect(desc.buffer(&self.ring, at.slot), desc.has(NEXT), out)?;
-            return Ok((so_far.finish(desc.id(), out)?, 1));
-        }
         let mut so_far = Walked::default();
-        let mut slots = 1u16;
+        let mut slots = 0u16;
         loop {
-            so_far.add(desc.buffer(&self.ring, at.slot), desc.writes(), out, size)?;
-            if !desc.has(NEXT) {
-                return Ok((so_far.finish(desc.id(), out)?, slots));
+            let slot = self.ring.get(usize::from(at.slot)).ok_or(LOST)?;
+            let desc = Descriptor::load(slot);
+            let available = desc.is_available(at.wrap);
+            if !available && slots == 0 {
+                return Ok(None);
             }
             if slots == free {
                 return Err(RingError::Overrun { size });
             }
-            slots = slots.wrapping_add(1);
-            at = at.advance(1, size);
-            desc = Descriptor::load(&self.ring, at.slot).ok_or(LOST)?;
-            if !desc.is_available(at.wrap) {
+            if !available {
                 return Err(RingError::Unfinished { slot: at.slot });
             }
+            slots = slots.wrapping_add(1);
             if desc.has(INDIRECT) {
-                return Err(RingError::IndirectAndNext);
+                if slots != 1 {
+                    return Err(RingError::IndirectAndNext);
+                }
+                let so_far = self.indirect(desc.buffer(slot), desc.has(NEXT), out)?;
+                return Ok(Some((so_far.finish(desc.id(), out)?, 1)));
             }
+            so_far.add(desc.buffer(slot), desc.writes(), out, size)?;
+            if !desc.has(NEXT) {
+                return Ok(Some((so_far.finish(desc.id(), out)?, slots)));
+            }
+            at = at.advance(1, size);
         }
     }
 

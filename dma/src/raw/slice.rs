@@ -19,8 +19,8 @@ use super::{copy, cpu, table, words};
 /// whatever keeps its memory mapped. It is `Copy`, and may be used from several threads at once.
 #[derive(Copy, Clone)]
 pub struct GuestSlice<'a> {
-    // Invariant: for 'a, the `len` bytes at `start` are mapped memory that no Rust reference points into, in one
-    // mapping (so that `start + len` does not wrap and no offset exceeds isize::MAX), whose faults are contained.
+    // Invariant: for 'a, the `len` bytes at `start` are mapped memory that no Rust reference points into but to
+    // atomics, in one mapping (so that `start + len` does not wrap and no offset exceeds isize::MAX), whose faults are contained.
     start: NonNull<u8>,
     len: usize,
     mapped: PhantomData<&'a ()>,
@@ -68,7 +68,7 @@ impl<'a> GuestSlice<'a> {
     ///
     /// # Safety
     /// For all of `'a` these bytes must lie in one mapping of this process, of a window or of anonymous memory, into
-    /// which no Rust reference points. The address is not zero, also of a slice of no bytes.
+    /// which no Rust reference points but to atomics. The address is not zero, also of a slice of no bytes.
     #[inline(always)]
     pub unsafe fn from_raw_parts(address: usize, len: usize) -> GuestSlice<'a> {
         let start = std::ptr::with_exposed_provenance_mut(address);
@@ -170,6 +170,19 @@ impl<'a> GuestSlice<'a> {
         u16 AtomicU16 load_u16 store_u16;
         u32 AtomicU32 load_u32 store_u32;
         u64 AtomicU64 load_u64 store_u64;
+    }
+
+    /// The slice as pairs of words, to be walked along without a check for each; a rest of less than 16 bytes is left out.
+    /// `None` if it is not aligned to 8 bytes. What goes for every read goes here too: load once, then check, then use.
+    /// Storing is for slices that may be written.
+    #[inline(always)]
+    pub fn pairs(&self) -> Option<&'a [[AtomicU64; 2]]> {
+        let start = self.aligned(0, size_of::<u64>())?;
+        // SAFETY: so many pairs lie within the mapped bytes (invariant), aligned (checked above; where there is no word, the
+        // slice is refused). Atomics may be changed by others while they are referred to; plain references do not exist.
+        Some(unsafe {
+            std::slice::from_raw_parts(start.cast_const().cast(), self.len / size_of::<[u64; 2]>())
+        })
     }
 
     /// Fetches the cache line at `offset` for reading. A hint: any offset is allowed.

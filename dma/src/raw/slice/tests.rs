@@ -105,6 +105,21 @@ fn atomics_refuse_what_is_misaligned_or_out_of_bounds() {
 }
 
 #[test]
+fn pairs_are_the_words_of_the_slice_without_a_rest_and_refuse_what_is_misaligned() {
+    let segment = segment(LEN as u64);
+    let whole = segment.slice(Iova(0), 40).unwrap();
+    let pairs = whole.pairs().unwrap();
+    assert_eq!(pairs.len(), 2);
+    pairs[1][1].store(7, Ordering::Release);
+    assert_eq!(whole.load_u64(24, Ordering::Acquire), Some(7));
+    whole.store_u64(16, 9, Ordering::Release).unwrap();
+    assert_eq!(pairs[1][0].load(Ordering::Acquire), 9);
+    assert!(whole.subslice(4, 32).unwrap().pairs().is_none());
+    assert_eq!(whole.subslice(8, 32).unwrap().pairs().unwrap()[1][0].load(Ordering::Acquire), 7);
+    assert!(whole.subslice(8, 8).unwrap().pairs().unwrap().is_empty());
+}
+
+#[test]
 fn hints_change_nothing_wherever_they_point() {
     let segment = segment(LEN as u64);
     let whole = segment.slice(Iova(0), 256).unwrap();
