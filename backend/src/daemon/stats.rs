@@ -21,13 +21,15 @@ pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
     let mut rows = vec![["queue", "packets", "bytes", "drops"].map(str::to_owned).to_vec()];
     if let Some(head) = rows.first_mut() {
         head.extend(causes.iter().map(|cause| cause.name().to_owned()));
-        head.extend(["starts", "parks", "kicks", "calls", "errors"].map(str::to_owned));
+        let always = ["starts", "parks", "kicks", "calls", "errors", "polls", "busy-ns"];
+        head.extend(always.map(str::to_owned));
     }
     for (index, counters) in &queues {
         let mut row = vec![format!("{index} {}", name(names, *index))];
         row.extend([counters.packets, counters.bytes, counters.dropped()].map(|count| count.to_string()));
         row.extend(causes.iter().map(|&cause| counters.drops_by(cause).to_string()));
-        let rest = [counters.starts, counters.parks, counters.kicks, counters.calls, counters.errors];
+        let QueueCounters { starts, parks, kicks, calls, errors, polls, busy_ns, .. } = *counters;
+        let rest = [starts, parks, kicks, calls, errors, polls, busy_ns];
         row.extend(rest.map(|count| count.to_string()));
         rows.push(row);
     }

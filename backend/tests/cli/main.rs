@@ -221,7 +221,7 @@ fn sigusr1_prints_what_went_through_each_queue() {
     guest.send_all(123);
     daemon.signal(Signal::USR1);
     let head = daemon.expect("packets");
-    for column in ["queue", "bytes", "drops", "parks", "kicks", "calls", "errors"] {
+    for column in ["queue", "bytes", "drops", "parks", "kicks", "calls", "errors", "polls", "busy-ns"] {
         assert!(head.contains(column), "{head}");
     }
     daemon.expect("receive");

@@ -1,33 +1,41 @@
 //! mdevd beside DPDK's `net_vhost`, each under testpmd's virtio-user front-end, in turns.
 //!
 //! `cargo bench -p mdev-tests --bench versus_dpdk [-- --pairs N] [--seconds N] [--layout LIST] [--size LIST]
-//! [--direction LIST] [--file FILE]`
+//! [--direction LIST] [--ceilings N] [--minutes N] [--file FILE]`
 //!
 //! Every pair is written to the file as soon as it is measured. A run that was interrupted, or that is asked for more pairs
-//! than before, measures only what is missing at this commit; `--table` prints what there is. Needs the lab: see
+//! than before, measures only what is missing at this commit; `--table` prints what there is. Beside the pairs stands the front-end's
+//! own ceiling, and what mdevd's processor spends on a packet. The defaults take about 25 minutes. Needs the lab: see
 //! `tests/lab/README.md`.
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mdev_tests::lab::{Lab, Skip, setup};
 use mdev_tests::versus::turn::pair;
-use mdev_tests::versus::{Cell, Direction, Journal, cell, table};
+use mdev_tests::versus::{Cell, Direction, Journal, ceiling, cell, table};
 use mdevd::report::Report;
 
 /// Compares mdevd with DPDK's vhost back-end, pair by pair, and goes on where it was interrupted
 #[derive(Debug, Parser)]
 struct Args {
     /// Pairs that count in each cell; at most twice as many are tried
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     pairs: usize,
     /// Seconds of each turn that count
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=600))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=600))]
     seconds: u16,
+    /// Pairs of each cell beside which the front-end's ceiling is measured, with a back-end that only returns descriptors
+    #[arg(long, default_value_t = 1)]
+    ceilings: usize,
+    /// Begin no pair after so many minutes; the next run goes on
+    #[arg(long)]
+    minutes: Option<u32>,
     /// Ring layouts: split, split-in-order, packed, packed-in-order
-    #[arg(long, value_delimiter = ',', default_value = "split,split-in-order,packed,packed-in-order", value_parser = known_layout)]
+    #[arg(long, value_delimiter = ',', default_value = "split,split-in-order,packed-in-order", value_parser = known_layout)]
     layout: Vec<String>,
     /// Bytes of the packets
     #[arg(long, value_delimiter = ',', default_value = "64,512,1518")]
@@ -47,6 +55,9 @@ struct Args {
     /// Measure nothing, print what the file says
     #[arg(long)]
     table: bool,
+    /// The commit whose pairs are measured or printed, if it is not the present one
+    #[arg(long)]
+    commit: Option<String>,
     /// Cargo says this
     #[arg(long, hide = true)]
     bench: bool,
@@ -57,11 +68,13 @@ fn known_layout(name: &str) -> Result<String, String> {
 }
 
 fn main() -> ExitCode {
-    // The device under test is this very program, started again as `versus_dpdk net ...`.
-    if std::env::args().nth(1).is_some_and(|word| word == "net") {
-        return mdevd::cli::main();
-    }
-    match run(&Args::parse()) {
+    // The device under test is this very program, started again as `versus_dpdk net ...`, and so is the ceiling.
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("net") => return mdevd::cli::main(),
+        Some(ceiling::COMMAND) => ceiling::main(std::env::args().skip(2)),
+        _ => run(&Args::parse()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("versus_dpdk: {error}");
@@ -75,17 +88,18 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let rings = (args.ring_size, !args.single);
     let cells = cell::matrix(&args.layout, &args.size, &args.direction, rings);
     let report = Report::new("cargo bench -p mdev-tests --bench versus_dpdk");
+    let commit = args.commit.as_ref().unwrap_or(&report.commit);
     if !args.table {
-        measure(args, &cells, &report.commit, &mut journal)?;
+        measure(args, &cells, commit, &mut journal)?;
     }
     println!(
-        "{}, Linux {}, mdevd {}, rings of {}, {}mergeable; Mpps, medians and ranges of pairs\n\n{}",
+        "{}, Linux {}, mdevd {commit}, rings of {}, {}mergeable; Mpps, medians and ranges of pairs; ceiling: Mpps with a \
+         back-end that only returns descriptors; ns/pkt: mdevd's processor; line: round trip of a cache line, ns\n\n{}",
         report.machine.cpu,
         report.machine.kernel,
-        report.commit,
         args.ring_size,
         if args.single { "not " } else { "" },
-        table::table(&journal, &cells, &report.commit)
+        table::table(&journal, &cells, commit)
     );
     Ok(())
 }
@@ -101,15 +115,25 @@ fn measure(args: &Args, cells: &[Cell], commit: &str, journal: &mut Journal) -> 
     let work = tempfile::Builder::new().prefix("mdevd-versus-").tempdir()?;
     let lab = Lab::new(root, std::env::current_exe()?, work.path().to_owned());
     let mut broken: Vec<&Cell> = Vec::new();
+    let began = Instant::now();
+    let late =
+        || args.minutes.is_some_and(|most| began.elapsed() > Duration::from_secs(60 * u64::from(most)));
     for round in 0..2 * args.pairs {
         let open: Vec<&Cell> = cells
             .iter()
             .filter(|cell| !broken.contains(cell) && journal.needs(cell, commit, args.pairs))
             .collect();
         for cell in open {
+            if late() {
+                eprintln!("the time is over; run it again to go on");
+                return Ok(());
+            }
             eprintln!("round {}: {cell}", round + 1);
+            let with_ceiling = journal.needs_ceiling(cell, commit, args.ceilings);
             // A peer that fails spoils its cell, not the others.
-            match catch_unwind(AssertUnwindSafe(|| pair(&lab, cell, args.seconds.into(), commit))) {
+            match catch_unwind(AssertUnwindSafe(|| {
+                pair(&lab, cell, args.seconds.into(), commit, with_ceiling)
+            })) {
                 Ok(Ok(entry)) => journal.keep(entry)?,
                 Ok(Err(Skip(reason))) => return Err(reason.into()),
                 Err(_) => broken.push(cell),

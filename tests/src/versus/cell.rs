@@ -49,7 +49,8 @@ impl Direction {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// Its name on a command line.
+    pub fn name(self) -> &'static str {
         match self {
             Direction::To => "to",
             Direction::From => "from",

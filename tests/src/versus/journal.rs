@@ -22,6 +22,12 @@ pub struct Entry {
     pub dpdk: f64,
     /// Round trips of a cache line before, between and after, in nanoseconds.
     pub lines: Vec<f64>,
+    /// Nanoseconds of mdevd's processor in polls that found packets, for each packet.
+    #[serde(default)]
+    pub busy: Option<f64>,
+    /// Millions of packets a second with a back-end that only returns descriptors, where that was measured too.
+    #[serde(default)]
+    pub ceiling: Option<f64>,
 }
 
 impl Entry {
@@ -94,10 +100,19 @@ impl Journal {
         write().map_err(|source| JournalError::File { path: self.path.clone(), source })
     }
 
+    /// What is kept of a cell at a commit.
+    pub fn entries<'j>(&'j self, cell: &Cell, commit: &str) -> impl Iterator<Item = &'j Entry> {
+        self.entries.iter().filter(move |entry| entry.cell == *cell && entry.commit == commit)
+    }
+
     /// The pairs of a cell at a commit.
     pub fn pairs(&self, cell: &Cell, commit: &str) -> Vec<Pairing> {
-        let own = |entry: &&Entry| entry.cell == *cell && entry.commit == commit;
-        self.entries.iter().filter(own).map(Entry::pairing).collect()
+        self.entries(cell, commit).map(Entry::pairing).collect()
+    }
+
+    /// Whether a cell still needs a ceiling, where so many are wanted.
+    pub fn needs_ceiling(&self, cell: &Cell, commit: &str, wanted: usize) -> bool {
+        self.entries(cell, commit).filter(|entry| entry.ceiling.is_some()).count() < wanted
     }
 
     /// Whether a cell still needs a pair, where so many steady ones are wanted and at most twice as many are tried.
@@ -119,7 +134,15 @@ mod tests {
 
     fn entry(size: u16, commit: &str, line: f64) -> Entry {
         let lines = vec![60.0, line, 60.0];
-        Entry { cell: cell(size), commit: commit.into(), mdevd: 2.0, dpdk: 1.0, lines }
+        Entry {
+            cell: cell(size),
+            commit: commit.into(),
+            mdevd: 2.0,
+            dpdk: 1.0,
+            lines,
+            busy: None,
+            ceiling: None,
+        }
     }
 
     #[test]
@@ -148,6 +171,21 @@ mod tests {
             journal.keep(entry(64, "a", 600.0)).unwrap();
         }
         assert!(!journal.needs(&cell(64), "a", 2));
+    }
+
+    #[test]
+    fn ceilings_are_counted_for_themselves_and_files_without_them_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.json");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.keep(entry(64, "a", 60.0)).unwrap();
+        assert!(journal.needs_ceiling(&cell(64), "a", 1) && !journal.needs_ceiling(&cell(64), "a", 0));
+        journal.keep(Entry { ceiling: Some(3.0), ..entry(64, "a", 60.0) }).unwrap();
+        assert!(!journal.needs_ceiling(&cell(64), "a", 1) && journal.needs_ceiling(&cell(64), "b", 1));
+        let before = r#"[{"cell": {"layout": "split", "size": 64, "direction": "to", "ring_size": 256, "mergeable": true},
+            "commit": "a", "mdevd": 2.0, "dpdk": 1.0, "lines": [60.0]}]"#;
+        fs::write(&path, before).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().pairs(&cell(64), "a").len(), 1);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What the journal says, as a table.
 use mdevd::perf::pairs::Comparison;
 use mdevd::perf::table::{aligned, value};
-use mdevd::report::Measurement;
+use mdevd::report::{Measurement, median};
 
-use super::{Cell, Journal};
+use super::{Cell, Entry, Journal};
 
 /// The cells of a commit, a line each.
 pub fn table(journal: &Journal, cells: &[Cell], commit: &str) -> String {
@@ -17,6 +17,8 @@ pub fn table(journal: &Journal, cells: &[Cell], commit: &str) -> String {
         "range",
         "mdevd/DPDK",
         "range",
+        "ceiling",
+        "ns/pkt",
         "pairs",
         "dropped",
         "line",
@@ -30,10 +32,20 @@ pub fn table(journal: &Journal, cells: &[Cell], commit: &str) -> String {
         for result in [&first, &second, &ratio] {
             row.extend([value(result, 2), range(result)]);
         }
+        row.push(middle(journal.entries(cell, commit).filter_map(|entry| entry.ceiling)));
+        let steady = |entry: &&Entry| entry.pairing().steady();
+        row.push(middle(journal.entries(cell, commit).filter(steady).filter_map(|entry| entry.busy)));
         row.extend([kept.to_string(), dropped.to_string(), value(&cache_line, 0)]);
         rows.push(row);
     }
     aligned(&rows)
+}
+
+/// The median, or a dash where there is none.
+fn middle(values: impl Iterator<Item = f64>) -> String {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    if values.is_empty() { "-".into() } else { format!("{:.1}", median(&values)) }
 }
 
 fn range(result: &Measurement) -> String {
@@ -45,7 +57,7 @@ fn range(result: &Measurement) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Direction, Entry};
+    use super::super::Direction;
     use super::*;
 
     #[test]
@@ -65,6 +77,8 @@ mod tests {
             mdevd,
             dpdk,
             lines: lines.to_vec(),
+            busy: Some(mdevd / 2.0),
+            ceiling: (mdevd < 30.0).then_some(25.0),
         };
         journal.keep(entry(20.0, 10.0, [60.0; 3])).unwrap();
         journal.keep(entry(99.0, 1.0, [60.0, 600.0, 60.0])).unwrap();
@@ -82,6 +96,8 @@ mod tests {
                 "10.00-10.00",
                 "2.00",
                 "2.00-2.00",
+                "25.0",
+                "10.0",
                 "1",
                 "1",
                 "60"
