@@ -16,6 +16,7 @@
 //! - [`RemoteMemory`], [`RemoteExtent`], [`Reply`]: memory with a peer, reached by messages that somebody else sends.
 //! - [`Windows`], [`HostWindow`], [`Segment`]: files mapped in chunks of 1 GiB and shared where it is proven that they
 //!   are the same; only windows are aligned. A segment is the part of an area that lies in one window.
+//! - [`Stitch`]: bytes that lie apart in windows, mapped a second time side by side, for what has to be one piece.
 //! - [`Occupancy`]: the bytes of windows that one area uses, so that they can be revoked from it and from nobody else.
 //! - [`IovaMap`]: an immutable sorted table, for areas and segments alike, changed by copying one leaf.
 //! - [`GuestSlice`], [`SgList`]: bytes that a hostile guest changes while we look, alone and in lists.
@@ -37,9 +38,9 @@
 //!
 //! Mutexes, taken in this order: the table of a [`Windows`], then the free list of the process-wide table that the
 //! signal handler reads; and the record of occupants of each window, of several in order of address, with none of the
-//! others inside. All are taken only to map, unmap and revoke. [`Windows::segments`] blocks for `fstat` and `mmap`,
+//! others inside. All are taken only to map, unmap and revoke. [`Windows::segments`] blocks for `fstat` and `mmap`, [`Windows::stitch`] for `mmap`,
 //! [`Process::read`] and [`Process::write`] for a copy by the kernel, which may wait for whoever serves the page faults
-//! of that process, [`Occupancy::revoke`] for `mmap`, the last drop of a [`HostWindow`] for `munmap`, [`BackingFile::new`] for the system
+//! of that process, [`Occupancy::revoke`] for `mmap`, the last drop of a [`HostWindow`] or a [`Stitch`] for `munmap`, [`BackingFile::new`] for the system
 //! calls that look at the file.
 //! Nothing else makes a system call or blocks; a page fault in a slice does what the kernel needs to find the page,
 //! which for accepted files is no stranger's business.
@@ -76,6 +77,7 @@ mod process;
 pub(crate) mod raw;
 mod remote;
 mod sg;
+mod stitch;
 mod window;
 
 pub use addr::{Iova, IovaRange, Perm, RangeError, UserAddr};
@@ -89,4 +91,5 @@ pub use process::{Process, ProcessExtent, Unreachable};
 pub use raw::{GuestSlice, poison_epoch};
 pub use remote::{Answer, RemoteExtent, RemoteMemory, Reply};
 pub use sg::SgList;
+pub use stitch::{STITCH_PARTS, Stitch, StitchError};
 pub use window::{CHUNK, HostWindow, Losses, Segment, WindowError, Windows};

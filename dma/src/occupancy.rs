@@ -12,9 +12,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::{HostWindow, Segment};
+use crate::{HostWindow, Segment, Stitch};
 
 /// Bytes of a window, first and last.
 type Bytes = (u64, u64);
@@ -37,6 +37,8 @@ struct Record {
     used: BTreeMap<(u64, u64), u64>,
     /// Whole pages that show no byte of the file any more.
     revoked: Vec<Bytes>,
+    /// Whole pages that are mapped a second time, and where in the stitch they are.
+    stitched: Vec<(Bytes, usize, Weak<Stitch>)>,
 }
 
 impl Record {
@@ -53,6 +55,14 @@ impl Occupants {
     /// Whether any page was revoked: then nothing more is to be mapped through this window.
     pub(crate) fn any_revoked(&self) -> bool {
         self.lost.load(Ordering::Acquire)
+    }
+
+    /// Notes that a stitch shows these whole pages, at `at` in its mapping. `false` if one of them was revoked.
+    pub(crate) fn show(&self, pages: Bytes, at: usize, stitch: &Arc<Stitch>) -> bool {
+        let mut record = self.lock();
+        record.stitched.retain(|(_, _, stitch)| stitch.strong_count() > 0);
+        record.stitched.push((pages, at, Arc::downgrade(stitch)));
+        !record.is_revoked(pages)
     }
 
     /// Whether one of these bytes lies in a revoked page.
@@ -122,6 +132,8 @@ impl Occupancy {
             }
         }
         numbers.sort_unstable();
+        // Those that somebody may let go of meanwhile are unmapped when the locks are free again.
+        let mut stitches = Vec::new();
         let mut locked: Vec<_> = going
             .into_values()
             .map(|(window, pages)| (window, window.occupants().lock(), joined(pages)))
@@ -142,6 +154,15 @@ impl Occupancy {
                 }
                 window.occupants().lost.store(true, Ordering::Release);
                 window.take_away(first, last).map_err(RevokeError::Map)?;
+                let shown = record.stitched.iter().filter(|(pages, ..)| overlap(*pages, (first, last)));
+                for (pages, at, stitch) in shown {
+                    let Some(stitch) = stitch.upgrade() else { continue };
+                    let (from, to) = (first.max(pages.0), last.min(pages.1));
+                    let at = at.saturating_add((from - pages.0) as usize);
+                    let taken = stitch.take_away(at, to - from + 1);
+                    stitches.push(stitch);
+                    taken.map_err(RevokeError::Map)?;
+                }
             }
         }
         Ok(())

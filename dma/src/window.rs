@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::occupancy::Occupants;
 use crate::raw::{self, Mapping};
 use crate::{
-    Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, OutOfMemory, Perm, Ranged, try_push,
+    Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, OutOfMemory, Perm, Ranged, Stitch,
+    try_push,
 };
 
 /// Length and alignment of a full window: large enough for few of them, small enough that a file that grows does not
@@ -30,6 +31,10 @@ pub struct HostWindow {
 }
 
 impl HostWindow {
+    pub(crate) fn is_writable(&self) -> bool {
+        self.mapping.is_writable()
+    }
+
     /// The `len` bytes at `offset` of the window; `None` if they do not lie within it.
     ///
     /// Bytes behind the end of the file may be part of a window. Touching them, or a page that was taken away, is
@@ -153,13 +158,13 @@ impl Ranged for Segment {
     }
 }
 
-/// How many windows there are and were.
+/// How many windows there are and were, stitches among them.
 #[derive(Debug, Default)]
-struct Counts {
-    live: AtomicUsize,
-    mapped: AtomicU64,
+pub(crate) struct Counts {
+    pub(crate) live: AtomicUsize,
+    pub(crate) mapped: AtomicU64,
     /// Faults contained in windows that are gone.
-    faults: AtomicU64,
+    pub(crate) faults: AtomicU64,
 }
 
 /// Windows that do not show their file everywhere, and what happened in all windows so far.
@@ -184,7 +189,8 @@ struct Key {
 /// The windows there are. Several under one key: files that are not proven to be one, windows from before a file
 /// grew, poisoned and revoked ones that are still held.
 #[derive(Debug, Default)]
-struct Known {
+pub(crate) struct Known {
+    pub(crate) stitches: Vec<Weak<Stitch>>,
     windows: HashMap<Key, Vec<Weak<HostWindow>>>,
     /// Entries in `windows`, dead ones included.
     entries: usize,
@@ -212,8 +218,8 @@ impl Known {
 /// All windows of a daemon.
 #[derive(Debug)]
 pub struct Windows {
-    known: Mutex<Known>,
-    counts: Arc<Counts>,
+    pub(crate) known: Mutex<Known>,
+    pub(crate) counts: Arc<Counts>,
 }
 
 impl Windows {
@@ -262,12 +268,12 @@ impl Windows {
         Ok(segments)
     }
 
-    /// How many windows are mapped now.
+    /// How many windows are mapped now, stitches among them.
     pub fn live(&self) -> usize {
         self.counts.live.load(Ordering::Relaxed)
     }
 
-    /// How many windows were ever mapped.
+    /// How many windows were ever mapped, stitches among them.
     pub fn mapped_total(&self) -> u64 {
         self.counts.mapped.load(Ordering::Relaxed)
     }
@@ -280,6 +286,10 @@ impl Windows {
             losses.poisoned += usize::from(window.poisoned());
             losses.revoked += usize::from(window.occupants.any_revoked());
             losses.faults += window.poison_count();
+        }
+        for stitch in known.stitches.iter().filter_map(Weak::upgrade) {
+            losses.poisoned += usize::from(stitch.poisoned());
+            losses.faults += stitch.poison_count();
         }
         losses
     }

@@ -17,6 +17,8 @@ pub(crate) struct Mapping {
     writable: bool,
     /// Parts that [`Mapping::take_away`] has replaced.
     taken: AtomicU64,
+    /// Parts that it was made of, if it was [`Mapping::stitched`].
+    stitched: u64,
     // Only `None` while being dropped: the handler must forget the addresses before they can mean something else.
     registered: Option<Registration>,
 }
@@ -31,6 +33,19 @@ static TAKEN: AtomicU64 = AtomicU64::new(0);
 /// How many there may be. As with the pages that [`super::table`] replaces, each may cost two mappings more, and what
 /// the signal handler needs must remain.
 const TAKEN_MAX: u64 = 8192;
+
+/// Parts of the stitched mappings there are now. Each is a mapping of its own.
+static STITCHED: AtomicU64 = AtomicU64::new(0);
+/// How many there may be, for the same reason.
+const STITCHED_MAX: u64 = 8192;
+
+/// What a stitched mapping shows: `len` bytes of a file from `offset` on, both multiples of its page size.
+#[cfg_attr(miri, allow(dead_code))]
+pub(crate) struct Shown<'f> {
+    pub(crate) fd: BorrowedFd<'f>,
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+}
 
 /// Why a file was not mapped.
 #[derive(Debug)]
@@ -78,10 +93,92 @@ impl Mapping {
         }
         let base = NonNull::new(base.cast()).ok_or_else(too_large)?;
         // From here on the mapping is undone by Drop.
-        let mut mapping = Mapping { base, len, writable, taken: AtomicU64::new(0), registered: None };
+        let mapping =
+            Mapping { base, len, writable, taken: AtomicU64::new(0), stitched: 0, registered: None };
+        mapping.made_known(page)
+    }
+
+    /// Maps parts of files side by side, in this order. They have the same page size.
+    #[cfg(not(miri))]
+    pub(crate) fn stitched(parts: &[Shown<'_>], page: u64, writable: bool) -> Result<Self, MapFailed> {
+        let failed = |code| MapFailed::Kernel(io::Error::from_raw_os_error(code));
+        let page = usize::try_from(page).map_err(|_| failed(libc::EOVERFLOW))?;
+        let len = parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.len));
+        let len = len.filter(|len| *len > 0).ok_or_else(|| failed(libc::EINVAL))?;
+        // So much that a multiple of the page size lies in it with all parts behind.
+        let room = len.checked_add(page).ok_or_else(|| failed(libc::EOVERFLOW))?;
+        if faults::fail(Step::Map) {
+            return Err(failed(libc::ENOMEM));
+        }
+        // SAFETY: a new mapping at an address the kernel chooses disturbs no other memory.
+        let reserved = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                room,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if reserved == libc::MAP_FAILED {
+            return Err(MapFailed::Kernel(io::Error::last_os_error()));
+        }
+        let skip = reserved.addr().next_multiple_of(page) - reserved.addr();
+        let start = reserved.wrapping_byte_add(skip).cast::<u8>();
+        for (from, bytes) in [(reserved.cast::<u8>(), skip), (start.wrapping_add(len), room - len - skip)] {
+            if bytes > 0 {
+                // SAFETY: a part of the reservation just made, before or behind the bytes that are kept; nobody knows it.
+                unsafe { libc::munmap(from.cast(), bytes) };
+            }
+        }
+        let base = NonNull::new(start).ok_or_else(|| failed(libc::ENOMEM))?;
+        let stitched = parts.len() as u64;
+        let standing = STITCHED.fetch_add(stitched, Ordering::Relaxed);
+        // From here on both are undone by Drop.
+        let mapping = Mapping { base, len, writable, taken: AtomicU64::new(0), stitched, registered: None };
+        if standing.saturating_add(stitched) > STITCHED_MAX {
+            return Err(failed(libc::ENOMEM));
+        }
+        let mut at = 0;
+        for part in parts {
+            let offset = libc::off_t::try_from(part.offset).map_err(|_| failed(libc::EOVERFLOW))?;
+            if faults::fail(Step::Map) {
+                return Err(failed(libc::ENOMEM));
+            }
+            // SAFETY: `at + part.len` is at most `len`, the sum of all: the range lies in the reservation, which is ours and
+            // of which no slice was handed out.
+            let placed = unsafe {
+                libc::mmap(
+                    base.as_ptr().wrapping_add(at).cast(),
+                    part.len,
+                    protection(writable),
+                    libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                    part.fd.as_raw_fd(),
+                    offset,
+                )
+            };
+            if placed == libc::MAP_FAILED {
+                return Err(MapFailed::Kernel(io::Error::last_os_error()));
+            }
+            at += part.len;
+        }
+        mapping.made_known(page)
+    }
+
+    /// A heap cannot be shown twice.
+    #[cfg(miri)]
+    pub(crate) fn stitched(_: &[Shown<'_>], _: u64, _: bool) -> Result<Self, MapFailed> {
+        Err(MapFailed::Kernel(io::Error::from_raw_os_error(libc::ENOSYS)))
+    }
+
+    /// Keeps it from children and core dumps, and makes it known to the SIGBUS handler.
+    #[cfg_attr(miri, allow(dead_code))]
+    fn made_known(mut self, page: usize) -> Result<Self, MapFailed> {
+        let Mapping { base, len, writable, .. } = self;
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             if faults::fail(Step::Advise) {
-                return no_memory();
+                return Err(MapFailed::Kernel(io::Error::from_raw_os_error(libc::ENOMEM)));
             }
             // SAFETY: the range is the mapping just made; neither advice changes its bytes.
             if unsafe { libc::madvise(base.as_ptr().cast(), len, advice) } != 0 {
@@ -89,8 +186,8 @@ impl Mapping {
             }
         }
         let entry = Entry { base: base.as_ptr().expose_provenance(), len, page, writable };
-        mapping.registered = Some(Registration::new(entry).ok_or(MapFailed::TableFull)?);
-        Ok(mapping)
+        self.registered = Some(Registration::new(entry).ok_or(MapFailed::TableFull)?);
+        Ok(self)
     }
 
     /// The same of a file that is a piece of heap, which must outlive the mapping.
@@ -108,7 +205,12 @@ impl Mapping {
         let base = heap.at(offset, len).ok_or_else(beyond)?;
         let entry = Entry { base: base.as_ptr().expose_provenance(), len, page, writable };
         let registered = Some(Registration::new(entry).ok_or(MapFailed::TableFull)?);
-        Ok(Mapping { base, len, writable, taken: AtomicU64::new(0), registered })
+        Ok(Mapping { base, len, writable, taken: AtomicU64::new(0), stitched: 0, registered })
+    }
+
+    /// Whether it may be written through.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Length in bytes.
@@ -218,11 +320,12 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         self.registered = None;
         TAKEN.fetch_sub(self.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+        STITCHED.fetch_sub(self.stitched, Ordering::Relaxed);
         if cfg!(miri) {
             // The heap belongs to the file.
             return;
         }
-        // SAFETY: the range is ours since `of_file`, and every slice of it borrowed `self`.
+        // SAFETY: the range is ours since it was made, and every slice of it borrowed `self`.
         let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");
     }

@@ -14,7 +14,7 @@ mod words;
 #[cfg(miri)]
 pub(crate) use heap::Heap;
 pub(crate) use identity::same_open_file;
-pub(crate) use mapping::{MapFailed, Mapping};
+pub(crate) use mapping::{MapFailed, Mapping, Shown};
 pub(crate) use sigbus::contain_sigbus;
 pub use slice::GuestSlice;
 pub(crate) use table::SLOTS;
