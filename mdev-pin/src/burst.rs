@@ -18,6 +18,7 @@ use crate::{
         snapshot::Snapshot,
     },
     view::Elsewhere,
+    whole::{Stitched, Stretch},
 };
 
 /// Inside a read-side section of an access. Slices borrow it; it ends with the poll.
@@ -92,8 +93,9 @@ impl<'l> Burst<'l> {
     ///
     /// # Errors
     ///
-    /// `Hole` if no area maps the start of the extent; `Split` if none maps all of it in one piece. The error of a
-    /// gated, forbidden or poisoned area is reported only if no other area serves.
+    /// `Hole` if no area maps the start of the extent; `Split` if none maps all of it in one piece, and it is not kept whole
+    /// either ([`crate::Ioas::keep_whole`]). The error of a gated, forbidden or poisoned area is reported only if no other area
+    /// serves.
     pub fn extent(&self, at: &FileExtent, len: u64, perm: Perm) -> Result<GuestSlice<'_>, ResolveError> {
         let last = at.offset.checked_add(len.checked_sub(1).ok_or(ResolveError::Empty)?);
         let last = last.ok_or(ResolveError::Overflow)?;
@@ -109,11 +111,18 @@ impl<'l> Burst<'l> {
                 Err(error) => outcome = error,
             }
         }
+        if outcome == ResolveError::Split {
+            match self.inside().whole(&Stretch::In(at.clone(), len), perm) {
+                Ok((slice, _)) => return Ok(slice),
+                Err(error) => outcome = error,
+            }
+        }
         Err(self.inside().refused(outcome, Place::of(at), perm))
     }
 
     /// As [`Burst::slice`], with what later bursts recall it by, and across areas too where they continue each other in
-    /// host memory as they do in addresses: what a ring of several pages behind an IOMMU looks like.
+    /// host memory as they do in addresses, or are kept whole ([`crate::Ioas::keep_whole`]): what a ring of several pages
+    /// behind an IOMMU looks like.
     pub fn slice_to_keep(
         &self,
         iova: Iova,
@@ -125,12 +134,16 @@ impl<'l> Burst<'l> {
         self.inside().walk(range, perm, |_, _, _| Ok::<(), ResolveError>(()))?;
         let found = self.inside().piece_at(iova, perm)?;
         let offset = iova.0.wrapping_sub(found.piece().first());
-        let slice = found.through(offset, len).ok_or(ResolveError::Split)?;
-        Ok((slice, KeptSlice::through(found, slice, self.inside().epoch())))
+        let (inside, epoch) = (self.inside(), self.inside().epoch());
+        if let Some(slice) = found.through(offset, len) {
+            return Ok((slice, KeptSlice::through(found, slice, epoch)));
+        }
+        let (slice, stitched) = inside.whole(&Stretch::At(range), perm)?;
+        Ok((slice, KeptSlice::stitched(inside, stitched, 0, slice.len(), epoch)))
     }
 
-    /// Remembers a slice that this burst returned, for later bursts. One that lies in no piece of this table is
-    /// never recalled. Linear in the number of pieces.
+    /// Remembers a slice that this burst returned, for later bursts. One that lies in no piece of this table, nor in what it
+    /// keeps whole, is never recalled. Linear in the number of pieces.
     pub fn keep(&self, slice: GuestSlice<'_>) -> KeptSlice {
         let (address, len) = slice.as_io_vec_parts();
         let inside = |found: Found<'_>| {
@@ -139,7 +152,15 @@ impl<'l> Burst<'l> {
             memory.subslice(offset, len)?;
             Some(KeptSlice::of(found, offset as u64, len as u64, self.inside().epoch()))
         };
-        Found::all(self.inside()).find_map(inside).unwrap_or(KeptSlice::NONE)
+        let stitched = |stitched: &Stitched| {
+            let first = stitched.stitch.slice(0, 0)?.as_io_vec_parts().0;
+            let offset = address.checked_sub(first)? as u64;
+            stitched.stitch.slice(offset, len)?;
+            Some(KeptSlice::stitched(self.inside(), stitched, offset, len, self.inside().epoch()))
+        };
+        let kept = Found::all(self.inside()).find_map(inside);
+        let kept = kept.or_else(|| self.inside().table().stitched.iter().find_map(stitched));
+        kept.unwrap_or(KeptSlice::NONE)
     }
 
     /// A remembered slice, if it still means the same memory: the table is the one it was resolved in, and no page
@@ -169,9 +190,10 @@ impl<'l> Burst<'l> {
 
     #[cold]
     fn touched_poison(&self) -> bool {
-        let touched = self.inside().touched();
-        let mut pieces = self.inside().table().pieces.iter();
-        pieces.any(|piece| touched & piece.window_bit() != 0 && piece.window().poisoned())
+        let (touched, table) = (self.inside().touched(), self.inside().table());
+        let stitched = |of: &Stitched| touched & of.window_bit() != 0 && of.stitch.poisoned();
+        table.pieces.iter().any(|piece| touched & piece.window_bit() != 0 && piece.window().poisoned())
+            || table.stitched.iter().any(stitched)
     }
 
     /// Takes a hold on `len` bytes at `iova` that outlives the burst. All or nothing. The device records it before

@@ -23,6 +23,7 @@ use crate::{
     table::{Mapped, Table},
     tally::{Share, Shares},
     view::View,
+    whole::Whole,
 };
 
 /// The address space of a guest, as a software device sees it (`struct iommufd_ioas`). Cloning shares it; the areas
@@ -48,6 +49,9 @@ pub(crate) struct State {
     /// What the areas look like to lanes; always in step with `areas`.
     pub view: View,
     pub table: Arc<Table>,
+    /// What is wanted in one piece.
+    pub whole: Whole,
+    windows: std::sync::Arc<Windows>,
     pub members: Vec<Member>,
     /// Replaced tables whose grace was not over when their change ended.
     retired: Vec<Retired>,
@@ -78,7 +82,9 @@ impl Ioas {
         let state = State {
             areas: IovaMap::new(),
             view: View::default(),
-            table: Table::new(View::default()),
+            table: Table::new(View::default(), Vec::new()),
+            whole: Whole::default(),
+            windows: windows.clone(),
             members: Vec::new(),
             retired: Vec::new(),
             replacing: false,
@@ -296,7 +302,8 @@ impl State {
     /// Publishes the view, which differs from that of the last table by `added` and by what is gone or gated, as a new
     /// table to every open access.
     pub fn publish(&mut self, added: &[Mapped]) -> Vec<Retired> {
-        self.table = self.table.next(self.view.clone(), added);
+        let stitched = self.whole.stitch(&self.view.pieces, &self.windows);
+        self.table = self.table.next(self.view.clone(), stitched, added);
         self.publish_table()
     }
 
@@ -304,7 +311,8 @@ impl State {
     pub fn install(&mut self, areas: IovaMap<Mapped>, view: View) -> Vec<Retired> {
         self.areas = areas;
         self.view = view;
-        self.table = Table::new(self.view.clone());
+        let stitched = self.whole.stitch(&self.view.pieces, &self.windows);
+        self.table = Table::new(self.view.clone(), stitched);
         self.publish_table()
     }
 

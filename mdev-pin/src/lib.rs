@@ -17,6 +17,8 @@
 //! * [`Access`]: one device's attachment. It has its own published pointer to the table, so that closing or gating
 //!   one device changes no result for another.
 //! * [`Lane`]: a reader's side of an access, one per queue on its worker. [`Lane::enter`] opens a [`Burst`].
+//! * [`Stretch`]: bytes that a device wants in one piece ([`Ioas::keep_whole`]), whatever the areas are cut into: a part of
+//!   a ring. Tables have a stitch for each that needs one.
 //! * [`Burst`]: one poll of one queue. Inside it IOVAs resolve to [`mdev_dma::GuestSlice`]s without any count; it
 //!   never blocks and must not outlive the poll.
 //! * [`Pin`]: an owned hold for I/O that outlives the burst, counted on the lane that took it.
@@ -62,7 +64,7 @@
 //! occupies which window, of several windows in the order of their addresses, are leaves. `AccessCore::callbacks`, the
 //! waiters and the transfers of an access, and the allocator of slots are leaves; wakers of parked queues are called under
 //! the mutex of a space, and must not come back. None is held across grace, notification or drain. Lanes take none of
-//! them.
+//! them. Stitches are mapped under the state of their space, when a table is published that needs new ones.
 //!
 //! The lane that an access owns for its control paths has a mutex, held by a call of `pin_pages`, `rw` or `transfer` only
 //! while it pins, copies or sends. Inside it `pin_pages` takes `AccessCore::attachment` and what comes after it, to charge;
@@ -126,6 +128,7 @@ mod table;
 mod tally;
 mod transfer;
 mod view;
+mod whole;
 
 #[cfg(all(test, not(loom), not(miri)))]
 mod tests;
@@ -153,3 +156,4 @@ pub use ranges::IovaRanges;
 pub use revoke::{Past, Within};
 pub use sys::kept::KeptSlice;
 pub use transfer::{Move, Transfer, TransferState};
+pub use whole::{MAX_STITCHED, Stretch};

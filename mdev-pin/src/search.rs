@@ -10,6 +10,7 @@ use crate::{
     pin::Pin,
     sys::{piece::Found, pinned::Pinned, published::Inside},
     view::Elsewhere,
+    whole::{Stitched, Stretch},
 };
 
 impl<'s> Inside<'s> {
@@ -53,6 +54,26 @@ impl<'s> Inside<'s> {
             },
             None => Err(self.absent(iova, perm)),
         }
+    }
+
+    /// A stretch that the space keeps whole by a stitch; `Split` if there is none.
+    #[cold]
+    pub fn whole(
+        self,
+        stretch: &Stretch,
+        perm: Perm,
+    ) -> Result<(GuestSlice<'s>, &'s Stitched), ResolveError> {
+        let stitched = self.table().stitched.iter().find(|stitched| stitched.is(stretch));
+        let stitched = stitched.ok_or(ResolveError::Split)?;
+        if !stitched.perm.contains(perm) {
+            return Err(ResolveError::Permission);
+        }
+        self.touch(stitched.window_bit());
+        if stitched.stitch.poisoned() {
+            return Err(ResolveError::Poisoned);
+        }
+        let len = usize::try_from(stitched.stitch.len()).map_err(|_| ResolveError::Split)?;
+        Ok((stitched.stitch.slice(0, len).ok_or(ResolveError::Split)?, stitched))
     }
 
     /// The area at `iova` that is not host memory.

@@ -14,6 +14,7 @@ use crate::{
     sys::piece::Piece,
     tally::{Share, Shares},
     view::{Elsewhere, View},
+    whole::Stitched,
 };
 
 /// An area as the space keeps it.
@@ -123,6 +124,8 @@ pub struct Table {
     /// `false` for the table of an access that is not attached: lookups answer `ENOENT`.
     pub attached: bool,
     pub pieces: IovaMap<Piece>,
+    /// What is in one piece although its pieces lie apart.
+    pub stitched: Vec<Stitched>,
     /// A poison epoch at which none of its windows was poisoned, if there was one when it was made.
     pub clean_at: Option<u64>,
     /// Areas that are not host memory.
@@ -133,28 +136,28 @@ pub struct Table {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Table {
-    pub fn new(view: View) -> sync::Arc<Self> {
+    pub fn new(view: View, stitched: Vec<Stitched>) -> sync::Arc<Self> {
         let View { pieces, elsewhere } = view;
         let epoch = poison_epoch();
         // Until a page is lost somewhere in the process, nothing has to be looked at.
         let clean = epoch == 0 || !pieces.iter().any(|piece| piece.window().poisoned());
-        Self::with(true, pieces, elsewhere, clean.then_some(epoch))
+        Self::with(true, pieces, stitched, elsewhere, clean.then_some(epoch))
     }
 
     /// As [`Table::new`], for a view that differs from that of this table by `added` and by what is gone or gated. Only what
     /// was added is looked at, if nobody has lost a page since this table was found clean.
-    pub fn next(&self, view: View, added: &[Mapped]) -> sync::Arc<Self> {
+    pub fn next(&self, view: View, stitched: Vec<Stitched>, added: &[Mapped]) -> sync::Arc<Self> {
         let epoch = poison_epoch();
         let poisoned = |mapped: &Mapped| mapped.0.segments.iter().any(|segment| segment.window.poisoned());
         if self.clean_at == Some(epoch) && !added.iter().any(poisoned) {
-            Self::with(true, view.pieces, view.elsewhere, Some(epoch))
+            Self::with(true, view.pieces, stitched, view.elsewhere, Some(epoch))
         } else {
-            Self::new(view)
+            Self::new(view, stitched)
         }
     }
 
     pub fn detached() -> sync::Arc<Self> {
-        Self::with(false, IovaMap::new(), IovaMap::new(), None)
+        Self::with(false, IovaMap::new(), Vec::new(), IovaMap::new(), None)
     }
 
     /// What it says of a place to somebody who is about to do `perm` there. Linear in the number of pieces for a place in a
@@ -186,10 +189,11 @@ impl Table {
     fn with(
         attached: bool,
         pieces: IovaMap<Piece>,
+        stitched: Vec<Stitched>,
         elsewhere: IovaMap<Elsewhere>,
         clean_at: Option<u64>,
     ) -> sync::Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        sync::Arc::new(Table { id, attached, pieces, clean_at, elsewhere })
+        sync::Arc::new(Table { id, attached, pieces, stitched, clean_at, elsewhere })
     }
 }

@@ -23,6 +23,7 @@ mod space_model;
 mod transfer;
 mod truncate;
 mod unmap;
+mod whole;
 
 use std::{
     os::fd::OwnedFd,

@@ -1,10 +1,16 @@
 //! UNSAFETY: why this file exists: a resolved address is remembered without borrowing the table, across lookups of
 //! one burst and across bursts. It is turned back into a slice only inside a burst that reads the very same table,
-//! which holds the window that the address lies in.
+//! which holds the window or the stitch that the address lies in.
+
+use std::sync::Arc;
 
 use mdev_dma::GuestSlice;
 
-use crate::{sys::piece::Found, table::Table};
+use crate::{
+    sys::{piece::Found, published::Inside},
+    table::Table,
+    whole::Stitched,
+};
 
 /// A resolved piece of guest memory, valid for one table. Not accessible by itself: see `Burst::recall`.
 #[derive(Copy, Clone, Debug)]
@@ -36,14 +42,23 @@ impl KeptSlice {
         KeptSlice { address, len, table, epoch, touched: found.piece().window_bit() }
     }
 
+    /// Remembers `len` bytes at `offset` of a stitch of the section's table; `NONE` if they do not lie in it.
+    pub(crate) fn stitched(inside: Inside<'_>, at: &Stitched, offset: u64, len: usize, epoch: u64) -> Self {
+        // So the slice is known to be of something that the table holds.
+        let held = inside.table().stitched.iter().any(|stitched| Arc::ptr_eq(&stitched.stitch, &at.stitch));
+        let Some(slice) = at.stitch.slice(offset, len).filter(|_| held) else { return Self::NONE };
+        let (address, len) = slice.as_io_vec_parts();
+        KeptSlice { address, len, table: inside.table().id, epoch, touched: at.window_bit() }
+    }
+
     /// The slice again, if `table` is the table it was resolved in.
     #[inline(always)]
     pub(crate) fn revive<'t>(&self, table: &'t Table) -> Option<GuestSlice<'t>> {
         if self.table != table.id {
             return None;
         }
-        // SAFETY: ids are unique, so `table` is the table that the piece was found in, which holds the window (and
-        // so the mapping) for as long as it lives, that is for `'t`. `NONE` has an id that no table has.
+        // SAFETY: ids are unique, so `table` is the table that the piece or the stitch was found in, which holds the window or
+        // the stitch (and so the mapping) for as long as it lives, that is for `'t`. `NONE` has an id that no table has.
         Some(unsafe { GuestSlice::from_raw_parts(self.address, self.len) })
     }
 }
