@@ -3,13 +3,13 @@
 
 use mdev_dma::{Iova, IovaRange, Perm, Segment};
 use mdev_pin::{Change, Within};
-use mdev_protocol::vhost_user::{Iotlb as Message, IotlbPerm};
+use mdev_protocol::vhost_user::{Iotlb as Message, IotlbPerm, MemoryRegion};
 
 use super::Session;
 use super::barrier::{Then, Wait};
 use super::error::Refusal;
 use super::iotlb::{Entry, Event, Iotlb};
-use super::memory::Regions;
+use super::memory::{MAX_SLOTS, Regions, addresses};
 use super::misses::Misses;
 use super::reply::{Asker, Outcome};
 use super::vring::Run;
@@ -21,6 +21,8 @@ pub(super) struct Iommu {
     held: Vec<Segment>,
     /// What an update will add when its place is free.
     coming: Vec<Entry>,
+    /// First and last addresses of regions that went with the last change, and with those before it that failed.
+    going: Vec<(u64, u64)>,
     pub(super) misses: Misses,
 }
 
@@ -35,6 +37,7 @@ impl Session {
             entries: Iotlb::new(self.translations.clone()),
             held,
             coming: Vec::new(),
+            going: Vec::new(),
             misses: Misses::default(),
         });
         self.hold(asker, Wait::Table(change), Then::Featured);
@@ -57,12 +60,33 @@ impl Session {
             return Ok(None);
         }
         let held = self.hold_windows(regions)?;
+        let mut stale = self.stuck();
         let Some(iommu) = &mut self.iommu else { return Ok(None) };
-        let stale = iommu.entries.not_derived(&self.regions, regions, keys);
+        if stale.is_empty() {
+            iommu.going.clear();
+        }
+        iommu.going.extend(self.regions.changed(regions, keys));
+        let surplus = iommu.going.len().saturating_sub(MAX_SLOTS);
+        iommu.going.drain(..surplus);
+        stale.extend(iommu.entries.not_derived(&self.regions, regions, keys));
         let change = self.ioas.begin_invalidate(&stale, Within::or_revoke(self.options.barrier))?;
         stale.iter().for_each(|range| iommu.entries.forget(*range));
         iommu.held = held;
         Ok(Some(change))
+    }
+
+    /// What an earlier change could not get back: it is still there, and nothing is translated like that any more.
+    fn stuck(&self) -> Vec<IovaRange> {
+        let Some(iommu) = &self.iommu else { return Vec::new() };
+        let areas = self.ioas.areas().into_iter().map(|area| area.range);
+        areas.filter(|range| !iommu.entries.touches(*range)).collect()
+    }
+
+    /// Whether something that was derived from a region that was removed is still there.
+    pub(super) fn is_kept_translated(&self, region: &MemoryRegion) -> bool {
+        let addresses = addresses(region, self.negotiated.keys());
+        let went = self.iommu.as_ref().is_some_and(|iommu| iommu.going.contains(&addresses));
+        went && !self.stuck().is_empty()
     }
 
     pub(super) fn iotlb_msg(&mut self, asker: Asker, message: Message) -> Result<Outcome, Refusal> {

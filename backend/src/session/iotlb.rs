@@ -124,6 +124,11 @@ impl Iotlb {
         })
     }
 
+    /// Whether one of these addresses is translated.
+    pub fn touches(&self, range: IovaRange) -> bool {
+        self.overlapping(range).next().is_some()
+    }
+
     /// Adds an entry where there is none.
     pub fn insert(&mut self, entry: Entry) {
         let first = entry.area.range.first().0;

@@ -233,11 +233,7 @@ impl Regions {
         let alike = |region: &Region| {
             other.list.iter().any(|there| there.is_named(&region.wire, keys) && there.same_memory(region))
         };
-        let addresses = |region: &Region| {
-            let first = region.first(keys);
-            (first, first.saturating_add(region.wire.size.saturating_sub(1)))
-        };
-        self.list.iter().filter(|region| !alike(region)).map(addresses).collect()
+        self.list.iter().filter(|region| !alike(region)).map(|region| addresses(&region.wire, keys)).collect()
     }
 
     /// Whether `len` bytes from `extent` lie in one region.
@@ -321,17 +317,9 @@ impl Region {
         (keys == Keys::User && !apart(a, b) && !apart(b, a)).then_some("user addresses")
     }
 
-    /// Its first address, as messages name addresses.
-    fn first(&self, keys: Keys) -> u64 {
-        match keys {
-            Keys::User => self.wire.user_addr,
-            Keys::Guest => self.wire.guest_addr,
-        }
-    }
-
     /// How far an address lies in it.
     fn offset_of(&self, address: u64, keys: Keys) -> Option<u64> {
-        address.checked_sub(self.first(keys)).filter(|into| *into < self.wire.size)
+        address.checked_sub(addresses(&self.wire, keys).0).filter(|into| *into < self.wire.size)
     }
 
     fn extent(&self, address: u64, keys: Keys) -> Option<FileExtent> {
@@ -339,6 +327,15 @@ impl Region {
         let offset = self.wire.mmap_offset.checked_add(into)?;
         Some(FileExtent { file: Arc::clone(&self.file), offset })
     }
+}
+
+/// First and last address of a region, as messages name addresses.
+pub fn addresses(wire: &MemoryRegion, keys: Keys) -> (u64, u64) {
+    let first = match keys {
+        Keys::User => wire.user_addr,
+        Keys::Guest => wire.guest_addr,
+    };
+    (first, first.saturating_add(wire.size.saturating_sub(1)))
 }
 
 /// `file`, or a descriptor of the same file that is held already, so that 512 regions of one file cost one. An inode

@@ -61,6 +61,9 @@ impl Session {
 
     /// Whether a region that was removed is still mapped.
     fn is_kept(&self, region: &MemoryRegion) -> bool {
+        if self.iommu.is_some() {
+            return self.is_kept_translated(region);
+        }
         let range = IovaRange::with_len(Iova(region.guest_addr), region.size);
         let has = |areas: Vec<Area>| range.is_ok_and(|range| areas.iter().any(|area| area.range == range));
         has(self.ioas.areas()) && !has(self.regions.areas())
