@@ -1,7 +1,9 @@
 //! What a ring is started with, and what is left of it.
 
-use mdev_dma::{FileExtent, Iova};
-use mdev_protocol::virtio::packed::Position;
+use mdev_dma::{FileExtent, Iova, IovaRange};
+use mdev_pin::Stretch;
+use mdev_protocol::virtio::packed::{self, Position};
+use mdev_protocol::virtio::split;
 
 /// Where a part of a ring starts. Never a host address: those last no longer than a burst.
 #[derive(Clone)]
@@ -52,6 +54,23 @@ impl RingSetup {
             indirect: false,
             state,
         }
+    }
+
+    /// The bytes of its parts, each of which is read through one slice: what the address space is to keep whole while the
+    /// ring runs ([`mdev_pin::Ioas::keep_whole`]). A part that wraps is none, and fails when the ring is opened.
+    pub fn stretches(&self) -> Vec<Stretch> {
+        let Self { size, event_idx, .. } = *self;
+        let lengths = match self.packed {
+            true => [packed::desc_len(size), packed::EVENT_LEN, packed::EVENT_LEN],
+            false => {
+                [split::desc_len(size), split::avail_len(size, event_idx), split::used_len(size, event_idx)]
+            }
+        };
+        let stretch = |(at, len): (&RingAddr, usize)| match at {
+            RingAddr::Extent(extent) => Some(Stretch::In(extent.clone(), len as u64)),
+            RingAddr::Iova(iova) => IovaRange::with_len(*iova, len as u64).ok().map(Stretch::At),
+        };
+        [&self.desc, &self.avail, &self.used].into_iter().zip(lengths).filter_map(stretch).collect()
     }
 }
 

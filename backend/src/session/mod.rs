@@ -55,8 +55,9 @@
 //!
 //! While `VIRTIO_F_ACCESS_PLATFORM` is acknowledged the address space shows translations instead of regions, and rings
 //! keep the guest's addresses. Regions are what translations are derived from. A ring starts at once; a queue that lacks a
-//! translation is parked, says so, and the session asks for it: no reply ever depends on an update. All translations are
-//! forgotten when no ring is started any more, because front-ends then stop telling which are void.
+//! translation is parked, says so, and the session asks for it: no reply ever depends on an update. The
+//! pages of a ring's part may be translated to any places: the address space is told to keep the parts of rings that run in
+//! one piece. All translations are forgotten when no ring is started any more, because front-ends then stop telling which are void.
 //!
 //! # Locks
 //!

@@ -198,8 +198,15 @@ impl Session {
                 vring.base = Some(base_of(state));
             }
             vring.run = Run::Stopped;
+            vring.whole.clear();
         }
+        self.keep_rings_whole();
         self.start_ring(queues, at as u16);
+    }
+
+    /// Has the address space keep the parts of the rings in one piece that do not stand still.
+    fn keep_rings_whole(&self) {
+        self.ioas.keep_whole(self.vrings.iter().flat_map(|vring| vring.whole.iter().cloned()));
     }
 
     /// A ring is not to be started with what was told of it before, because something newer was refused in silence.
@@ -247,6 +254,10 @@ impl Session {
         };
         let call = self.call_of(index);
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
+        vring.whole = ring.stretches();
+        // Before the worker opens it.
+        self.keep_rings_whole();
+        let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         if vring.switch.get() == Enabled::No {
             // What the driver gives it now waits for its new start's word.
             vring.switch.set(Enabled::NotYet);
@@ -285,12 +296,20 @@ impl Session {
                 let token = self.conn.wrapping_shl(32) | u64::from(self.stops);
                 let stopping = queues.stop(self.conn, index, token);
                 vring.run = if stopping { Run::Stopping { token } } else { Run::Stopped };
+                if !stopping {
+                    vring.whole.clear();
+                }
                 self.device.queue_turned(index, self.negotiated.features().unwrap_or_default(), false);
             }
-            Run::Waiting => vring.run = Run::Stopped,
+            Run::Waiting => {
+                vring.run = Run::Stopped;
+                vring.whole.clear();
+            }
             Run::Stopped | Run::Stopping { .. } => {}
         }
-        vring.run
+        let run = vring.run;
+        self.keep_rings_whole();
+        run
     }
 
     fn enable_ring(&mut self, queues: &mut dyn Queues, index: u16, enabled: bool) {

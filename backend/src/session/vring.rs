@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use mdev_dma::{FileExtent, Iova};
+use mdev_pin::Stretch;
 use mdev_protocol::vhost_user::VringAddr;
 use mdev_protocol::virtio::feature::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -127,6 +128,8 @@ pub struct Vring {
     /// A message that describes it was refused without its sender being told: it must not start with what was there
     /// before.
     pub distrusted: bool,
+    /// What the address space keeps whole for it, while it does not stand still.
+    pub whole: Vec<Stretch>,
     /// Where it is with its worker.
     pub run: Run,
 }
@@ -158,6 +161,7 @@ impl Default for Vring {
             switch: Switch::new(Enabled::NotYet),
             failed: false,
             distrusted: false,
+            whole: Vec::new(),
             run: Run::Stopped,
         }
     }

@@ -313,3 +313,60 @@ fn firmware_without_the_feature_and_system_with_it_take_turns() {
     let mapped = house.windows.mapped_total();
     assert_eq!(mapped, 1, "the window of the region stayed all the time");
 }
+
+#[test]
+fn region_is_removed_again_after_a_deadline_when_what_was_derived_from_it_is_free() {
+    let mut house = House::impatient(2);
+    let (mut front, _channel) = settled(&mut house);
+    let dimm = region(1 << 32, MIB, USER + (1 << 32));
+    front.done(&mut house, M::AddMemReg(dimm), &[memfd(MIB).as_fd()]);
+    front.done(&mut house, update(0x8000, 0x1000, USER + (1 << 32), RW), &[]);
+    front.done(&mut house, update(0, 0x1000, USER, RW), &[]);
+    let mut lane = house.session(1).access.lane();
+    let pin = lane.enter().pin(Iova(0x8000), 8, Perm::READ).unwrap();
+    let answered = |house: &mut House, front: &mut Front, region| {
+        front.send(&M::RemMemReg(region), &[], true);
+        let mut reply = None;
+        house.pump_until(|_| {
+            reply = front.receive();
+            reply.is_some()
+        });
+        let refused = super::front::ack(&M::RemMemReg(region), 0) != reply;
+        !refused
+    };
+    for _ in 0..2 {
+        assert!(!answered(&mut house, &mut front, dimm), "the device holds it");
+        assert_eq!(areas(&mut house, 1), [(0, 0x1000), (0x8000, 0x1000)]);
+    }
+    let other = region(1 << 33, MIB, USER + (1 << 33));
+    assert!(!answered(&mut house, &mut front, other), "it was never there");
+    drop(pin);
+    assert!(answered(&mut house, &mut front, dimm));
+    assert_eq!(areas(&mut house, 1), [(0, 0x1000)]);
+    assert!(!answered(&mut house, &mut front, dimm), "it is gone");
+}
+
+#[test]
+fn parts_of_a_ring_in_scattered_pages_are_whole_while_it_runs() {
+    let mut house = House::new(2);
+    let (mut front, _channel) = settled(&mut house);
+    // 256 descriptors take one page; its two halves are translated to different ones.
+    let at = 0xffff_0000;
+    start(&mut house, &mut front, 0, at + 0x800);
+    for (page, user) in [(0, 0x9000), (1, 0x3000), (2, 0x7000), (3, 0x1000)] {
+        front.done(&mut house, update(at + page * 0x1000, 0x1000, USER + user, RW), &[]);
+    }
+    let mut lane = house.session(1).access.lane();
+    let whole = |lane: &mut mdev_pin::Lane| {
+        lane.enter().slice_to_keep(Iova(at + 0x800), 4096, Perm::READ).map(|(slice, _)| slice.len())
+    };
+    assert_eq!(whole(&mut lane), Ok(4096));
+    front.done(&mut house, invalidate(at + 0x1000, 1), &[]);
+    assert_eq!(whole(&mut lane), Err(mdev_pin::ResolveError::Hole));
+    front.done(&mut house, update(at + 0x1000, 0x1000, USER + 0xf000, RW), &[]);
+    assert_eq!(whole(&mut lane), Ok(4096));
+    let windows = house.windows.live();
+    assert!(windows > 1);
+    front.ask_with(&mut house, &M::GetVringBase(state(0, 0)), &[]).unwrap();
+    assert!(house.windows.live() < windows, "nothing is kept for a ring that stands still");
+}
