@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use mdev_dma::Windows;
 use mdevd::device::Device;
-use mdevd::session::{Session, SessionError};
+use mdevd::session::{IotlbCounters, Session, SessionError};
 use mdevd::sys::{EventFd, Interest, Poll, Readiness, Timer};
 use mdevd::worker::{EventSource, Worker, WorkerEvent};
 
@@ -31,6 +31,7 @@ pub(super) struct Parts {
     pub(super) wake: Arc<EventFd>,
     pub(super) devices: Vec<Arc<dyn Device>>,
     pub(super) windows: Arc<Windows>,
+    pub(super) translations: Arc<IotlbCounters>,
     pub(super) journal: Arc<Journal>,
 }
 
@@ -58,6 +59,7 @@ struct Control {
     rings: Vec<Rings>,
     connections: BTreeMap<u64, Connection>,
     windows: Arc<Windows>,
+    translations: Arc<IotlbCounters>,
     journal: Arc<Journal>,
 }
 
@@ -76,7 +78,7 @@ pub(super) fn run(parts: Parts) {
 
 impl Control {
     fn new(parts: Parts) -> io::Result<Control> {
-        let Parts { worker, events, orders, wake, devices, windows, journal } = parts;
+        let Parts { worker, events, orders, wake, devices, windows, translations, journal } = parts;
         let (poll, timer) = (Poll::new()?, Timer::new()?);
         poll.add(wake.as_ref(), ORDERS, Interest::READ)?;
         poll.add(&events, EVENTS, Interest::READ)?;
@@ -85,7 +87,7 @@ impl Control {
         let rings = devices.into_iter().zip(0..).map(|(device, key)| Rings::new(device, key, worker.clone()));
         let rings = rings.collect();
         let connections = BTreeMap::new();
-        Ok(Control { poll, timer, events, orders, wake, rings, connections, windows, journal })
+        Ok(Control { poll, timer, events, orders, wake, rings, connections, windows, translations, journal })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -124,6 +126,7 @@ impl Control {
     fn connect(&mut self, conn: u64, device: usize, socket: OwnedFd) -> io::Result<()> {
         let shared = mdevd::session::Queues::device(&self.rings[device]).clone();
         let session = Session::new(conn, socket, shared, self.windows.clone())?;
+        let session = session.counted_in(self.translations.clone());
         self.poll.add(session.fd(), CONNECTION + conn, Interest::READ)?;
         let connection = Connection { device, session, interest: Interest::READ, tick: None, over: None };
         self.connections.insert(conn, connection);

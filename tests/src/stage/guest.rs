@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mdev_protocol::vhost_user::{Client, ClientError, ProtocolFeatures};
 use mdev_protocol::virtio::feature::{
-    VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdev_protocol::virtio::status::DEVICE_NEEDS_RESET;
@@ -35,11 +35,14 @@ pub struct GuestOptions {
     pub indirect: bool,
     /// The buffers are in a region of their own, behind that of the rings.
     pub apart: bool,
+    /// An IOMMU is between the guest and the device: addresses are the guest's in all messages, and mean to the device what
+    /// the front-end has translated, which is nothing at first.
+    pub translated: bool,
 }
 
 impl Default for GuestOptions {
     fn default() -> Self {
-        GuestOptions { size: 128, event_idx: true, indirect: true, apart: false }
+        GuestOptions { size: 128, event_idx: true, indirect: true, apart: false, translated: false }
     }
 }
 
@@ -93,9 +96,14 @@ impl Guest {
         if options.indirect {
             features |= VIRTIO_RING_F_INDIRECT_DESC;
         }
+        let mut protocol = PROTOCOL;
+        if options.translated {
+            features |= VIRTIO_F_ACCESS_PLATFORM;
+            protocol |= ProtocolFeatures::GPA_ADDRESSES;
+        }
         let client = Client::new(socket, WATCHDOG);
-        let front = FrontEnd::over(client, features, 0, PROTOCOL).expect("the device takes the features");
-        assert_eq!(front.protocol(), PROTOCOL);
+        let front = FrontEnd::over(client, features, 0, protocol).expect("the device takes the features");
+        assert_eq!(front.protocol(), protocol);
         let mut memory =
             GuestMemory::new(MemoryOptions { size: MEMORY, ..Default::default() }).expect("memory");
         let port = new_port(&mut memory, options);

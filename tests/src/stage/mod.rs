@@ -32,6 +32,7 @@ use mdevd::device::net::{NetConfig, NetDevice};
 use mdevd::device::{Device, QueueCounters};
 use mdevd::link::LinkKind;
 use mdevd::ring::RingError;
+use mdevd::session::{IotlbCounters, IotlbLine};
 use mdevd::sys::EventFd;
 use mdevd::worker::{Mode, Worker, events};
 
@@ -65,6 +66,7 @@ pub fn await_that(what: &str, mut done: impl FnMut() -> bool) {
 pub struct Stage {
     devices: Vec<Arc<NetDevice>>,
     windows: Arc<Windows>,
+    translations: Arc<IotlbCounters>,
     journal: Arc<Journal>,
     orders: Sender<Order>,
     wake: Arc<EventFd>,
@@ -87,6 +89,7 @@ impl Stage {
         let (sink, source) = events().expect("an eventfd");
         let worker = Worker::spawn("stage-worker", None, mode, sink).expect("a worker");
         let (orders, receiver) = mpsc::channel();
+        let translations = Arc::new(IotlbCounters::default());
         let (wake, journal) = (Arc::new(EventFd::new().expect("an eventfd")), Arc::new(Journal::default()));
         let parts = Parts {
             worker,
@@ -95,6 +98,7 @@ impl Stage {
             wake: wake.clone(),
             devices: devices.iter().map(|device| device.clone() as Arc<dyn Device>).collect(),
             windows: windows.clone(),
+            translations: translations.clone(),
             journal: journal.clone(),
         };
         let thread = std::thread::Builder::new().name("stage-control".into());
@@ -102,6 +106,7 @@ impl Stage {
         Stage {
             devices,
             windows,
+            translations,
             journal,
             orders,
             wake,
@@ -138,6 +143,11 @@ impl Stage {
     /// The windows through which the devices see their guests' memory.
     pub fn windows(&self) -> &Windows {
         &self.windows
+    }
+
+    /// What has happened in the IOTLBs of all connections.
+    pub fn translations(&self) -> IotlbLine {
+        self.translations.line()
     }
 
     /// The next error that latched in a queue of this connection: the queue's index, and what it is.

@@ -10,7 +10,8 @@ use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 
 use super::latched::{ATTACKED, Attacks, RX, TX};
 
-const APART: GuestOptions = GuestOptions { size: 128, event_idx: true, indirect: true, apart: true };
+const APART: GuestOptions =
+    GuestOptions { size: 128, event_idx: true, indirect: true, apart: true, translated: false };
 
 /// Sets the length of a region's file.
 fn truncate(busy: &Busy<'_>, region: usize, len: u64) {

@@ -17,7 +17,9 @@
 //! | `daemon` | the same through the daemon's own socket |
 //! | `inband` | kicks by messages: for rings that are not there, floods of them, calls that nobody reads |
 //! | `greed` | more regions, terabytes, longer chains, more connections than is decent |
+//! | `iotlb` | behind an IOMMU: translations that cannot be, that go at any time, that have no end; answers to nothing |
 //! | `races` | rings that change while they are read |
+//! | `scattered` | behind an IOMMU: rings in scattered pages that move, are lost, or do not meet |
 //! | `removed` | memory that is taken away by messages, under traffic |
 
 mod chains;
@@ -27,6 +29,7 @@ mod files;
 mod greed;
 mod inband;
 mod indirect;
+mod iotlb;
 mod latched;
 mod leaving;
 mod lost;
@@ -36,4 +39,5 @@ mod placement;
 mod races;
 mod removed;
 mod replies;
+mod scattered;
 mod together;

@@ -8,7 +8,8 @@ use mdevd::worker::Mode;
 use super::files::described;
 use super::latched::{ATTACKED, Attacks};
 
-const APART: GuestOptions = GuestOptions { size: 128, event_idx: true, indirect: true, apart: true };
+const APART: GuestOptions =
+    GuestOptions { size: 128, event_idx: true, indirect: true, apart: true, translated: false };
 const HOLE: RingError = RingError::Memory(ResolveError::Hole);
 /// What is written over memory that the device has let go of.
 const MARK: u8 = 0xa5;
