@@ -216,7 +216,7 @@ pub(super) fn build() -> Result<PathBuf, String> {
     }
 }
 
-/// Build the product's unit tests as [`build`] builds the product, and run those that are ignored by themselves and have `filter`
+/// Build the product's unit tests as `build` builds the product, and run those that are ignored by themselves and have `filter`
 /// in their names. A number of them is in the output, in cargo's words.
 ///
 /// # Panics
