@@ -6,9 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::Skip;
 
-const COUNT: &str = "/proc/sys/vm/nr_hugepages";
-
-/// Free huge pages of the default size for as long as this lives.
+/// Free huge pages of one size for as long as this lives.
 ///
 /// The number is put back by a small process of its own that waits for the end of its input: it closes when this is dropped, and also when
 /// the test is killed.
@@ -19,15 +17,26 @@ pub struct HugePages {
 }
 
 impl HugePages {
-    /// See to it that `bytes` can be had in free huge pages.
+    /// See to it that `bytes` can be had in free huge pages of the default size.
     pub fn reserve(bytes: u64) -> Result<HugePages, Skip> {
-        let failed = |error: std::io::Error| Skip(format!("no huge pages: {error}"));
-        let (_, page_size) = pages().ok_or_else(|| Skip("this kernel has no huge pages".into()))?;
-        let wanted = bytes.div_ceil(page_size);
-        let before = fs::read_to_string(COUNT).map_err(failed)?;
-        let total: u64 = before.trim().parse().unwrap_or(0);
+        let page_size = default_size().ok_or_else(|| Skip("this kernel has no huge pages".into()))?;
+        HugePages::reserve_of(page_size, bytes)
+    }
+
+    /// See to it that `bytes` can be had in free huge pages of `page_size` bytes.
+    pub fn reserve_of(page_size: u64, bytes: u64) -> Result<HugePages, Skip> {
+        let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page_size >> 10);
+        let pages = format!("huge pages of {} MiB", page_size >> 20);
+        let failed = |error: std::io::Error| Skip(format!("no {pages}: {error}"));
+        let read = |what: &str| -> Result<u64, Skip> {
+            let text = fs::read_to_string(format!("{pool}/{what}")).map_err(failed)?;
+            Ok(text.trim().parse().unwrap_or(0))
+        };
+        let count = format!("{pool}/nr_hugepages");
+        let wanted = bytes.div_ceil(page_size.max(1));
+        let total = read("nr_hugepages")?;
         let keeper = Command::new("sh")
-            .args(["-c", &format!("cat >/dev/null; echo {total} > {COUNT}")])
+            .args(["-c", &format!("cat >/dev/null; echo {total} > {count}")])
             .process_group(0) // an interrupt typed at the test is not for it
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -35,18 +44,17 @@ impl HugePages {
             .spawn()
             .map_err(failed)?;
         let loan = HugePages { page_size, keeper };
-        let free = || pages().map_or(0, |(free, _)| free);
         for _ in 0..3 {
-            let missing = wanted.saturating_sub(free());
+            let missing = wanted.saturating_sub(read("free_hugepages")?);
             if missing == 0 {
                 return Ok(loan);
             }
             fs::write("/proc/sys/vm/compact_memory", "1").ok();
-            fs::write(COUNT, (total + missing).to_string()).map_err(failed)?;
+            fs::write(&count, (total + missing).to_string()).map_err(failed)?;
         }
-        match free() {
+        match read("free_hugepages")? {
             got if got >= wanted => Ok(loan),
-            got => Err(Skip(format!("the kernel found {got} of {wanted} huge pages"))),
+            got => Err(Skip(format!("the kernel found {got} of {wanted} {pages}"))),
         }
     }
 
@@ -63,12 +71,9 @@ impl Drop for HugePages {
     }
 }
 
-/// How many huge pages are free, and the bytes of one.
-fn pages() -> Option<(u64, u64)> {
+/// The bytes of a huge page of the default size.
+fn default_size() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| -> Option<u64> {
-        let line = info.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse().ok()
-    };
-    Some((field("HugePages_Free")?, field("Hugepagesize")?.checked_mul(1024).filter(|size| *size > 0)?))
+    let line = info.lines().find_map(|line| line.strip_prefix("Hugepagesize:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024).filter(|size| *size > 0)
 }

@@ -1,6 +1,6 @@
 //! The product under test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -145,6 +145,23 @@ impl Mdevd {
         files
     }
 
+    /// In pages of which sizes, in bytes, the memory files that it has mapped are.
+    pub fn mapped_page_sizes(&self) -> BTreeSet<u64> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.run.id())).expect("it is there");
+        let (mut sizes, mut is_memory) = (BTreeSet::new(), false);
+        for line in maps.lines() {
+            if let Some(size) = line.strip_prefix("KernelPageSize:") {
+                let size = size.split_whitespace().next().and_then(|size| size.parse::<u64>().ok());
+                if is_memory {
+                    sizes.insert(size.expect("a number of KiB") << 10);
+                }
+            } else if line.split_once(' ').is_some_and(|(first, _)| first.contains('-')) {
+                is_memory = line.contains("/memfd:");
+            }
+        }
+        sizes
+    }
+
     /// How many memory files it has open.
     pub fn open_files(&self) -> usize {
         let fds = std::fs::read_dir(format!("/proc/{}/fd", self.run.id())).expect("it is there");
@@ -182,14 +199,27 @@ impl Mdevd {
         rows.iter().map(parse).collect()
     }
 
+    /// Ask for its counters as above, and for those of the memory of all front-ends: a number for each word of their line.
+    ///
+    /// # Panics
+    /// When it does not print them in time.
+    pub fn counters_and_memory(&mut self) -> (Vec<Counters>, Counters) {
+        let queues = self.counters();
+        (queues, self.named("  memory: "))
+    }
+
     /// Ask what front-ends have translated: a number for each word of its line.
     ///
     /// # Panics
     /// When it prints no such line in time.
     pub fn translations(&mut self) -> Counters {
         self.run.signal(Signal::USR1);
-        let said = self.run.expect("  iotlb: ", STOP);
-        let line = said.rsplit("  iotlb: ").next().unwrap_or_default();
+        self.named("  iotlb: ")
+    }
+
+    fn named(&mut self, title: &str) -> Counters {
+        let said = self.run.expect(title, STOP);
+        let line = said.rsplit(title).next().unwrap_or_default();
         Counters::named(line).unwrap_or_else(|| panic!("no counters: {said}"))
     }
 

@@ -3,6 +3,7 @@
 //! - [`setup`] makes the lab's root once and caches it; [`Lab`] runs programs inside it.
 //! - [`Running`] is a program under way: its output can be waited for, and it never outlives the test.
 //! - [`Testpmd`], [`QemuGuest`] and [`Mdevd`] know how to start and question one program each; [`HugePages`] lends huge pages.
+//! - [`Stream`] is a transfer through a guest that goes on while something else is tried.
 //! - [`move_into_own_network`] gives a test interfaces that nobody else sees.
 //! - [`runner`] is the tests' main function: one test at a time, each in a process of its own, skipped with a reason where there is no lab.
 //!
@@ -17,6 +18,7 @@ use std::process::Command;
 
 mod hugepages;
 mod initramfs;
+mod live_update;
 mod mdevd;
 mod network;
 mod process;
@@ -24,16 +26,19 @@ mod qemu;
 mod qmp;
 pub mod runner;
 pub mod setup;
+mod stream;
 mod testpmd;
 
 pub use hugepages::HugePages;
 pub use initramfs::{FileKind, Initramfs, shared_libraries};
+pub use live_update::Successor;
 pub use mdevd::{Counters, Mdevd, ignored_unit_tests};
 pub use network::{ip, move_into_own_network};
 pub use process::{Ended, Running, dying_with_us};
-pub use qemu::{Guest, QemuGuest, Successor};
+pub use qemu::{Guest, QemuGuest};
 pub use qmp::Qmp;
-pub use runner::{Skip, Trial};
+pub use runner::{Skip, Trial, rounds};
+pub use stream::Stream;
 pub use testpmd::{Forward, Layout, Pages, Rate, RunningTestpmd, Testpmd, Totals};
 
 /// A lab that is ready: the root with the peers, the product's binary, and a working folder of the test's own.

@@ -1,28 +1,26 @@
 //! A Linux guest in QEMU, emulated in software: correct and slow.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Ended, Initramfs, Lab, Qmp, Running, Skip};
+use super::{Ended, Initramfs, Lab, Qmp, Running};
 
 /// How long a guest may take from power-on to its script: 4 to 5 seconds when the machine has nothing else to do.
 pub const BOOT: Duration = Duration::from_secs(90);
-
-/// Where one QEMU hands its guest to another: its state, and the descriptors of its memory.
-const MAIN: &str = "main.sock";
-const CPR: &str = "cpr.sock";
 
 /// A guest in the making.
 #[derive(Debug)]
 pub struct Guest<'a> {
     lab: &'a Lab,
-    name: String,
+    pub(super) name: String,
     script: String,
     programs: Vec<(String, PathBuf)>,
     memory_mib: u32,
+    /// More options of the file that is the memory.
+    memory_options: &'static str,
     cores: u8,
     arguments: Vec<String>,
     kernel: String,
@@ -31,8 +29,8 @@ pub struct Guest<'a> {
 /// A guest that runs: its serial console is its output.
 #[derive(Debug)]
 pub struct QemuGuest {
-    run: Running,
-    qmp: Qmp,
+    pub(super) run: Running,
+    pub(super) qmp: Qmp,
 }
 
 impl<'a> Guest<'a> {
@@ -45,6 +43,12 @@ impl<'a> Guest<'a> {
     /// Virtual processors; 1 otherwise.
     pub fn cores(mut self, cores: u8) -> Guest<'a> {
         self.cores = cores;
+        self
+    }
+
+    /// Memory in one huge page of 1 GiB.
+    pub fn in_gigantic_pages(mut self) -> Guest<'a> {
+        (self.memory_mib, self.memory_options) = (1024, ",hugetlb=on,hugetlbsize=1G");
         self
     }
 
@@ -90,11 +94,6 @@ impl<'a> Guest<'a> {
         ])
     }
 
-    /// Memory that another QEMU can take over while the guest lives: see [`Guest::successor`].
-    pub fn movable(self) -> Guest<'a> {
-        self.arguments(&["-machine", "aux-ram-share=on"])
-    }
-
     /// Power on. Returns at once; wait for `guest: running` with [`QemuGuest::booted`].
     ///
     /// # Panics
@@ -104,103 +103,49 @@ impl<'a> Guest<'a> {
         QemuGuest { run, qmp: Qmp::connect(&monitor, BOOT) }
     }
 
-    /// Start a QEMU that waits to take over the guest of another one, of the same arguments, with its memory and its state
-    /// (`cpr-transfer`). It has no monitor before.
-    ///
-    /// # Panics
-    /// When QEMU cannot be started, or does not listen in time.
-    pub fn successor(self) -> Successor {
-        let cpr = json!({ "channel-type": "cpr", "addr": socket(CPR) }).to_string();
-        let main = format!("unix:{MAIN}");
-        let (run, monitor) = self.arguments(&["-incoming", &main, "-incoming", &cpr]).spawn();
-        let give_up = Instant::now() + BOOT;
-        while !listens(CPR) {
-            assert!(Instant::now() < give_up, "the successor does not listen on {CPR}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Successor { run, monitor }
+    /// Where its monitor listens.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.lab.work().join(format!("{}.qmp", self.name))
     }
 
-    fn spawn(self) -> (Running, PathBuf) {
+    pub(super) fn spawn(self) -> (Running, PathBuf) {
         let mut files = Initramfs::for_guest(self.lab, &self.script).expect("the guest's files");
         for (name, path) in &self.programs {
             files.add_program(name, path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
-        let initrd = format!("{}.cpio", self.name);
-        std::fs::write(self.lab.work().join(&initrd), files.finish()).expect("room for the initramfs");
-        let monitor = format!("{}.qmp", self.name);
-        let memory = format!("{}M", self.memory_mib);
+        let initrd = self.lab.work().join(self.initrd());
+        std::fs::write(initrd, files.finish()).expect("room for the initramfs");
         let mut command = self.lab.command("qemu-system-x86_64");
-        command.args([
-            "-name",
-            &self.name,
-            "-machine",
-            "q35,memory-backend=mem",
-            "-accel",
-            "tcg,thread=multi",
-        ]);
-        command.args(["-cpu", "max", "-smp", &self.cores.to_string()]);
-        command.args(["-m", &format!("{memory},slots=4,maxmem=2G")]); // modules may be plugged
-        command.args(["-object", &format!("memory-backend-memfd,id=mem,size={memory},share=on")]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-monitor",
-            "none",
-        ]);
-        command.args(["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
-        command.args(["-kernel", "/guest/vmlinuz", "-initrd", &initrd]);
+        command.args(self.command_line());
+        (Running::spawn_with_input(&self.name, command), self.monitor())
+    }
+
+    fn initrd(&self) -> String {
+        format!("{}.cpio", self.name)
+    }
+
+    /// The arguments of its QEMU.
+    pub(super) fn command_line(&self) -> Vec<String> {
+        let Guest { name, memory_mib, memory_options, cores, arguments, kernel, .. } = self;
+        let initrd = self.initrd();
         // movable: what the guest allocates in a plugged module never keeps it from being unplugged
-        let kernel = "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable";
-        command.args(["-append", &format!("{kernel}{}", self.kernel)]);
-        command.args(&self.arguments);
-        (Running::spawn_with_input(&self.name, command), self.lab.work().join(monitor))
+        let always = "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable";
+        let mut line: Vec<String> = [
+            format!(
+                "-name {name} -machine q35,memory-backend=mem -accel tcg,thread=multi -cpu max -smp {cores}"
+            ),
+            format!("-m {memory_mib}M,slots=4,maxmem=2G"), // modules may be plugged
+            format!("-object memory-backend-memfd,id=mem,size={memory_mib}M,share=on{memory_options}"),
+            "-nodefaults -no-user-config -display none -serial stdio -monitor none".to_owned(),
+            format!("-qmp unix:{name}.qmp,server=on,wait=off -kernel /guest/vmlinuz -initrd {initrd}"),
+        ]
+        .iter()
+        .flat_map(|part| part.split(' ').map(str::to_owned))
+        .collect();
+        line.extend(["-append".to_owned(), format!("{always}{kernel}")]);
+        line.extend_from_slice(arguments);
+        line
     }
-}
-
-/// A QEMU that waits for another one's guest.
-#[derive(Debug)]
-pub struct Successor {
-    run: Running,
-    monitor: PathBuf,
-}
-
-impl Successor {
-    /// Wait until it runs the guest.
-    ///
-    /// # Panics
-    /// When it does not in time.
-    pub fn runs(self) -> QemuGuest {
-        let Successor { run, monitor } = self;
-        let mut qmp = Qmp::connect(&monitor, BOOT);
-        let give_up = Instant::now() + BOOT;
-        while qmp.execute("query-status", json!({}))["status"] != "running" {
-            assert!(Instant::now() < give_up, "the successor does not run the guest");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        QemuGuest { run, qmp }
-    }
-}
-
-/// Whether somebody listens on a socket that was bound by this name: its file is there a little earlier.
-fn listens(name: &str) -> bool {
-    const ACCEPTS: &str = "00010000"; // net/unix/af_unix.c, unix_seq_show: __SO_ACCEPTCON
-    let sockets = std::fs::read_to_string("/proc/net/unix").expect("a list of sockets");
-    let is_meant = |line: &str| {
-        // Num, RefCount, Protocol, Flags, Type, St, Inode, Path
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.get(3) == Some(&ACCEPTS) && fields.get(7) == Some(&name)
-    };
-    sockets.lines().any(is_meant)
-}
-
-/// How QEMU calls a socket in the working folder.
-fn socket(path: &str) -> Value {
-    json!({ "transport": "socket", "type": "unix", "path": path })
 }
 
 impl QemuGuest {
@@ -212,6 +157,7 @@ impl QemuGuest {
             script: script.into(),
             programs: Vec::new(),
             memory_mib: 256,
+            memory_options: "",
             cores: 1,
             arguments: Vec::new(),
             kernel: String::new(),
@@ -241,20 +187,6 @@ impl QemuGuest {
     /// Press the reset button.
     pub fn system_reset(&mut self) {
         self.qmp.execute("system_reset", json!({}));
-    }
-
-    /// Hand the guest to the QEMU that waits for it. This one keeps its connections until it is told to quit.
-    ///
-    /// # Errors
-    /// What QEMU says if it does not do that.
-    pub fn hand_over(&mut self) -> Result<(), Skip> {
-        let refused = |error: Value| Skip(format!("QEMU does not hand its guest over: {error}"));
-        let mode = json!({ "mode": "cpr-transfer" });
-        self.qmp.try_execute("migrate-set-parameters", mode).map_err(refused)?;
-        let channel = |kind, path| json!({ "channel-type": kind, "addr": socket(path) });
-        let channels = json!({ "channels": [channel("main", MAIN), channel("cpr", CPR)] });
-        self.qmp.try_execute("migrate", channels).map_err(refused)?;
-        Ok(())
     }
 
     /// Make QEMU end in order, as `quit` does.

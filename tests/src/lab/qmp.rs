@@ -1,7 +1,7 @@
 //! QEMU's monitor protocol: one JSON object a line, over a unix socket.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,20 +25,29 @@ impl Qmp {
     /// When there is no monitor within the time.
     pub fn connect(socket: &Path, within: Duration) -> Qmp {
         let deadline = Instant::now() + within;
-        let stream = loop {
-            match UnixStream::connect(socket) {
-                Ok(stream) => break stream,
+        loop {
+            match Qmp::greeted(socket) {
+                Ok(mut qmp) => {
+                    qmp.execute("qmp_capabilities", json!({}));
+                    return qmp;
+                }
                 Err(error) => {
-                    assert!(Instant::now() < deadline, "no monitor at {}: {error}", socket.display())
+                    assert!(Instant::now() < deadline, "no monitor at {}: {error}", socket.display());
                 }
             }
             std::thread::sleep(Duration::from_millis(10));
-        };
-        stream.set_read_timeout(Some(ANSWER)).expect("a time limit above zero");
-        let mut qmp = Qmp { lines: BufReader::new(stream), passed: VecDeque::new() };
-        qmp.line();
-        qmp.execute("qmp_capabilities", json!({}));
-        qmp
+        }
+    }
+
+    /// A connection that was greeted. One that a QEMU accepted which is about to go, and no greeting came, is an error.
+    fn greeted(socket: &Path) -> io::Result<Qmp> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        let mut lines = BufReader::new(stream);
+        if lines.read_line(&mut String::new())? == 0 {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        Ok(Qmp { lines, passed: VecDeque::new() })
     }
 
     /// Execute a command and return what it returned. Events that arrive before its answer are kept for [`Qmp::event`], those that came
@@ -86,6 +95,23 @@ impl Qmp {
             };
             if line["event"] == name && meant(&line) {
                 return line;
+            }
+        }
+    }
+
+    /// Wait until QEMU has closed the monitor.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn until_gone(&mut self) {
+        let mut rest = String::new();
+        loop {
+            match self.lines.read_line(&mut rest) {
+                Ok(1..) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    panic!("the monitor stays open: {error}: {rest}")
+                }
+                Ok(0) | Err(_) => return,
             }
         }
     }

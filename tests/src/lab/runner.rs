@@ -14,6 +14,17 @@ use super::{Lab, Running, dying_with_us, mdevd};
 /// How long one test may take that says nothing else.
 const LIMIT: Duration = Duration::from_secs(180);
 
+/// How long a round may take, of a test that plays some.
+const LIMIT_OF_A_ROUND: Duration = Duration::from_secs(30);
+
+/// How often tests repeat what may go well by chance; 2 if it is not set.
+const ROUNDS: &str = "MDEVD_LAB_ROUNDS";
+
+/// How many rounds a test is to play of what it repeats.
+pub fn rounds() -> u32 {
+    std::env::var(ROUNDS).ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+}
+
 /// Names the test that this process is to run, and where its lab, the product and its working folder are.
 const TRIAL: &str = "MDEVD_LAB_TRIAL";
 const ROOT: &str = "MDEVD_LAB_ROOT";
@@ -33,6 +44,8 @@ pub struct Trial {
     name: String,
     run: Box<Body>,
     limit: Duration,
+    /// It needs what a machine may lack, and nobody can do anything about it.
+    where_possible: bool,
 }
 
 type Body = dyn Fn(&Lab) -> Result<(), Skip>;
@@ -40,12 +53,22 @@ type Body = dyn Fn(&Lab) -> Result<(), Skip>;
 impl Trial {
     /// A test called `name`.
     pub fn new(name: impl Into<String>, run: impl Fn(&Lab) -> Result<(), Skip> + 'static) -> Trial {
-        Trial { name: name.into(), run: Box::new(run), limit: LIMIT }
+        Trial { name: name.into(), run: Box::new(run), limit: LIMIT, where_possible: false }
     }
 
     /// The same, but it may take so long.
     pub fn within(self, limit: Duration) -> Trial {
         Trial { limit, ..self }
+    }
+
+    /// The same, but it repeats something [`rounds`] times.
+    pub fn in_rounds(self) -> Trial {
+        self.within(LIMIT + LIMIT_OF_A_ROUND * rounds())
+    }
+
+    /// The same, but it needs something of the machine that not every machine has: skipping it is no failure anywhere.
+    pub fn where_possible(self) -> Trial {
+        Trial { where_possible: true, ..self }
     }
 }
 
@@ -129,7 +152,7 @@ pub fn main(trials: &[Trial]) -> ExitCode {
                 passed += 1;
                 println!("test {name} ... ok ({seconds:.1} s)");
             }
-            Outcome::Skipped(reason) if !wanted.required => {
+            Outcome::Skipped(reason) if !wanted.required || (trial.where_possible && ready.is_ok()) => {
                 skipped += 1;
                 println!("test {name} ... ignored, {reason}");
             }

@@ -5,12 +5,16 @@ mod net_client;
 mod net_connections;
 mod net_guest;
 mod net_iommu;
+mod net_lifecycle;
+mod net_memory;
 mod net_restart;
 mod net_serve;
 mod net_tap;
 mod net_testpmd;
+mod net_update;
 mod peers;
 mod scenarios;
+mod traffic;
 
 use mdev_tests::lab::{Trial, runner};
 
@@ -26,6 +30,9 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_serve::trials());
     trials.extend(net_tap::trials());
     trials.extend(net_bridge::trials());
+    trials.extend(net_memory::trials());
+    trials.extend(net_lifecycle::trials());
+    trials.extend(net_update::trials());
     trials.extend(scenarios::trials());
     runner::main(&trials)
 }

@@ -35,7 +35,7 @@ fn handed_over(lab: &Lab) -> Result<(), Skip> {
     let successor = guest(lab, "new", 1).movable().successor();
     old.type_in("frames 20000 20\n");
     passes(&mut mdevd, 500);
-    old.hand_over()?;
+    old.hand_over(successor.name())?;
     let mut new = successor.runs();
     mdevd.expect("connection 2: a front-end is there", EXCHANGE);
     let said = new.expect("frames: ", EXCHANGE);
@@ -78,7 +78,8 @@ fn unplugged(lab: &Lab) -> Result<(), Skip> {
     Ok(())
 }
 
-fn plug(guest: &mut QemuGuest) {
+/// Plug a memory module `dimm0` with the memory `more`.
+pub fn plug(guest: &mut QemuGuest) {
     let module =
         json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": 128 << 20, "share": true });
     guest.qmp().execute("object-add", module);
