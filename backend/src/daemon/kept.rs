@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::Segment;
 
-/// How long to wait for somebody to come.
-const COME: Duration = Duration::from_secs(1);
+/// How long to wait for somebody to come: half of the time in which a device has let go of all memory.
+const COME: Duration = Duration::from_millis(500);
 
 /// How long whoever has come may take to start a ring.
 const START: Duration = Duration::from_secs(10);
