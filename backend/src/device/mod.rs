@@ -68,7 +68,8 @@ pub trait Engine: Send {
     /// One burst on each queue. Says how many chains were processed; 0 is idle.
     fn poll(&mut self) -> u32;
 
-    /// Asks the drivers for kicks before the worker sleeps. True if there is work already: poll again instead.
+    /// Asks the drivers for kicks before the worker sleeps, or lets it rest. True if there is work already: poll again instead.
+    /// A parked queue that was woken since the last poll is work: the worker may have heard the wake-up already.
     fn arm(&mut self) -> bool;
 
     /// Tells the drivers that the worker polls.

@@ -352,8 +352,12 @@ fn hush_now(queue: &mut Queue) {
 
 /// Asks the driver of a queue for a kick. True if there is work already.
 fn arm(queue: &mut Queue) -> bool {
-    if queue.failed.is_some() || queue.parked.is_some() {
+    if queue.failed.is_some() {
         return false;
+    }
+    if queue.parked.is_some() {
+        // Woken since it was polled: whoever woke it may have been heard already, and will not come again.
+        return queue.ready();
     }
     let armed = {
         let burst = queue.lane.enter();

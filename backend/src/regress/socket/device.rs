@@ -186,7 +186,7 @@ impl Engine for HeldEngine {
 
     /// Kicks are always wanted, and each is heard.
     fn arm(&mut self) -> bool {
-        false
+        self.queue.as_mut().is_some_and(|queue| queue.parked.is_some() && queue.ready())
     }
 
     fn disarm(&mut self) {}

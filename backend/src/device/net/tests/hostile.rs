@@ -165,6 +165,17 @@ fn hole_in_the_memory_of_the_rings_heals_when_the_table_changes() {
 }
 
 #[test]
+fn hole_that_was_filled_after_the_poll_is_work() {
+    let mut pair = Pair::new(LinkKind::Loopback, false);
+    assert!(pair.still_turns());
+    pair.guest.unmap();
+    pair.send(&frame(100, 1));
+    pair.engine.poll();
+    pair.guest.map();
+    assert!(pair.engine.arm(), "whoever woke it may have been heard already");
+}
+
+#[test]
 fn hole_behind_good_chains_keeps_them_going() {
     let mut pair = Pair::new(LinkKind::Null, false);
     pair.send(&frame(64, 1));
