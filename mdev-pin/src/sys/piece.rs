@@ -160,6 +160,9 @@ impl<'s> Found<'s> {
     }
 }
 
+/// The first address that is negative as a signed number.
+const UPPER_HALF: u64 = 1 << 63;
+
 /// The piece hit last, flattened so that a hit costs two comparisons and an addition; for use in one section.
 #[derive(Copy, Clone)]
 pub struct Hint<'s> {
@@ -193,9 +196,10 @@ impl<'s> Hint<'s> {
     #[inline(always)]
     pub fn of(found: Found<'s>) -> Self {
         let piece = found.piece;
-        // The very last byte of all addresses has no IOVA behind it, and is searched for.
-        let behind = piece.range.last().0.saturating_add(1);
-        let if_permitted = |perm| if piece.perm.contains(perm) { behind } else { 0 };
+        // Pieces in the upper half of all addresses, which no guest uses, are searched for: so a hit need not look out for an
+        // end that wraps.
+        let behind = piece.range.last().0.checked_add(1).filter(|behind| *behind <= UPPER_HALF);
+        let if_permitted = |perm| behind.filter(|_| piece.perm.contains(perm)).unwrap_or(0);
         Hint {
             first: piece.range.first().0,
             readable: if_permitted(Perm::READ),
@@ -226,12 +230,14 @@ impl<'s> Hint<'s> {
             (false, true) => self.writable,
             (true, true) => self.readable.min(self.writable),
         };
-        let behind = iova.0.checked_add(u64::from(len))?;
-        if len == 0 || iova.0 < self.first || behind > limit {
+        // `first` is in the lower half unless nothing is hit, and as signed numbers those of the upper half are less.
+        let below = (iova.0 as i64) < self.first as i64;
+        if len == 0 || below || iova.0.wrapping_add(u64::from(len)) > limit {
             return None;
         }
         let address = self.delta.wrapping_add(iova.0 as usize);
-        // SAFETY: as in `Found::memory`: all bytes lie in the piece, by the comparisons above.
+        // SAFETY: as in `Found::memory`: all bytes lie in the piece. It ends at `limit` and begins at `first`, neither beyond
+        // the upper half's begin; so `iova` is in the lower half, and the sum has not wrapped.
         Some(unsafe { GuestSlice::from_raw_parts(address, len as usize) })
     }
 }
