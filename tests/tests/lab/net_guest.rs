@@ -95,7 +95,7 @@ fn frames_come_back(lab: &Lab) -> Result<(), Skip> {
 }
 
 /// Feature bits as the guest's driver lists them.
-const PACKED: u64 = 1 << 34;
+pub const PACKED: u64 = 1 << 34;
 const IN_ORDER: u64 = 1 << 35;
 
 /// The guest's driver takes a ring layout, and its frames come back: at once, after a pause, after a reset.
@@ -123,7 +123,7 @@ fn layout(lab: &Lab, options: &str, wanted: u64) -> Result<(), Skip> {
 }
 
 /// The features between the guest's driver and its NIC: the kernel prints a character for each bit, the lowest first.
-fn features(guest: &mut QemuGuest) -> u64 {
+pub fn features(guest: &mut QemuGuest) -> u64 {
     guest.type_in("features\n");
     let said = guest.expect(" end", EXCHANGE);
     let (_, bits) = said.rsplit_once("features: ").expect("a list of features");
