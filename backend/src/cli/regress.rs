@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::regress::{Options, Transport, chosen, run as play, table};
+use crate::sys::with_signals_held;
 
 /// What is printed; below the options.
 const MEANINGS: &str = "\
@@ -78,9 +79,11 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The second one ends the process at once: a scenario may be long.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|error| format!("cannot catch signals: {error}"))?;
+        with_signals_held(&[signal], || {
+            signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
+                .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+        })
+        .map_err(|error| format!("cannot catch signals: {error}"))?;
     }
     play(&options, &stop, &mut io::stdout().lock()).map_err(|error| error.to_string())
 }

@@ -47,6 +47,7 @@ pub(super) struct Control {
 
 /// What the loop starts with.
 pub(super) struct Parts {
+    pub(super) signals: Signals,
     pub(super) pool: Pool,
     pub(super) events: EventSource,
     pub(super) windows: Arc<Windows>,
@@ -58,11 +59,11 @@ pub(super) struct Parts {
 impl Control {
     /// A loop that serves nothing yet.
     pub(super) fn new(parts: Parts) -> io::Result<Control> {
-        let Parts { pool, events, windows, stats, counters, plans } = parts;
+        let Parts { signals, pool, events, windows, stats, counters, plans } = parts;
         let control = Control {
             poll: Poll::new()?,
             timer: Timer::new()?,
-            signals: Signals::install(plans.is_some())?,
+            signals,
             events,
             pool: Arc::new(pool),
             windows,

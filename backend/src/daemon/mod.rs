@@ -73,6 +73,7 @@ pub use stats::QueueNames;
 use control::{Control, Parts};
 use pool::Pool;
 use roll::Beginning;
+use signals::Signals;
 
 /// How a daemon runs its only device.
 #[derive(Debug)]
@@ -192,6 +193,8 @@ fn start(
     counters: Option<CounterSocket>,
     plans: Option<Box<dyn Plans>>,
 ) -> Result<Control, DaemonError> {
+    let signals =
+        Signals::install(plans.is_some()).map_err(DaemonError::system("install handlers of signals"))?;
     raise_file_limit();
     let windows = Windows::new().map_err(DaemonError::system("prepare for lost memory"))?;
     let (sink, events) = worker::events().map_err(DaemonError::system("create an eventfd"))?;
@@ -200,7 +203,8 @@ fn start(
         .map(|(number, &cpu)| Worker::spawn(&format!("mdevd-w{number}"), cpu, shared.mode, sink.clone()))
         .collect::<io::Result<Vec<_>>>()
         .map_err(DaemonError::system("start a worker"))?;
-    let parts = Parts { pool: Pool::new(workers), events, windows, stats: shared.stats, counters, plans };
+    let pool = Pool::new(workers);
+    let parts = Parts { signals, pool, events, windows, stats: shared.stats, counters, plans };
     Control::new(parts).map_err(DaemonError::system("watch descriptors"))
 }
 

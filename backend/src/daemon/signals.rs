@@ -9,6 +9,8 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::{flag, low_level};
 
+use crate::sys::with_signals_held;
+
 /// The signals that the daemon obeys. Their former handling does not come back on drop, since signal-hook keeps
 /// its handlers installed; they just have no effect any more.
 #[derive(Debug)]
@@ -28,8 +30,13 @@ pub(super) struct Signal(pub(super) UnixStream);
 
 impl Signals {
     /// Installs the handlers. The second SIGTERM or SIGINT ends the process at once, with status 1, whatever
-    /// the control thread is doing.
+    /// the control thread is doing. To be called before there are other threads: a signal that came between two steps
+    /// of this would be lost, so they wait for its end, but another thread would take them.
     pub(super) fn install(reload: bool) -> io::Result<Signals> {
+        with_signals_held(&[SIGTERM, SIGINT, SIGUSR1, SIGHUP], || Signals::register(reload))
+    }
+
+    fn register(reload: bool) -> io::Result<Signals> {
         let mut registered = Vec::new();
         let (stop, stopped) = UnixStream::pair()?;
         let seen = Arc::new(AtomicBool::new(false));

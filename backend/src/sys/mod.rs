@@ -2,13 +2,15 @@
 //! descriptors.
 //!
 //! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks, and [`OwnerProcess`] waits for the
-//! process that it is. Five files need `unsafe`: one signals a peer without waiting for it, one takes over a
-//! descriptor by its number, one reads the processor's time stamp counter, one makes a process that owns memory, one moves
-//! frames between guest memory and a tap interface.
+//! process that it is. Six files need `unsafe`: one signals a peer without waiting for it, one holds signals back, one
+//! takes over a descriptor by its number, one reads the processor's time stamp counter, one makes a process that owns
+//! memory, one moves frames between guest memory and a tap interface.
 
 #[allow(unsafe_code)]
 mod bell;
 mod event_fd;
+#[allow(unsafe_code)]
+mod hold;
 #[allow(unsafe_code)]
 mod inherit;
 #[allow(unsafe_code)]
@@ -21,6 +23,7 @@ mod timer;
 pub(crate) mod tsc;
 
 pub use event_fd::{EventFd, Kicks};
+pub use hold::with_signals_held;
 pub use inherit::inherit;
 pub use owner::OwnerProcess;
 pub use poll::{Interest, Poll, Readiness, Ready};

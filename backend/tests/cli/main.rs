@@ -198,6 +198,19 @@ fn sigterm_stops_running_rings_and_removes_the_socket() {
 }
 
 #[test]
+fn sigterm_at_any_moment_of_the_start_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for tenths in 0..60 {
+        let socket = folder.path().join(format!("{tenths}.sock"));
+        let mut daemon = Daemon::spawn(&mut net_on(&socket, ""), socket);
+        std::thread::sleep(Duration::from_micros(100) * tenths);
+        daemon.signal(Signal::TERM);
+        // With status 0, or by the signal itself if that came before the program's own handler.
+        assert!(daemon.wait().code().is_none_or(|code| code == 0), "{}", daemon.log());
+    }
+}
+
+#[test]
 fn a_front_end_with_a_full_call_eventfd_holds_up_neither_worker_nor_end() {
     let mut daemon = Daemon::net("--link loopback");
     let mut guest = Guest::connect(daemon.socket());
