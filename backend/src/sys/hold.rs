@@ -1,3 +1,5 @@
+//! UNSAFETY: why this file exists: a thread's mask of signals has no safe wrapper.
+//!
 //! Signals that wait until the calling thread is ready for them.
 
 use std::mem::MaybeUninit;
