@@ -67,8 +67,6 @@ mod area;
 mod extent;
 pub mod faults;
 mod file;
-#[cfg(test)]
-mod fixture;
 mod map;
 mod memory;
 mod occupancy;
@@ -79,6 +77,9 @@ mod remote;
 mod sg;
 mod stitch;
 mod window;
+
+#[cfg(test)]
+mod tests;
 
 pub use addr::{Iova, IovaRange, Perm, RangeError, UserAddr};
 pub use area::Area;

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use crate::fixture::memory;
+use crate::tests::memory;
 use crate::{Area, FileExtent, Iova, IovaRange, Perm};
 
 fn area(file: &std::sync::Arc<crate::BackingFile>, iova: u64, offset: u64, len: u64, perm: Perm) -> Area {

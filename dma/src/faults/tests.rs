@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::{Fault, Step, fail};
-use crate::fixture::{area, memory};
+use crate::tests::{area, memory};
 use crate::{BackingFile, CHUNK, FileError, FilePolicy, WindowError, Windows};
 
 fn named(name: &str, len: u64) -> OwnedFd {

@@ -7,7 +7,7 @@ use rustix::io::pread;
 
 use super::*;
 use crate::faults::{self, Fault};
-use crate::fixture::{area, memory, resize};
+use crate::tests::{area, memory, resize};
 use crate::{BackingFile, CHUNK, FilePolicy, Iova, Windows};
 
 const PAGE: u64 = 4096;

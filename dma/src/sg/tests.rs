@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::SgList;
-use crate::fixture::segment;
+use crate::tests::segment;
 use crate::{GuestSlice, Iova};
 
 /// Bytes of guest memory that lists are made of.

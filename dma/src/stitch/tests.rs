@@ -7,7 +7,7 @@ use rustix::io::{pread, pwrite};
 
 use super::*;
 use crate::faults::{Fault, Step};
-use crate::fixture::{area, memory, resize};
+use crate::tests::{area, memory, resize};
 use crate::{BackingFile, CHUNK, FilePolicy, Occupancy};
 
 const PAGE: u64 = 4096;

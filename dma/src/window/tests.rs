@@ -7,7 +7,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::{pread, pwrite};
 
 use super::{CHUNK, WindowError};
-use crate::fixture::{area, memory, resize};
+use crate::tests::{area, memory, resize};
 use crate::{Area, BackingFile, FilePolicy, Iova, IovaRange, Losses, Occupancy, Perm, Segment, Windows};
 
 fn reopen(file: &BackingFile, options: &OpenOptions) -> Arc<BackingFile> {

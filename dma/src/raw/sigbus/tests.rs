@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 use super::{default_action, set_action};
-use crate::fixture::{area, memory, resize};
 use crate::raw::table::{Entry, Registration, SLOTS};
+use crate::tests::{area, memory, resize};
 use crate::{BackingFile, FilePolicy, Iova, Segment, WindowError, Windows, poison_epoch};
 
 const MIB: u64 = 1 << 20;

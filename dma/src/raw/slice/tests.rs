@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::GuestSlice;
 use crate::Iova;
-use crate::fixture::segment;
+use crate::tests::segment;
 
 const LEN: usize = 4096;
 

@@ -1,4 +1,4 @@
-//! Guest memory for tests.
+//! Guest memory for the tests of all files.
 
 use std::sync::Arc;
 
