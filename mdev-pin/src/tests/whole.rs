@@ -2,10 +2,11 @@
 
 use std::sync::mpsc;
 
+use mdev_dma::GuestSlice;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{KeptSlice, MAX_STITCHED, Stretch, Within};
+use crate::{KeptSlice, Lane, MAX_STITCHED, Stretch, Within};
 
 const RW: Perm = Perm::from_bits_retain(Perm::READ.bits() | Perm::WRITE.bits());
 
@@ -103,24 +104,40 @@ fn unmap_of_a_page_waits_for_the_burst_that_sees_the_stretch() {
     let s = space();
     scatter(&s, &numbered(4), &[2, 0, 3]);
     s.ioas.keep_whole([stretch(0, 3 * PAGE)]);
-    let mut lane = s.access.lane();
+    let mut change = None;
+    let unmap = || {
+        let mut begun = s.ioas.begin_unmap(range(PAGE, PAGE), LONG).unwrap();
+        assert!(begun.poll().is_none(), "a burst is open");
+        change = Some(begun);
+    };
+    beside_a_burst(s.access.lane(), Perm::READ, unmap, |slice| {
+        assert_eq!(slice.read(PAGE as usize), Some(1_u8), "its memory is there until it leaves");
+    });
+    assert_eq!(change.unwrap().wait().unwrap(), PAGE);
+    assert!(s.ioas.quiet() && s.windows.live() == 1);
+}
+
+/// A thread enters a burst and resolves the first three pages; `meanwhile` happens; then that thread looks at what it has.
+fn beside_a_burst(
+    mut lane: Lane,
+    perm: Perm,
+    meanwhile: impl FnOnce(),
+    look: impl FnOnce(GuestSlice<'_>) + Send,
+) {
     std::thread::scope(|scope| {
         let (inside, entered) = mpsc::channel();
         let (leave, left) = mpsc::channel::<()>();
         scope.spawn(move || {
             let burst = lane.enter();
-            let (slice, _) = burst.slice_to_keep(Iova(0), 3 * PAGE as u32, Perm::READ).unwrap();
+            let (slice, _) = burst.slice_to_keep(Iova(0), 3 * PAGE as u32, perm).unwrap();
             inside.send(()).unwrap();
             left.recv().unwrap();
-            assert_eq!(slice.read(PAGE as usize), Some(1_u8), "its memory is there until it leaves");
+            look(slice);
         });
         entered.recv().unwrap();
-        let mut change = s.ioas.begin_unmap(range(PAGE, PAGE), LONG).unwrap();
-        assert!(change.poll().is_none(), "a burst is open");
+        meanwhile();
         leave.send(()).unwrap();
-        assert_eq!(change.wait().unwrap(), PAGE);
     });
-    assert!(s.ioas.quiet() && s.windows.live() == 1);
 }
 
 /// Lets go of everything at once, whatever the kernel does.
@@ -140,23 +157,14 @@ fn page_that_is_revoked_is_taken_from_a_burst_that_sees_the_stretch() {
     let file = numbered(4);
     scatter(&s, &file, &[2, 0, 3]);
     s.ioas.keep_whole([stretch(0, 3 * PAGE)]);
-    let mut lane = s.access.lane();
-    std::thread::scope(|scope| {
-        let (inside, entered) = mpsc::channel();
-        let (leave, left) = mpsc::channel::<()>();
-        scope.spawn(move || {
-            let burst = lane.enter();
-            let (slice, _) = burst.slice_to_keep(Iova(0), 3 * PAGE as u32, Perm::WRITE).unwrap();
-            inside.send(()).unwrap();
-            left.recv().unwrap();
-            let seen = [0, 1, 2].map(|page| slice.read::<u8>(page * PAGE as usize).unwrap());
-            assert_eq!(seen, [3, 0, 4]);
-            slice.write(PAGE as usize, 0xee_u8).unwrap();
-        });
-        entered.recv().unwrap();
+    let revoke = || {
         let change = s.ioas.begin_invalidate(&[range(PAGE, 1)], Within::or_revoke(SOON)).unwrap();
         assert_eq!(change.wait().unwrap(), PAGE);
-        leave.send(()).unwrap();
+    };
+    beside_a_burst(s.access.lane(), Perm::WRITE, revoke, |slice| {
+        let seen = [0, 1, 2].map(|page| slice.read::<u8>(page * PAGE as usize).unwrap());
+        assert_eq!(seen, [3, 0, 4]);
+        slice.write(PAGE as usize, 0xee_u8).unwrap();
     });
     let mut byte = [0];
     rustix::io::pread(file.as_fd(), &mut byte, 0).unwrap();

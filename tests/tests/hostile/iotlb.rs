@@ -138,6 +138,17 @@ fn flood(guest: &mut Guest, messages: impl Iterator<Item = Vec<u8>>, mut look: i
     replies.join().expect("every message is acknowledged")
 }
 
+/// The guest works as before, and when it has gone nothing of it is left.
+fn end_well(attacks: Attacks, what: &str, mut guest: Guest, channel: Channel) {
+    assert!(!guest.needs_reset());
+    guest.settle();
+    guest.exchange(50);
+    attacks.leave(what, guest);
+    assert_eq!(attacks.stage.translations().entries, 0);
+    drop(channel);
+    attacks.end();
+}
+
 #[test]
 fn translations_that_cannot_be_are_refused_and_nobody_else_notices() {
     let attacks = Attacks::begin(Mode::Adaptive);
@@ -205,12 +216,8 @@ fn everything_taken_back_under_traffic_is_asked_for_and_used_again() {
             }
         }
     });
-    assert!(!attacks.stage.has_failed(guest.conn) && !guest.needs_reset());
-    guest.settle();
-    guest.exchange(50);
-    attacks.leave("everything taken back", guest);
-    drop(channel);
-    attacks.end();
+    assert!(!attacks.stage.has_failed(guest.conn));
+    end_well(attacks, "everything taken back", guest, channel);
 }
 
 #[test]
@@ -235,11 +242,7 @@ fn a_flood_of_invalidations_and_updates_over_each_other_holds_nobody() {
     // What begins there and has no length reaches to the end of all addresses, which is far behind the guest's memory.
     let refused = flood(&mut guest, messages, || attacks.victim.must_go_on(5));
     assert_eq!(refused, 0);
-    guest.exchange(50);
-    assert!(!guest.needs_reset());
-    attacks.leave("a flood", guest);
-    drop(channel);
-    attacks.end();
+    end_well(attacks, "a flood", guest, channel);
 }
 
 /// Bytes of memory that this process has in use.
@@ -274,12 +277,7 @@ fn translations_without_an_end_push_each_other_out_of_bounded_memory() {
 
     // Its own were the oldest; what it needs is asked for, and pushes out others.
     guest.churn(|busy| take_back(&attacks, busy, FAR + PAGE, 1));
-    guest.settle();
-    guest.exchange(50);
-    attacks.leave("translations without an end", guest);
-    assert_eq!(attacks.stage.translations().entries, 0);
-    drop(channel);
-    attacks.end();
+    end_well(attacks, "translations without an end", guest, channel);
 }
 
 #[test]
@@ -398,10 +396,6 @@ fn a_front_end_that_answers_no_question_is_not_asked_without_an_end() {
     // It is asked again, and all is well.
     guest.settle();
     guest.churn(|busy| take_back(&attacks, busy, 0, 0));
-    assert!(!attacks.stage.has_failed(guest.conn) && !guest.needs_reset());
-    guest.settle();
-    guest.exchange(50);
-    attacks.leave("no answers", guest);
-    drop(channel);
-    attacks.end();
+    assert!(!attacks.stage.has_failed(guest.conn));
+    end_well(attacks, "no answers", guest, channel);
 }
