@@ -11,7 +11,7 @@
 //!   *offered* any number of times, *published* in batches, and taken back *used*.
 //!   [`PackedQueue`] is the same for packed virtqueues, [`Virtqueue`] what they have in common.
 //!   [`RawRing`] and [`RawPacked`] write anything at all into the same rings.
-//! - [`net`]: receive and transmit queues of a network device on top of it.
+//! - [`net`]: receive and transmit queues of a network device on top of it; [`datagram`] makes frames for offloads.
 //! - [`FrontEnd`]: the vhost-user conversation: features, memory, rings, enable, stop.
 //!
 //! # Locks, blocking, failing
@@ -22,12 +22,13 @@
 //!
 //! # What it does not implement
 //!
-//! The control queue, offloads, an IOMMU between driver and device.
+//! The control queue, an IOMMU between driver and device.
+pub mod datagram;
 mod error;
 mod front_end;
 mod memory;
 #[cfg(test)]
-mod model;
+mod model_tests;
 pub mod net;
 mod order;
 mod packed;

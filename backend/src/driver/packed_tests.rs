@@ -1,6 +1,6 @@
 use super::*;
 use crate::driver::MemoryOptions;
-use crate::driver::model::{self, Taken, agrees, piece, steps};
+use crate::driver::model_tests::{self as model, Taken, agrees, piece, steps};
 use mdev_protocol::virtio::packed::{EventSuppress, VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED, used_flags};
 use proptest::prelude::*;
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::driver::model::{self, Taken, agrees, piece, steps};
+use crate::driver::model_tests::{self as model, Taken, agrees, piece, steps};
 use crate::driver::{MemoryError, MemoryOptions};
 use mdev_protocol::virtio::split::UsedElem;
 use proptest::prelude::*;

@@ -202,11 +202,3 @@ fn raw(fd: &OwnedFd) -> libc::c_int {
 fn errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
-
-/// Gives the calling thread a network of its own, in which it may do what it likes. False without the right to that.
-#[cfg(test)]
-pub(crate) fn own_network() -> bool {
-    use rustix::thread::{UnshareFlags, unshare_unsafe};
-    // SAFETY: a network namespace changes nothing about memory or descriptors that exist.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.is_ok()
-}

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -238,34 +237,7 @@ pub(super) fn build() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("MDEVD_BIN") {
         return Path::new(&path).canonicalize().map_err(|error| format!("MDEVD_BIN: {error}"));
     }
-    let (mut command, profile_folder) = cargo("build")?;
-    match command.args(["--package", "mdevd", "--bin", "mdevd"]).status() {
-        Ok(status) if status.success() => Ok(profile_folder.join("mdevd")),
-        Ok(status) => Err(format!("cargo build of mdevd ended with {status}")),
-        Err(error) => Err(format!("cannot run cargo: {error}")),
-    }
-}
-
-/// Build the product's unit tests as `build` builds the product, and run those that are ignored by themselves and have `filter`
-/// in their names. A number of them is in the output, in cargo's words.
-///
-/// # Panics
-/// When one fails, or there is none.
-pub fn ignored_unit_tests(filter: &str, within: Duration) {
-    let (mut command, _) = cargo("test").expect("a place for what is built");
-    // The whole workspace, for its features: those of the package alone would have it built once more.
-    command.args(["--offline", "--workspace", "--lib", "--", "--ignored", filter]);
-    let mut run = Running::spawn("unit tests", command);
-    let status = run.wait(within);
-    let output = run.output();
-    println!("{output}");
-    assert!(status.is_some_and(|status| status.success()), "{status:?} after {within:?} at most");
-    let begun = output.lines().filter(|line| line.starts_with("running ") && *line != "running 0 tests");
-    assert!(begun.count() > 0, "no test has {filter} in its name");
-}
-
-/// A cargo command with the profile and the target folder that this test was built with, and the profile's folder there.
-fn cargo(subcommand: &str) -> Result<(Command, PathBuf), String> {
+    // With the profile and into the target folder that this test was built with.
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let profile_folder =
         this.parent().and_then(Path::parent).ok_or("the test binary stands in no target folder")?;
@@ -276,9 +248,13 @@ fn cargo(subcommand: &str) -> Result<(Command, PathBuf), String> {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = dying_with_us(cargo);
-    command.args([subcommand, "--quiet", "--profile", profile]);
+    command.args(["build", "--quiet", "--profile", profile, "--package", "mdevd", "--bin", "mdevd"]);
     command.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
-    Ok((command, profile_folder.to_owned()))
+    match command.status() {
+        Ok(status) if status.success() => Ok(profile_folder.join("mdevd")),
+        Ok(status) => Err(format!("cargo build of mdevd ended with {status}")),
+        Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
 }
 
 #[cfg(test)]

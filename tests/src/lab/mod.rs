@@ -32,7 +32,7 @@ mod testpmd;
 pub use hugepages::HugePages;
 pub use initramfs::{FileKind, Initramfs, shared_libraries};
 pub use live_update::Successor;
-pub use mdevd::{Counters, Mdevd, ignored_unit_tests};
+pub use mdevd::{Counters, Mdevd};
 pub use network::{ip, move_into_own_network};
 pub use process::{Ended, Running, dying_with_us};
 pub use qemu::{Guest, QemuGuest};

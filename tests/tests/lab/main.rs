@@ -14,9 +14,16 @@ mod net_testpmd;
 mod net_update;
 mod peers;
 mod scenarios;
+mod tap;
+mod tap_pair;
 mod traffic;
 
 use mdev_tests::lab::{Trial, runner};
+use mdev_tests::steady::Counting;
+
+/// For the trial that wants to see a burst ask for no memory.
+#[global_allocator]
+static HEAP: Counting = Counting;
 
 fn main() -> std::process::ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
@@ -28,6 +35,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_restart::trials());
     trials.extend(net_client::trials());
     trials.extend(net_serve::trials());
+    trials.extend(tap::trials());
     trials.extend(net_tap::trials());
     trials.extend(net_bridge::trials());
     trials.extend(net_memory::trials());

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::net_guest::{self, exchange, works};
 use super::scenarios::plug;
-use super::traffic::{House, flows, guest, pings};
+use super::traffic::{House, flows, guest};
 
 const GIB: u64 = 1 << 30;
 
@@ -42,11 +42,7 @@ fn modules(lab: &Lab) -> Result<(), Skip> {
         }
         println!("module {round}: {:.1?} without traffic", stream.gap());
     }
-    let (sent, lost) = pings(&mut guest);
-    assert!(sent > 0 && lost <= 1, "{lost} of {sent} pings were not answered");
-    drop(stream);
-    guest.quit();
-    house.mdevd.terminate();
+    house.end(stream, guest);
     Ok(())
 }
 

@@ -92,6 +92,15 @@ impl House {
         assert_eq!((memory.get("poisoned"), memory.get("revoked"), memory.get("faults")), (0, 0, 0));
         (queues, memory)
     }
+
+    /// The end of a guest that was answered, but for one ping at the most, and of the device.
+    pub fn end(self, stream: Stream, mut guest: QemuGuest) {
+        let (sent, lost) = pings(&mut guest);
+        assert!(sent > 0 && lost <= 1, "{lost} of {sent} pings were not answered");
+        drop(stream);
+        guest.quit();
+        self.mdevd.terminate();
+    }
 }
 
 /// A guest that obeys the console, with a NIC on the device.

@@ -3,11 +3,9 @@
 mod drivers;
 mod frames;
 mod hostile;
-mod packets;
 mod pair;
 mod peers;
 mod running;
-mod tapped;
 
 use pair::config;
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use mdev_protocol::virtio::net::NetHeader;
 
-use super::packets::{NEEDS_CSUM, datagram};
 use super::pair::{HEADER, MEMORY, Pair, config, frame, is_readable};
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
 use crate::device::net::{Bridges, MAX_PORTS, NetConfig, NetConfigError, NetDevice};
 use crate::device::{DropCause, Enabled};
+use crate::driver::datagram::{NEEDS_CSUM, datagram};
 use crate::link::{LinkKind, OFFLOADS};
 use crate::ring::RingError;
 

@@ -15,8 +15,9 @@ use mdevd::ring::{QueueState, RingAddr, RingSetup};
 
 use super::heap::allocations;
 
-/// Frames of a burst, and bursts of a run.
+/// Frames of a burst.
 pub const BURST: u32 = 32;
+/// Bursts of a run.
 pub const BURSTS: u32 = 100;
 /// Bytes of a frame: an Ethernet header, and a protocol that no host knows.
 const FRAME: u32 = 64;
