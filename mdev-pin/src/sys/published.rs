@@ -221,24 +221,58 @@ impl Remembered {
 }
 
 /// How many pages' pieces are remembered beside the one hit last.
-const RECENT: usize = if cfg!(any(loom, miri)) { 4 } else { 128 };
+const RECENT: usize = if cfg!(any(loom, miri)) { 4 } else { 512 };
 
 /// Pieces hit of late, each in the place that the page it was hit in has: what an IOMMU's many small mappings, or a guest
 /// with several regions, would else search the table for.
-struct Recent(Box<[Cell<(u64, Remembered)>]>);
+struct Recent {
+    pieces: Box<[Cell<RecentPiece>]>,
+    /// Which pieces are still good: those that were remembered since it was counted up.
+    stamp: Cell<u64>,
+}
+
+/// A line of the cache, since each of them is met alone.
+#[derive(Copy, Clone)]
+#[repr(align(64))]
+struct RecentPiece {
+    page: u64,
+    stamp: u64,
+    hint: Hint<'static>,
+}
 
 impl Recent {
     fn new() -> Self {
-        Recent((0..RECENT).map(|_| Cell::new((0, Remembered::NOTHING))).collect())
+        let nothing = RecentPiece { page: 0, stamp: 0, hint: Hint::NONE };
+        Recent { pieces: (0..RECENT).map(|_| Cell::new(nothing)).collect(), stamp: Cell::new(1) }
+    }
+
+    /// Forgets all of them.
+    fn forget(&self) {
+        // It would take centuries to wrap.
+        self.stamp.set(self.stamp.get().wrapping_add(1));
     }
 
     /// The page of an address, and its place.
     #[inline(always)]
-    fn place(&self, iova: Iova) -> Option<(u64, &Cell<(u64, Remembered)>)> {
+    fn place(&self, iova: Iova) -> Option<(u64, &Cell<RecentPiece>)> {
         let page = iova.0 >> 12;
         // Fibonacci hashing: neighbours and multiples of a power of two spread alike.
         let hash = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        Some((page, self.0.get(hash as usize % RECENT)?))
+        Some((page, self.pieces.get(hash as usize % RECENT)?))
+    }
+
+    #[inline(always)]
+    fn remember(&self, iova: Iova, hint: Hint<'static>) {
+        if let Some((page, place)) = self.place(iova) {
+            place.set(RecentPiece { page, stamp: self.stamp.get(), hint });
+        }
+    }
+
+    #[inline(always)]
+    fn recall(&self, iova: Iova) -> Option<Hint<'static>> {
+        let (page, place) = self.place(iova)?;
+        let recent = place.get();
+        (recent.page == page && recent.stamp == self.stamp.get()).then_some(recent.hint)
     }
 }
 
@@ -262,6 +296,7 @@ impl Reader {
         let remembered = self.remembered.get();
         if remembered.table != table.id || remembered.epoch != epoch {
             self.remembered.set(Remembered { table: table.id, epoch, hint: Hint::NONE });
+            self.recent.forget();
         }
         // What an earlier section remembered may be hit without a search.
         self.touched.set(self.remembered.get().hint.window_bit);
@@ -317,8 +352,8 @@ impl<'r> Inside<'r> {
     /// The piece that was remembered last.
     #[inline(always)]
     pub fn hint(self) -> Hint<'r> {
-        // SAFETY: `enter` cleared what was not remembered in `self.table`, which is read during `'r`;
-        // `remember` took the rest from a piece of it, and `recall` from a piece of one with the same id.
+        // SAFETY: `enter` cleared what was not remembered in `self.table`, which is read during `'r`, and had what was
+        // hit of late forgotten; `remember` took the rest from a piece of it, and `recall` what `remember` has left since.
         unsafe { self.reader.remembered.get().hint.for_section() }
     }
 
@@ -328,26 +363,17 @@ impl<'r> Inside<'r> {
         if std::ptr::eq(found.inside().table, self.table) {
             // SAFETY: it is used again only while a section reads the table with this id.
             let hint = unsafe { Hint::of(found).for_section() };
-            let remembered = Remembered { hint, ..self.reader.remembered.get() };
-            self.reader.remembered.set(remembered);
-            if let Some((page, place)) = self.reader.recent.place(iova) {
-                place.set((page, remembered));
-            }
+            self.reader.remembered.set(Remembered { hint, ..self.reader.remembered.get() });
+            self.reader.recent.remember(iova, hint);
         }
     }
 
     /// Makes the piece that was hit in the page of `iova` of late, in this table, the one hit last.
     #[inline(always)]
     pub fn recall(self, iova: Iova) -> bool {
-        let last = self.reader.remembered.get();
-        let Some((page, place)) = self.reader.recent.place(iova) else { return false };
-        let (of, recent) = place.get();
-        // No page lost since, as for the one hit last. The table of nothing has no section.
-        let good = of == page && recent.table == last.table && recent.epoch == last.epoch;
-        if good {
-            self.reader.remembered.set(recent);
-        }
-        good
+        let Some(hint) = self.reader.recent.recall(iova) else { return false };
+        self.reader.remembered.set(Remembered { hint, ..self.reader.remembered.get() });
+        true
     }
 
     /// Counts windows in among those that the section resolved from.
