@@ -16,8 +16,10 @@ use crate::{
     view::View,
 };
 
-/// From how many areas on the maps are made anew: one by one costs a leaf and the spine each.
+/// From how many areas on the maps may be made anew: one by one costs a leaf and the spine each.
 const MANY: usize = 64;
+/// And from which part of all areas on: to make them anew costs a bit for each area that stays.
+const PART: usize = 16;
 
 impl Ioas {
     /// Begins to drop every area of which a byte lies in one of `ranges`, and all of its bytes with it. None is success.
@@ -51,9 +53,13 @@ impl Ioas {
 }
 
 impl State {
+    fn one_by_one(&self, going: &[Mapped]) -> bool {
+        going.len() < MANY || going.len() < self.areas.len() / PART
+    }
+
     /// Shows these areas gated and leaving.
     fn gate(&mut self, going: &[Mapped]) -> Result<Vec<Retired>, IoasError> {
-        if going.len() < MANY {
+        if self.one_by_one(going) {
             for mapped in going {
                 self.view.replace(mapped);
                 self.replace_area(mapped.clone());
@@ -66,7 +72,7 @@ impl State {
 
     /// Takes these areas away.
     fn forget(&mut self, gone: &[Mapped]) -> Result<Vec<Retired>, IoasError> {
-        if gone.len() < MANY {
+        if self.one_by_one(gone) {
             for mapped in gone {
                 if let Some((areas, _)) = self.areas.remove(mapped.range().first()) {
                     self.areas = areas;

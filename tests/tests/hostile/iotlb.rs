@@ -262,7 +262,7 @@ fn translations_without_an_end_push_each_other_out_of_bounded_memory() {
         update(FAR + 2 * PAGE * number, PAGE, at + PAGE * (number % (size / PAGE)), RW).to_bytes(true)
     };
     let limit = MAX_IOTLB_ENTRIES as u64;
-    let (fill, many) = (limit + limit / 8, 2 * limit);
+    let (fill, many) = (limit + limit / 8, 1_000_000);
     assert_eq!(flood(&mut guest, (0..fill).map(message), || attacks.victim.must_go_on(1)), 0);
     let full = resident();
     let refused = flood(&mut guest, (fill..many).map(message), || {
