@@ -7,17 +7,20 @@ mod measure;
 
 use std::{
     hint::black_box,
+    ptr,
     sync::{
         Arc, RwLock,
-        atomic::{AtomicU64, Ordering, fence},
+        atomic::{AtomicPtr, AtomicU64, Ordering, fence},
     },
     time::Instant,
 };
 
 use arc_swap::ArcSwap;
+use crossbeam_epoch::Atomic;
 use mdev_dma::{Area, FileExtent, GuestSlice, HostWindow, Iova, IovaRange, Perm, Windows};
 use mdev_pin::Lane;
 use measure::{PAGE, SLICES, beside, file, heading, print, space};
+use seize::{Collector, Guard};
 
 const BURST: u64 = 32;
 /// Bursts of one slice of one variant.
@@ -97,6 +100,9 @@ fn alone() {
     let locked = RwLock::new(OneArea::new());
     let counted = Arc::new(OneArea::new());
     let announced = AtomicU64::new(0);
+    let epoch = Atomic::new(0_u64);
+    let collector = Collector::new();
+    let collected = AtomicPtr::new(ptr::dangling_mut::<u64>());
     interleave(
         u64::from(ROUNDS) * BURST,
         &mut [
@@ -135,6 +141,21 @@ fn alone() {
                 for _ in 0..ROUNDS {
                     let area = black_box(Arc::clone(&counted));
                     black_box(unprotected(&area.memory(), black_box(area.first), black_box(&at)));
+                }
+            }),
+            // What these two protect is reached through a raw pointer: loaded here as they want it, and not followed.
+            ("descriptor, crossbeam-epoch once a burst", &mut || {
+                for _ in 0..ROUNDS {
+                    let guard = crossbeam_epoch::pin();
+                    black_box(epoch.load(Ordering::Acquire, &guard).is_null());
+                    black_box(unprotected(&memory, black_box(plain.first), black_box(&at)));
+                }
+            }),
+            ("descriptor, seize once a burst", &mut || {
+                for _ in 0..ROUNDS {
+                    let guard = collector.enter();
+                    black_box(guard.protect(&collected, Ordering::Acquire));
+                    black_box(unprotected(&memory, black_box(plain.first), black_box(&at)));
                 }
             }),
         ],
