@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use super::bridge::{Found, Jack, Receiver, Receiving, Sender, Target};
 use super::engine::{Served, transmit};
 use super::header::HEADER;
-use super::incoming::{Incoming, Offered, Refusal};
+use super::incoming::{Arrival, Incoming, Offered, Refusal};
 use super::offload::Offloads;
 use super::outgoing::{Outgoing, Sent};
 use super::pieces::BURST;
@@ -170,18 +170,13 @@ fn fill(
     let mut next = next;
     loop {
         let began = next;
-        let outcome = fill_burst(queue, (*mergeable, *takes), frames, &mut next, &header, sender)?;
+        let arrival = fill_burst(queue, (*mergeable, *takes), frames, &mut next, &header, sender)?;
         // Here the receiver's burst is over; the sender's is not, and nothing of this waits.
-        match outcome {
-            Ok(called) if called => queue.call(),
-            Ok(_) => {}
-            Err(error) => {
-                queue.trouble(error);
-                if queue.failed.is_some() {
-                    receiver.has_failed();
-                }
-                return Ok(Progress::Full(next));
+        if !arrival.tell(queue) {
+            if queue.failed.is_some() {
+                receiver.has_failed();
             }
+            return Ok(Progress::Full(next));
         }
         if next >= frames.len() {
             return Ok(Progress::Done);
@@ -192,8 +187,10 @@ fn fill(
     }
 }
 
-/// One burst of [`fill`]: `next` moves on behind what was copied or dropped. Two results, as there are two sides: the
-/// sender's, and inside, what is wrong with the receiver, or whether it wants a call.
+/// One burst of [`fill`]: `next` moves on behind what was copied or dropped.
+///
+/// # Errors
+/// The sender's memory was lost.
 fn fill_burst(
     queue: &mut Queue,
     (mergeable, takes): (bool, Offloads),
@@ -201,12 +198,12 @@ fn fill_burst(
     next: &mut usize,
     header: impl Fn(usize) -> Option<NetHeader>,
     sender: &QueueStats,
-) -> Result<Result<bool, RingError>, RingError> {
+) -> Result<Arrival, RingError> {
     let Queue { ring, lane, stats, parked, .. } = queue;
     let burst = lane.enter();
     let vring = match ring.begin(&burst) {
         Ok(vring) => vring,
-        Err(error) => return Ok(Err(error)),
+        Err(error) => return Ok(Arrival::trouble(error)),
     };
     let mut offered = Offered::new();
     let meant = (*next..frames.len()).filter(|index| header(*index).is_some()).count();
@@ -233,7 +230,7 @@ fn fill_burst(
     if shown.is_ok() {
         *next = at;
     }
-    Ok(shown.and_then(|call| broken.map_or(Ok(call), Err)))
+    Ok(Arrival::of(shown, broken))
 }
 
 /// Gives a receive queue one frame: as it is where its driver takes that, else summed and cut here.

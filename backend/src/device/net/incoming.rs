@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::header::{HEADER, received};
 use super::outgoing::Outgoing;
 use super::pieces::{AHEAD, MAX_PIECES, Pieces, resolve};
-use crate::device::QueueStats;
+use crate::device::{Queue, QueueStats};
 use crate::link::{MAX_FRAME, Room};
 use crate::ring::{Buffer, Direction, MAX_BURST, RingError, Vring};
 use crate::sys::tsc;
@@ -240,6 +240,44 @@ impl<'p, 'r, 'b> Incoming<'p, 'r, 'b> {
             }
             received.call
         }))
+    }
+}
+
+/// What a burst of another guest came to. Both may be: the driver is called for the frames before a chain that cannot be filled.
+#[derive(Default)]
+pub(super) struct Arrival {
+    call: bool,
+    trouble: Option<RingError>,
+}
+
+impl Arrival {
+    /// Nothing was shown.
+    pub(super) fn trouble(error: RingError) -> Self {
+        Self { call: false, trouble: Some(error) }
+    }
+
+    /// What [`Incoming::show`] says, and what is wrong with the chain behind what was shown.
+    #[inline(always)]
+    pub(super) fn of(shown: Result<bool, RingError>, broken: Option<RingError>) -> Self {
+        match shown {
+            Ok(call) => Self { call, trouble: broken },
+            Err(error) => Self::trouble(error),
+        }
+    }
+
+    /// Tells the driver and the queue. False if there was trouble. To be called when no burst is open: signals and log lines take time.
+    #[inline(always)]
+    pub(super) fn tell(self, queue: &mut Queue) -> bool {
+        if self.call {
+            queue.call();
+        }
+        match self.trouble {
+            None => true,
+            Some(error) => {
+                queue.trouble(error);
+                false
+            }
+        }
     }
 }
 

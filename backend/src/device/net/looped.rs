@@ -2,7 +2,7 @@
 
 use super::engine::{Served, discard, serve};
 use super::header::HEADER;
-use super::incoming::{Incoming, Offered, Refusal};
+use super::incoming::{Arrival, Incoming, Offered, Refusal};
 use super::outgoing::{Outgoing, Sent};
 use crate::device::{DropCause, Enabled, Queue, QueueStats, can_be_brought};
 use crate::ring::{RingError, Vring};
@@ -24,17 +24,12 @@ pub(super) fn turn(transmit: &mut Queue, mut receive: Option<&mut Queue>, mergea
     if receive.as_deref_mut().is_some_and(holds_up) {
         return 0;
     }
-    let mut arrived = Ok(false);
+    let mut arrival = Arrival::default();
     let chains = serve(transmit, |vring, stats| {
-        turn_burst(vring, stats, receive.as_deref_mut(), mergeable, &mut arrived)
+        turn_burst(vring, stats, receive.as_deref_mut(), mergeable, &mut arrival)
     });
-    // Signals and log lines wait until no burst is open.
     if let Some(receiver) = receive {
-        match arrived {
-            Ok(true) => receiver.call(),
-            Ok(false) => {}
-            Err(error) => receiver.trouble(error),
-        }
+        arrival.tell(receiver);
     }
     chains
 }
@@ -45,7 +40,7 @@ fn turn_burst(
     stats: &QueueStats,
     receive: Option<&mut Queue>,
     mergeable: bool,
-    arrived: &mut Result<bool, RingError>,
+    arrival: &mut Arrival,
 ) -> Result<Served, RingError> {
     let began = tsc::now();
     let mut sent = Sent::new();
@@ -53,7 +48,7 @@ fn turn_burst(
     let receiver = receive.filter(|queue| queue.switch.get() == Enabled::Yes);
     let receiver = receiver.and_then(|queue| queue.ready().then_some(queue));
     match receiver {
-        Some(receiver) => *arrived = pass(&mut frames, receiver, mergeable, stats)?,
+        Some(receiver) => *arrival = pass(&mut frames, receiver, mergeable, stats)?,
         None => stats.add_drops(DropCause::NoReceiver, frames.len() as u64),
     }
     let chains = frames.len();
@@ -63,15 +58,15 @@ fn turn_burst(
 
 /// Copies frames into a receive queue and publishes them there. What finds no room is dropped and counted at its sender.
 ///
-/// Two results: what is wrong with the sender's memory, and inside, what is wrong with the receiver, or whether it
-/// wants a call.
+/// # Errors
+/// The sender's memory was lost.
 #[inline(always)]
 fn pass(
     frames: &mut Outgoing<'_, '_, '_>,
     receiver: &mut Queue,
     mergeable: bool,
     sender: &QueueStats,
-) -> Result<Result<bool, RingError>, RingError> {
+) -> Result<Arrival, RingError> {
     let asks = receiver.asks();
     let Queue { ring, lane, stats, parked, .. } = receiver;
     let burst = lane.enter();
@@ -79,11 +74,11 @@ fn pass(
         Ok(vring) => vring,
         Err(error) if asks && can_be_brought(error) => {
             frames.keep(0, 0);
-            return Ok(Err(error));
+            return Ok(Arrival::trouble(error));
         }
         Err(error) => {
             sender.add_drops(DropCause::NoReceiver, frames.len() as u64);
-            return Ok(Err(error));
+            return Ok(Arrival::trouble(error));
         }
     };
     let mut offered = Offered::new();
@@ -117,6 +112,5 @@ fn pass(
         };
         sender.add_drops(cause, 1);
     }
-    let shown = room.show(frames, stats, parked)?;
-    Ok(shown.and_then(|call| broken.map_or(Ok(call), Err)))
+    Ok(Arrival::of(room.show(frames, stats, parked)?, broken))
 }

@@ -81,6 +81,11 @@ impl Pair {
     }
 
     pub(super) fn start(&mut self, index: u16) {
+        self.start_with(index, false);
+    }
+
+    /// Behind an IOMMU it asks for translations, and nobody brings any.
+    pub(super) fn start_with(&mut self, index: u16, behind_iommu: bool) {
         let ring = if index == 0 { &self.rx } else { &self.tx };
         let setup = QueueSetup {
             index,
@@ -92,7 +97,11 @@ impl Pair {
             switch: Switch::new(Enabled::Yes),
         };
         let stats = self.device.queue_stats(index).unwrap();
-        self.engine.start_queue(Queue::start(setup, stats, Waker::noop().clone()).unwrap());
+        let mut queue = Queue::start(setup, stats, Waker::noop().clone()).unwrap();
+        if behind_iommu {
+            queue = queue.behind_iommu(Box::new(|_, _| {}));
+        }
+        self.engine.start_queue(queue);
     }
 
     /// Sends a frame whose chain is cut into buffers of the given lengths; the last takes the rest.
@@ -129,6 +138,11 @@ impl Pair {
     pub(super) fn offer_cut(&mut self, len: usize, cuts: &[usize]) {
         chain(&self.guest, &mut self.rx, &mut self.free[0], self.room, len, cuts, WRITE);
         self.room += len as u64;
+    }
+
+    /// Offers room that is not in any memory.
+    pub(super) fn offer_nowhere(&mut self, len: usize) {
+        chain(&self.guest, &mut self.rx, &mut self.free[0], MEMORY, len, &[], WRITE);
     }
 
     pub(super) fn offer(&mut self, count: usize, len: usize) {

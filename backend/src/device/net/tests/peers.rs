@@ -166,6 +166,18 @@ fn lost_memory_is_blamed_on_its_owner_and_the_others_go_on() {
 }
 
 #[test]
+fn frames_before_a_chain_that_cannot_be_filled_are_called_for() {
+    let [mut a, mut b, _c] = introduced();
+    b.was_called(0);
+    b.offer(1, 2048);
+    b.offer_nowhere(2048);
+    (0..2).for_each(|_| a.send_plain(&to(mac(1), 0, 64)));
+    a.run();
+    assert_eq!((b.received().len(), a.sent()), (1, 2));
+    assert!(b.was_called(0));
+}
+
+#[test]
 fn receive_queue_that_is_malformed_fails_alone_and_is_reported() {
     let [mut a, mut b, mut c] = introduced();
     c.offer(4, 2048);

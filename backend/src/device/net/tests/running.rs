@@ -68,3 +68,19 @@ fn driver_that_wants_no_calls_gets_none() {
     assert!(pair.was_called(1));
     assert_eq!(pair.counters(1).calls, 1);
 }
+
+#[test]
+fn frames_before_a_chain_that_cannot_be_filled_are_called_for() {
+    for behind_iommu in [true, false] {
+        let mut pair = Pair::stopped(LinkKind::Loopback, false);
+        pair.start_with(0, behind_iommu);
+        pair.start(1);
+        pair.offer(1, 2048);
+        pair.offer_nowhere(2048);
+        pair.send(&frame(64, 1));
+        pair.send(&frame(64, 2));
+        assert_eq!(pair.engine.poll(), if behind_iommu { 1 } else { 2 }, "what may come is waited for");
+        assert_eq!(pair.received().len(), 1);
+        assert!(pair.was_called(0), "behind an IOMMU: {behind_iommu}");
+    }
+}
