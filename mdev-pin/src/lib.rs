@@ -134,6 +134,7 @@ mod whole;
 mod tests;
 
 #[cfg(all(test, miri))]
+#[path = "tests/interpreted.rs"]
 mod interpreted;
 
 #[cfg(all(test, loom))]
