@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
-use mdev_dma::{Area, Perm};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
@@ -48,8 +47,7 @@ impl Rig {
         rx.queue.publish();
         let ioas = Ioas::new(memory.windows().clone());
         for region in memory.regions() {
-            let (range, extent) = (region.range, region.extent.clone());
-            ioas.map(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })?;
+            ioas.map(region.area())?;
         }
         let access = Access::new(Arc::new(IgnoreUnmap));
         access.attach(&ioas)?;

@@ -9,7 +9,6 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mdev_dma::{Area, Perm};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
@@ -49,8 +48,7 @@ impl Guest {
         rx.queue.publish();
         let ioas = Ioas::new(memory.windows().clone());
         for region in memory.regions() {
-            let (range, extent) = (region.range, region.extent.clone());
-            ioas.map(Area { range, extent: extent.into(), perm: Perm::READ | Perm::WRITE, log: None })?;
+            ioas.map(region.area())?;
         }
         let access = Access::without_pins(Arc::new(IgnoreUnmap));
         access.attach(&ioas)?;

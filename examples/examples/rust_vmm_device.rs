@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mdev_dma::{Area, IovaRange, Perm, Windows};
+use mdev_dma::{IovaRange, Windows};
 use mdev_pin::{Access, Burst, IgnoreUnmap, Ioas};
 use mdevd::driver::{GuestMemory, MemoryOptions, Piece, RingOptions, SplitQueue};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -27,8 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The device's side: an address space of the same file, an access, a lane.
     let ioas = Ioas::new(Windows::new()?);
     for region in memory.regions() {
-        let perm = Perm::READ | Perm::WRITE;
-        ioas.map(Area { range: region.range, extent: region.extent.clone().into(), perm, log: None })?;
+        ioas.map(region.area())?;
     }
     let access = Access::new(Arc::new(IgnoreUnmap));
     access.attach(&ioas)?;

@@ -4,12 +4,14 @@
 //!
 //! - [`lab`] starts programs nobody here wrote (QEMU, DPDK's testpmd, a Linux guest) against the product.
 //! - [`stage`] puts several of the product's devices on one worker of this process, for tests in which one guest must not notice another.
+//! - [`attached`](fn@attached) shows a device of this process the memory of a guest of this process.
 //! - [`random`] makes numbers that look random and can be had again.
 //! - [`steady`] counts what a burst costs that no clock shows.
 //! - [`versus`] measures the product and DPDK's vhost back-end under the same front-end, in turns.
 //! - [`house`] reads the source tree and says where it breaks the rules of the house.
 //! - [`documents`] reads the Markdown files and says where they disagree with the rest of the tree.
 
+mod attached;
 pub mod documents;
 pub mod house;
 pub mod lab;
@@ -17,3 +19,5 @@ pub mod random;
 pub mod stage;
 pub mod steady;
 pub mod versus;
+
+pub use attached::attached;

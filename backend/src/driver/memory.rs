@@ -82,6 +82,15 @@ impl Region {
         // A region has at most 1 GiB.
         self.range.size() as u64
     }
+
+    /// As an address space of this process maps it, for a device to read and write.
+    pub fn area(&self) -> Area {
+        area(self.range, &self.extent)
+    }
+}
+
+fn area(range: IovaRange, extent: &FileExtent) -> Area {
+    Area { range, extent: extent.clone().into(), perm: Perm::READ | Perm::WRITE, log: None }
 }
 
 /// An allocated part of the memory: its guest address and the means to reach it.
@@ -169,9 +178,9 @@ impl GuestMemory {
         }
         let extent = FileExtent { file: BackingFile::new(fd, &FilePolicy::default())?, offset: 0 };
         let range = IovaRange::with_len(options.first, size)?;
-        let area = Area { range, extent: extent.clone().into(), perm: Perm::READ | Perm::WRITE, log: None };
         // A file of at most one chunk, from its first byte on, is one segment.
-        let segment = self.windows.segments(&area)?.into_iter().next().ok_or(MemoryError::Size(size))?;
+        let segments = self.windows.segments(&area(range, &extent))?;
+        let segment = segments.into_iter().next().ok_or(MemoryError::Size(size))?;
         self.regions.push(Region {
             range,
             user: UserAddr(options.first.0.wrapping_add(USER_OFFSET)),

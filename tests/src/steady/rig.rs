@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use mdev_dma::{Area, Perm};
-use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use mdev_pin::{Access, Ioas};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::device::net::{Bridges, NetConfig, NetDevice};
@@ -14,6 +13,7 @@ use mdevd::driver::{GuestMemory, MemoryOptions, RingOptions, Virtqueue};
 use mdevd::ring::{QueueState, RingAddr, RingSetup};
 
 use super::heap::allocations;
+use crate::attached;
 
 /// Frames of a burst.
 pub const BURST: u32 = 32;
@@ -82,13 +82,7 @@ impl<Q: Virtqueue> Guest<Q> {
         }
         rx.offer_all().expect("all buffers");
         rx.queue.publish();
-        let ioas = Ioas::new(memory.windows().clone());
-        for region in memory.regions() {
-            let (range, extent) = (region.range, region.extent.clone().into());
-            ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None }).expect("an area");
-        }
-        let access = Access::new(Arc::new(IgnoreUnmap));
-        access.attach(&ioas).expect("an access");
+        let (ioas, access) = attached(&memory);
         let link = link.parse().expect("a link");
         let config =
             NetConfig { name: format!("steady{number}"), queue_pairs: 1, mac: None, mtu: None, link };

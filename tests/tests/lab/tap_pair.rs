@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use mdev_dma::{Area, Iova, Perm};
-use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use mdev_dma::Iova;
+use mdev_pin::{Access, Ioas};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::NetHeader;
+use mdev_tests::attached;
 use mdev_tests::lab::{Skip, move_into_own_network};
 use mdevd::device::net::{NetConfig, NetConfigError, NetDevice};
 use mdevd::device::{Device, DropCause, Enabled, Engine, EventFd, Queue, QueueCounters, QueueSetup, Switch};
@@ -100,13 +101,7 @@ impl Pair {
             GuestMemory::new(MemoryOptions { size: 1 << 20, ..Default::default() }).expect("memory");
         let rings = [(); 2].map(|()| SplitQueue::new(&mut memory, RingOptions::plain(RING)).expect("a ring"));
         let [rx, tx] = rings.map(|ring| Side::new(ring, &mut memory));
-        let ioas = Ioas::new(memory.windows().clone());
-        for region in memory.regions() {
-            let (range, extent) = (region.range, region.extent.clone().into());
-            ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None }).expect("an area");
-        }
-        let access = Access::new(Arc::new(IgnoreUnmap));
-        access.attach(&ioas).expect("an access");
+        let (ioas, access) = attached(&memory);
         let engine = device.engine(0, features);
         let socket = UdpSocket::bind(HOST).expect("the address is there");
         socket.set_read_timeout(Some(QUIET)).expect("a socket");

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mdev_dma::{Area, Iova, Perm};
+use mdev_dma::Iova;
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use proptest::prelude::*;
 
@@ -19,8 +19,7 @@ fn both_ends<D: Virtqueue>(options: RingOptions, packed: bool, shapes: &[u8], st
     let buffer = memory.allocate(4096, 64).unwrap().at;
     let ioas = Ioas::new(memory.windows().clone());
     for region in memory.regions() {
-        let (range, extent) = (region.range, region.extent.clone().into());
-        ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None }).unwrap();
+        ioas.map(region.area()).unwrap();
     }
     let access = Access::new(Arc::new(IgnoreUnmap));
     access.attach(&ioas).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use mdev_dma::{Area, Iova, Perm};
+use mdev_dma::{Iova, Perm};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use proptest::prelude::*;
 
@@ -27,10 +27,7 @@ impl Guest {
         let memory =
             GuestMemory::new(MemoryOptions { size: GUEST, first: Iova(0), huge_pages: false }).unwrap();
         let ioas = Ioas::new(memory.windows().clone());
-        let region = &memory.regions()[0];
-        let perm = Perm::READ | Perm::WRITE;
-        ioas.map(Area { range: region.range, extent: region.extent.clone().into(), perm, log: None })
-            .unwrap();
+        ioas.map(memory.regions()[0].area()).unwrap();
         let access = Access::new(Arc::new(IgnoreUnmap));
         access.attach(&ioas).unwrap();
         Guest { memory, ioas, access }

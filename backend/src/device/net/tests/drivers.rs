@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use mdev_dma::{Area, Perm};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 
 use super::pair::config;
@@ -37,9 +36,7 @@ impl<Q: Virtqueue> Rig<Q> {
         pair.prime().unwrap();
         let ioas = Ioas::new(memory.windows().clone());
         for region in memory.regions() {
-            let (range, extent) = (region.range, region.extent.clone());
-            let perm = Perm::READ | Perm::WRITE;
-            ioas.map(Area { range, extent: extent.into(), perm, log: None }).unwrap();
+            ioas.map(region.area()).unwrap();
         }
         let access = Access::new(Arc::new(IgnoreUnmap));
         access.attach(&ioas).unwrap();
