@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -63,7 +64,7 @@ impl Mdevd {
             .args(["net", "--socket-path", socket, "--queue-pairs", &queue_pairs.to_string()])
             .args(arguments);
         command.env("RUST_LOG", "info");
-        let mut run = Running::spawn("mdevd", command);
+        let mut run = served(command);
         let path = lab.work().join(socket);
         let deadline = Instant::now() + START;
         while !path.exists() {
@@ -78,7 +79,7 @@ impl Mdevd {
         let mut command = lab.product();
         command.args(["net", "--connect", socket, "--queue-pairs", &queue_pairs.to_string()]).args(arguments);
         command.env("RUST_LOG", "info");
-        Mdevd { run: Running::spawn("mdevd", command), queues: 2 * queue_pairs }
+        Mdevd { run: served(command), queues: 2 * queue_pairs }
     }
 
     /// Start `mdevd serve` with this text as its file `mdevd.toml`, and wait until it says that it serves.
@@ -89,7 +90,7 @@ impl Mdevd {
         std::fs::write(lab.work().join("mdevd.toml"), text).expect("a file");
         let mut command = lab.product();
         command.args(["serve", "mdevd.toml"]).env("RUST_LOG", "info");
-        let mut run = Running::spawn("mdevd", command);
+        let mut run = served(command);
         run.expect("mdevd.toml says", START);
         Mdevd { run, queues: 2 }
     }
@@ -228,6 +229,11 @@ impl Mdevd {
         assert!(ended.status.success(), "mdevd ended with {}:\n{}", ended.status, ended.output);
         ended
     }
+}
+
+/// Start the product, whose counters tell more of a failure than its log.
+fn served(command: Command) -> Running {
+    Running::spawn("mdevd", command).with_last_words(Signal::USR1)
 }
 
 /// Build the product with the profile this test was built with, and return the binary. `MDEVD_BIN` names another one.

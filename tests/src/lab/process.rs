@@ -30,6 +30,7 @@ pub struct Running {
     reader: Option<JoinHandle<()>>,
     seen: usize,
     ended: Option<ExitStatus>,
+    last_words: Option<Signal>,
 }
 
 /// How a program ended and all it printed.
@@ -52,6 +53,9 @@ struct Collected {
     bytes: Vec<u8>,
     closed: bool,
 }
+
+/// How long a program has for its last words.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 impl Output {
     fn lock(&self) -> MutexGuard<'_, Collected> {
@@ -99,7 +103,22 @@ impl Running {
         let collector = Arc::clone(&output);
         let reader = std::thread::spawn(move || collector.collect(reader));
         let stdin = child.stdin.take();
-        Running { name: name.into(), child, stdin, output, reader: Some(reader), seen: 0, ended: None }
+        Running {
+            name: name.into(),
+            child,
+            stdin,
+            output,
+            reader: Some(reader),
+            seen: 0,
+            ended: None,
+            last_words: None,
+        }
+    }
+
+    /// The signal at which the program prints its state: sent when a test fails, so that its output ends with that.
+    pub fn with_last_words(mut self, signal: Signal) -> Running {
+        self.last_words = Some(signal);
+        self
     }
 
     /// The process id.
@@ -204,6 +223,10 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.ended.is_none() {
+            if let Some(signal) = self.last_words.filter(|_| std::thread::panicking()) {
+                let _ = kill_process(self.pid(), signal);
+                std::thread::sleep(LAST_WORDS);
+            }
             let _ = kill_process_group(self.pid(), Signal::KILL);
             let _ = self.child.wait();
             if let Some(reader) = self.reader.take() {
