@@ -8,7 +8,7 @@ use mdev_tests::lab::{Guest, Lab, Mdevd, QemuGuest, Skip, Trial, ip, move_into_o
 use crate::net_guest::EXCHANGE;
 
 /// Bytes of a bulk transfer: many full windows.
-const BULK: usize = 4 << 20;
+const BULK: usize = 16 << 20;
 
 /// The script: obey the console. `up` brings the link up with an address, `ping`, `bulk BYTES` sends a file and wants it back.
 const OBEY: &str = r#"
@@ -52,8 +52,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn with_offloads(lab: &Lab) -> Result<(), Skip> {
     let (largest, _) = transfers(lab, 1, "adaptive", |guest| guest)?;
-    // A mean that no frame of the interface's MTU could have.
-    assert!(largest > 1518, "segments of {largest} bytes: nobody left them to the other side");
+    assert!(largest > 2000, "segments of {largest} bytes: nobody left them to the other side");
     Ok(())
 }
 
