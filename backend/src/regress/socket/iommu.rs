@@ -112,7 +112,7 @@ fn miss_without_update(run: &Run) -> Outcome {
         expect_equal(served.stop(&mut front, 0)?, 0, "chains that were not taken on the other queue")?;
         expect_equal(iommu.refusals, 1, "how often the device asked in the end")?;
     }
-    // Only the last front-end's: of those before it, memory was let go of when the next one came.
+    // Once for all rounds, since memory is kept for a while after its front-end: what any of them had leaked would be here still.
     await_that("the device lets go of the memory", || mappings() <= before)?;
     server.end()
 }
