@@ -197,13 +197,6 @@ impl<'a> GuestSlice<'a> {
         cpu::prefetch_write(self.start.as_ptr().wrapping_add(offset));
     }
 
-    /// Writes the slice's cache lines back to memory where the processor has CLWB, so that another core that reads
-    /// them soon finds them closer; else does nothing.
-    #[inline]
-    pub fn write_back(&self) {
-        cpu::write_back(self.start.as_ptr(), self.len);
-    }
-
     /// Address and length, for an `iovec` handed to the kernel, and for [`GuestSlice::from_raw_parts`].
     #[inline(always)]
     pub fn as_io_vec_parts(&self) -> (usize, usize) {
