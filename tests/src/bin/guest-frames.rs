@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            print_state(&interface);
             println!("frames: failed: {error}");
             ExitCode::FAILURE
         }
@@ -62,7 +63,8 @@ fn exchange(interface: &str, count: u32, losses: u32) -> io::Result<u64> {
         while !missing.is_empty() {
             let mut back = [0; LARGEST + 1];
             let lost = |error| {
-                io::Error::other(format!("{} of frames {next} to {last} are missing: {error}", missing.len()))
+                let numbers: Vec<u32> = missing.iter().map(|frame| number(frame)).collect();
+                io::Error::other(format!("of frames {next} to {last} {numbers:?} are missing: {error}"))
             };
             let length = match socket.read(&mut back) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && losses_left > 0 => {
@@ -78,9 +80,9 @@ fn exchange(interface: &str, count: u32, losses: u32) -> io::Result<u64> {
                 if losses > 0 {
                     continue; // it was late, not lost
                 }
-                let number = back[HEADER..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
                 return Err(io::Error::other(format!(
-                    "frame {number} of {length} bytes came back changed, twice or late"
+                    "frame {} of {length} bytes came back changed, twice or late",
+                    number(&back)
                 )));
             };
             missing.swap_remove(which);
@@ -102,6 +104,20 @@ fn frame(address: [u8; 6], number: u32) -> Vec<u8> {
     let body = size - HEADER - 4;
     frame.extend((0..body).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8));
     frame
+}
+
+fn number(frame: &[u8]) -> u32 {
+    frame.get(HEADER..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// What the guest's kernel has counted, which tells on which way a frame was lost.
+fn print_state(interface: &str) {
+    for (file, of_interest) in
+        [("/proc/net/dev", interface), ("/proc/net/softnet_stat", ""), ("/proc/interrupts", "virtio")]
+    {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().filter(|line| line.contains(of_interest)).for_each(|line| println!("{file}: {line}"));
+    }
 }
 
 /// A packet socket bound to the interface, and the interface's address. Reads give up after this time.
