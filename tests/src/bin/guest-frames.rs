@@ -60,12 +60,9 @@ fn exchange(interface: &str, count: u32, losses: u32) -> io::Result<u64> {
         for frame in &missing {
             socket.write_all(frame)?;
         }
+        let mut late: Option<Vec<u32>> = None;
         while !missing.is_empty() {
             let mut back = [0; LARGEST + 1];
-            let lost = |error| {
-                let numbers: Vec<u32> = missing.iter().map(|frame| number(frame)).collect();
-                io::Error::other(format!("of frames {next} to {last} {numbers:?} are missing: {error}"))
-            };
             let length = match socket.read(&mut back) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && losses_left > 0 => {
                     losses_left -= 1;
@@ -74,7 +71,15 @@ fn exchange(interface: &str, count: u32, losses: u32) -> io::Result<u64> {
                     }
                     continue;
                 }
-                length => length.map_err(lost)?,
+                // A failure already. Whether they are lost or late is worth as long again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && late.is_none() => {
+                    late = Some(missing.iter().map(|frame| number(frame)).collect());
+                    continue;
+                }
+                length => length.map_err(|error| {
+                    let numbers: Vec<u32> = missing.iter().map(|frame| number(frame)).collect();
+                    io::Error::other(format!("of frames {next} to {last} {numbers:?} are missing: {error}"))
+                })?,
             };
             let Some(which) = missing.iter().position(|frame| *frame == back[..length]) else {
                 if losses > 0 {
@@ -87,6 +92,9 @@ fn exchange(interface: &str, count: u32, losses: u32) -> io::Result<u64> {
             };
             missing.swap_remove(which);
             bytes += length as u64;
+        }
+        if let Some(numbers) = late {
+            return Err(io::Error::other(format!("of frames {next} to {last} {numbers:?} were late")));
         }
         next = last;
     }
