@@ -1,6 +1,6 @@
 //! mdevd beside DPDK's `net_vhost`, each under testpmd's virtio-user front-end, in turns.
 //!
-//! `cargo bench -p mdev-tests --bench versus_dpdk [-- --pairs N] [--seconds N] [--layout LIST] [--size LIST]
+//! `cargo bench -p mdev-tests --bench versus_dpdk [-- --pairs N] [--near] [--seconds N] [--layout LIST] [--size LIST]
 //! [--direction LIST] [--ceilings N] [--minutes N] [--file FILE]`
 //!
 //! Every pair is written to the file as soon as it is measured. A run that was interrupted, or that is asked for more pairs
@@ -15,21 +15,24 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mdev_tests::lab::{Lab, Skip, setup};
-use mdev_tests::versus::turn::pair;
-use mdev_tests::versus::{Cell, Direction, Journal, ceiling, cell, table};
+use mdev_tests::versus::turn::Turns;
+use mdev_tests::versus::{Cell, Direction, Journal, State, ceiling, cell, table};
 use mdevd::report::Report;
 
 /// Compares mdevd with DPDK's vhost back-end, pair by pair, and goes on where it was interrupted
 #[derive(Debug, Parser)]
 struct Args {
-    /// Pairs that count in each cell; at most twice as many are tried
-    #[arg(long, default_value_t = 3)]
+    /// Pairs that count in each cell; at most four times as many are tried
+    #[arg(long, default_value_t = 5)]
     pairs: usize,
+    /// Only pairs count in which no round trip of a cache line took 200 ns
+    #[arg(long)]
+    near: bool,
     /// Seconds of each turn that count
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=600))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=600))]
     seconds: u16,
     /// Pairs of each cell beside which the front-end's ceiling is measured, with a back-end that only returns descriptors
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 3)]
     ceilings: usize,
     /// Begin no pair after so many minutes; the next run goes on
     #[arg(long)]
@@ -104,9 +107,14 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Pairs of one start of the programs. The same program has different rates in different starts, so a cell has several.
+const PAIRS_OF_A_START: usize = 3;
+
 /// Round by round over all cells, so that an early end leaves some pairs of each rather than all of one.
 fn measure(args: &Args, cells: &[Cell], commit: &str, journal: &mut Journal) -> Result<(), Box<dyn Error>> {
-    if !cells.iter().any(|cell| journal.needs(cell, commit, args.pairs)) {
+    let state = args.near.then_some(State::Near);
+    let needs = |journal: &Journal, cell: &Cell| journal.needs(cell, commit, args.pairs, state);
+    if !cells.iter().any(|cell| needs(journal, cell)) {
         return Ok(());
     }
     let failed = |Skip(reason)| reason;
@@ -118,23 +126,25 @@ fn measure(args: &Args, cells: &[Cell], commit: &str, journal: &mut Journal) -> 
     let began = Instant::now();
     let late =
         || args.minutes.is_some_and(|most| began.elapsed() > Duration::from_secs(60 * u64::from(most)));
-    for round in 0..2 * args.pairs {
-        let open: Vec<&Cell> = cells
-            .iter()
-            .filter(|cell| !broken.contains(cell) && journal.needs(cell, commit, args.pairs))
-            .collect();
+    for round in 1.. {
+        let open: Vec<&Cell> =
+            cells.iter().filter(|cell| !broken.contains(cell) && needs(journal, cell)).collect();
+        if open.is_empty() {
+            break;
+        }
         for cell in open {
             if late() {
                 eprintln!("the time is over; run it again to go on");
                 return Ok(());
             }
-            eprintln!("round {}: {cell}", round + 1);
+            eprintln!("round {round}: {cell}");
             let with_ceiling = journal.needs_ceiling(cell, commit, args.ceilings);
             // A peer that fails spoils its cell, not the others.
             match catch_unwind(AssertUnwindSafe(|| {
-                pair(&lab, cell, args.seconds.into(), commit, with_ceiling)
+                let mut turns = Turns::start(&lab, cell, args.seconds.into(), with_ceiling)?;
+                Ok((0..PAIRS_OF_A_START).map(|_| turns.pair(commit)).collect::<Vec<_>>())
             })) {
-                Ok(Ok(entry)) => journal.keep(entry)?,
+                Ok(Ok(entries)) => entries.into_iter().try_for_each(|entry| journal.keep(entry))?,
                 Ok(Err(Skip(reason))) => return Err(reason.into()),
                 Err(_) => broken.push(cell),
             }

@@ -116,6 +116,16 @@ impl Mdevd {
         Running::spawn("mdevd", command)
     }
 
+    /// Keep it off the processors until [`Mdevd::go_on`].
+    pub fn hold(&self) {
+        self.run.hold();
+    }
+
+    /// Let it run again.
+    pub fn go_on(&self) {
+        self.run.go_on();
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.run.id()

@@ -159,6 +159,11 @@ impl Running {
         }
     }
 
+    /// Have the next wait look only at what is printed from now on.
+    pub fn forget_output(&mut self) {
+        self.seen = self.output.lock().bytes.len();
+    }
+
     /// Everything printed so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&self.output.lock().bytes).into_owned()
@@ -174,6 +179,23 @@ impl Running {
         if self.ended.is_none() {
             kill_process(self.pid(), signal)
                 .unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
+        }
+    }
+
+    /// Keep the program and its children off the processors until [`Running::go_on`].
+    pub fn hold(&self) {
+        self.signal_group(Signal::STOP);
+    }
+
+    /// Let a program that was held run again.
+    pub fn go_on(&self) {
+        self.signal_group(Signal::CONT);
+    }
+
+    fn signal_group(&self, signal: Signal) {
+        if self.ended.is_none() {
+            kill_process_group(self.pid(), signal)
+                .unwrap_or_else(|error| panic!("cannot signal the group of {}: {error}", self.name));
         }
     }
 

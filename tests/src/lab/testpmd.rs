@@ -249,6 +249,17 @@ impl RunningTestpmd {
         rate(&text).expect("a report has both rates")
     }
 
+    /// Keep it off the processors until [`RunningTestpmd::go_on`].
+    pub fn hold(&self) {
+        self.run.hold();
+    }
+
+    /// Let one that was held run again. Its next report counts the time in which it did not run, those after it do not.
+    pub fn go_on(&mut self) {
+        self.run.forget_output();
+        self.run.go_on();
+    }
+
     /// Wait until packets come back to this front-end.
     ///
     /// # Panics

@@ -31,9 +31,38 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// How far its processors were from each other.
+    pub fn state(&self) -> State {
+        if self.lines.iter().any(|&line| line >= State::FAR) { State::Far } else { State::Near }
+    }
+
     /// The pair as it is compared.
     pub fn pairing(&self) -> Pairing {
         Pairing { first: self.mdevd, second: self.dpdk, lines: self.lines.clone() }
+    }
+}
+
+/// How far the processors of a pair were from each other.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No round trip of a cache line took 200 ns.
+    Near,
+    /// One did.
+    Far,
+}
+
+impl State {
+    /// Round trips from here on are far ones, in nanoseconds. Machines have one or the other by a factor of two at least.
+    const FAR: f64 = 200.0;
+    /// Both.
+    pub const ALL: [State; 2] = [State::Near, State::Far];
+
+    /// Its name in a table.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Near => "near",
+            State::Far => "far",
+        }
     }
 }
 
@@ -57,6 +86,9 @@ pub enum JournalError {
         source: serde_json::Error,
     },
 }
+
+/// How many pairs are tried for each that is wanted.
+pub const TRIES: usize = 4;
 
 /// All pairs, and the file that holds them.
 #[derive(Debug)]
@@ -105,21 +137,18 @@ impl Journal {
         self.entries.iter().filter(move |entry| entry.cell == *cell && entry.commit == commit)
     }
 
-    /// The pairs of a cell at a commit.
-    pub fn pairs(&self, cell: &Cell, commit: &str) -> Vec<Pairing> {
-        self.entries(cell, commit).map(Entry::pairing).collect()
-    }
-
     /// Whether a cell still needs a ceiling, where so many are wanted.
     pub fn needs_ceiling(&self, cell: &Cell, commit: &str, wanted: usize) -> bool {
         self.entries(cell, commit).filter(|entry| entry.ceiling.is_some()).count() < wanted
     }
 
-    /// Whether a cell still needs a pair, where so many steady ones are wanted and at most twice as many are tried.
-    pub fn needs(&self, cell: &Cell, commit: &str, wanted: usize) -> bool {
-        let pairs = self.pairs(cell, commit);
-        let steady = pairs.iter().filter(|pair| pair.steady()).count();
-        steady < wanted && pairs.len() < 2 * wanted
+    /// Whether a cell still needs a pair, where so many steady ones are wanted, perhaps in one state, and at most
+    /// [`TRIES`] times as many are tried.
+    pub fn needs(&self, cell: &Cell, commit: &str, wanted: usize, state: Option<State>) -> bool {
+        let counts =
+            |entry: &&Entry| entry.pairing().steady() && state.is_none_or(|state| entry.state() == state);
+        let counted = self.entries(cell, commit).filter(counts).count();
+        counted < wanted && self.entries(cell, commit).count() < TRIES * wanted
     }
 }
 
@@ -150,27 +179,40 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pairs.json");
         let mut journal = Journal::open(&path).unwrap();
-        assert!(journal.needs(&cell(64), "a", 2));
+        assert!(journal.needs(&cell(64), "a", 2, None));
         journal.keep(entry(64, "a", 60.0)).unwrap();
         drop(journal);
         let mut journal = Journal::open(&path).unwrap();
-        assert!(journal.needs(&cell(64), "a", 2) && !journal.needs(&cell(64), "a", 1));
+        assert!(journal.needs(&cell(64), "a", 2, None) && !journal.needs(&cell(64), "a", 1, None));
         journal.keep(entry(64, "a", 61.0)).unwrap();
         let journal = Journal::open(&path).unwrap();
-        assert!(!journal.needs(&cell(64), "a", 2));
-        assert!(journal.needs(&cell(512), "a", 2), "another cell");
-        assert!(journal.needs(&cell(64), "b", 2), "another commit");
+        assert!(!journal.needs(&cell(64), "a", 2, None));
+        assert!(journal.needs(&cell(512), "a", 2, None), "another cell");
+        assert!(journal.needs(&cell(64), "b", 2, None), "another commit");
     }
 
     #[test]
     fn unsteady_pairs_do_not_count_but_do_not_go_on_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(&folder.path().join("pairs.json")).unwrap();
-        for tried in 0..4 {
-            assert!(journal.needs(&cell(64), "a", 2), "after {tried}");
+        for tried in 0..2 * TRIES {
+            assert!(journal.needs(&cell(64), "a", 2, None), "after {tried}");
             journal.keep(entry(64, "a", 600.0)).unwrap();
         }
-        assert!(!journal.needs(&cell(64), "a", 2));
+        assert!(!journal.needs(&cell(64), "a", 2, None));
+    }
+
+    #[test]
+    fn pairs_of_another_state_than_the_wanted_one_do_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&folder.path().join("pairs.json")).unwrap();
+        let far = Entry { lines: vec![400.0; 3], ..entry(64, "a", 60.0) };
+        assert_eq!((far.state(), entry(64, "a", 60.0).state()), (State::Far, State::Near));
+        journal.keep(far).unwrap();
+        assert!(
+            !journal.needs(&cell(64), "a", 1, None) && !journal.needs(&cell(64), "a", 1, Some(State::Far))
+        );
+        assert!(journal.needs(&cell(64), "a", 1, Some(State::Near)));
     }
 
     #[test]
@@ -185,7 +227,7 @@ mod tests {
         let before = r#"[{"cell": {"layout": "split", "size": 64, "direction": "to", "ring_size": 256, "mergeable": true},
             "commit": "a", "mdevd": 2.0, "dpdk": 1.0, "lines": [60.0]}]"#;
         fs::write(&path, before).unwrap();
-        assert_eq!(Journal::open(&path).unwrap().pairs(&cell(64), "a").len(), 1);
+        assert_eq!(Journal::open(&path).unwrap().entries(&cell(64), "a").count(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! # Objects
 //!
 //! - A [`Cell`] is a ring layout, a packet size and a direction. In each, mdevd and DPDK are measured in pairs, one behind the
-//!   other, each turn with processes of its own ([`turn`]).
+//!   other, each turn on processes of its own, which are held while it is not their turn ([`turn`]).
 //! - The [`ceiling`] of a cell is what the front-end reaches with a back-end that only returns descriptors: what no back-end
 //!   exceeds by much, whatever it does.
 //! - The [`Journal`] is the file that every pair is written to at once. A run that was interrupted goes on where it stood; a
@@ -24,4 +24,4 @@ pub mod table;
 pub mod turn;
 
 pub use cell::{Cell, Direction};
-pub use journal::{Entry, Journal, JournalError};
+pub use journal::{Entry, Journal, JournalError, State};

@@ -1,14 +1,15 @@
-//! One back-end under the front-end for some seconds.
+//! Back-ends under front-ends of their own, all of them started, one of them running.
+//!
+//! Those whose turn it is not are stopped by a signal, so that a turn is as short as one likes and finds everything warm: the
+//! machine changes its state every few seconds, and a pair of turns counts only if it did not meanwhile.
 use std::time::{Duration, Instant};
 
 use mdevd::perf::roundtrip;
 use mdevd::report::{median, online_cpus};
 
 use super::{Cell, Direction, Entry, ceiling, cell};
-use crate::lab::{Counters, Lab, Layout, Mdevd, RunningTestpmd, Skip, Testpmd};
+use crate::lab::{Counters, Lab, Mdevd, Running, RunningTestpmd, Skip, Testpmd};
 
-/// Reports of a second each before those that count.
-const WARM_UP: usize = 1;
 /// How long the back-end that only returns descriptors may take to listen.
 const START: Duration = Duration::from_secs(20);
 
@@ -20,35 +21,144 @@ fn line() -> Option<f64> {
     }
 }
 
-/// Measures a pair, mdevd and then DPDK, by so many reports of a second each; and the ceiling, if that is wanted.
-///
-/// # Errors
-/// [`Skip`]: testpmd cannot be started here.
-///
-/// # Panics
-/// When a peer fails in the middle.
-pub fn pair(lab: &Lab, cell: &Cell, seconds: usize, commit: &str, with_ceiling: bool) -> Result<Entry, Skip> {
-    let layout = cell::layout(&cell.layout).map_err(Skip)?;
-    let before = line();
-    let (mdevd, busy) = mdevd_turn(lab, cell, layout, seconds)?;
-    let between = line();
-    let dpdk = dpdk_turn(lab, cell, layout, seconds)?;
-    let lines = [before, between, line()].into_iter().flatten().collect();
-    let ceiling = with_ceiling.then(|| ceiling_turn(lab, cell, layout, seconds)).transpose()?;
-    Ok(Entry { cell: cell.clone(), commit: commit.into(), mdevd, dpdk, lines, busy, ceiling })
+/// The back-ends of a cell.
+pub struct Turns<'c> {
+    cell: &'c Cell,
+    seconds: usize,
+    mdevd: Attached<Mdevd>,
+    dpdk: Attached<RunningTestpmd>,
+    ceiling: Option<Attached<Running>>,
 }
 
-fn mdevd_turn(lab: &Lab, cell: &Cell, layout: Layout, seconds: usize) -> Result<(f64, Option<f64>), Skip> {
-    let link = cell.direction.link(cell.size);
-    let arguments = ["--link", &link, "--mode", "busy", "--cpus", "0"];
-    let mut device = Mdevd::net(lab, "mdevd.sock", 1, &arguments);
-    let mut driver = front_end(lab, "mdevd.sock", cell, layout)?;
-    let before = device.counters();
-    let rate = rate(&mut driver, cell.direction, seconds);
-    let busy = busy(cell.direction, &before, &device.counters());
-    driver.kill();
-    device.terminate();
-    Ok((rate, busy))
+impl<'c> Turns<'c> {
+    /// Starts them, with the one that only returns descriptors if the ceiling is wanted. So many seconds of each turn count.
+    ///
+    /// # Errors
+    /// [`Skip`]: testpmd cannot be started here.
+    ///
+    /// # Panics
+    /// When a peer fails; so do the other operations.
+    pub fn start(lab: &Lab, cell: &'c Cell, seconds: usize, with_ceiling: bool) -> Result<Self, Skip> {
+        // What back-ends have left behind that were killed.
+        for name in ["mdevd.sock", "dpdk.sock", "ceiling.sock"] {
+            let _ = std::fs::remove_file(lab.work().join(name));
+        }
+        let link = cell.direction.link(cell.size);
+        let mdevd = Mdevd::net(lab, "mdevd.sock", 1, &["--link", &link, "--mode", "busy", "--cpus", "0"]);
+        let mdevd = Attached::new(lab, cell, "mdevd", mdevd)?;
+        let dpdk =
+            Testpmd::back_end("dpdk.sock", cell.direction.back_end()).packet_size(cell.size).start(lab)?;
+        let dpdk = Attached::new(lab, cell, "dpdk", dpdk)?;
+        let ceiling = match with_ceiling {
+            true => Some(Attached::new(lab, cell, "ceiling", start_ceiling(lab, cell))?),
+            false => None,
+        };
+        Ok(Turns { cell, seconds, mdevd, dpdk, ceiling })
+    }
+
+    /// A pair of turns, mdevd's and DPDK's, and one of the ceiling.
+    pub fn pair(&mut self, commit: &str) -> Entry {
+        let (direction, seconds) = (self.cell.direction, self.seconds);
+        let before = line();
+        let (mdevd, busy) = self.mdevd.turn(|mdevd, front_end| {
+            let then = mdevd.counters();
+            let rate = rate(front_end, direction, seconds);
+            (rate, busy(direction, &then, &mdevd.counters()))
+        });
+        let between = line();
+        let dpdk = self.dpdk.turn(|_, front_end| rate(front_end, direction, seconds));
+        let lines = [before, between, line()].into_iter().flatten().collect();
+        let ceiling = self
+            .ceiling
+            .as_mut()
+            .map(|ceiling| ceiling.turn(|_, front_end| rate(front_end, direction, seconds)));
+        Entry { cell: self.cell.clone(), commit: commit.into(), mdevd, dpdk, lines, busy, ceiling }
+    }
+}
+
+/// A program that can be kept off the processors.
+trait Held {
+    fn hold(&self);
+    fn go_on(&mut self);
+}
+
+macro_rules! held {
+    ($($program:ty),*) => {
+        $(impl Held for $program {
+            fn hold(&self) {
+                <$program>::hold(self);
+            }
+
+            fn go_on(&mut self) {
+                <$program>::go_on(self);
+            }
+        })*
+    };
+}
+
+held!(Mdevd, RunningTestpmd, Running);
+
+/// A back-end and its front-end, held but for its turns. The front-end ends first.
+struct Attached<B> {
+    front_end: RunningTestpmd,
+    back_end: B,
+}
+
+impl<B: Held> Attached<B> {
+    /// Attaches a front-end to the back-end of this name, which listens.
+    fn new(lab: &Lab, cell: &Cell, name: &str, back_end: B) -> Result<Self, Skip> {
+        let front_end = Testpmd::front_end(&format!("{name}.sock"), cell.direction.front_end())
+            .name(&format!("{name}-front"))
+            .ring_size(cell.ring_size)
+            .mergeable(cell.mergeable)
+            .layout(cell::layout(&cell.layout).map_err(Skip)?)
+            .packet_size(cell.size)
+            .start(lab)?;
+        let attached = Attached { front_end, back_end };
+        attached.hold();
+        Ok(attached)
+    }
+
+    fn hold(&self) {
+        self.front_end.hold();
+        self.back_end.hold();
+    }
+
+    /// Has both run, and measures from their first report on.
+    fn turn<R>(&mut self, measure: impl FnOnce(&mut B, &mut RunningTestpmd) -> R) -> R {
+        self.back_end.go_on();
+        self.front_end.go_on();
+        self.front_end.next_rate();
+        let measured = measure(&mut self.back_end, &mut self.front_end);
+        self.hold();
+        measured
+    }
+}
+
+/// Starts the back-end that only returns descriptors.
+fn start_ceiling(lab: &Lab, cell: &Cell) -> Running {
+    let (socket, size) = ("ceiling.sock", cell.size.to_string());
+    let path = lab.work().join(socket);
+    let mut device = Mdevd::run(lab, &[ceiling::COMMAND, socket, cell.direction.name(), &size]);
+    let deadline = Instant::now() + START;
+    while !path.exists() {
+        let ended = device.wait(Duration::from_millis(5)).is_some();
+        assert!(!ended && Instant::now() < deadline, "no back-end listens on {socket}");
+    }
+    device
+}
+
+/// Millions of packets a second: the median of the seconds.
+fn rate(front_end: &mut RunningTestpmd, direction: Direction, seconds: usize) -> f64 {
+    let mut rates: Vec<f64> = (0..seconds)
+        .map(|_| {
+            let rate = front_end.next_rate();
+            let packets = if direction == Direction::To { rate.tx } else { rate.rx };
+            packets as f64 / 1e6
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    median(&rates)
 }
 
 /// Nanoseconds for each packet between two looks at the counters of a queue pair.
@@ -61,62 +171,4 @@ fn busy(direction: Direction, before: &[Counters], after: &[Counters]) -> Option
     };
     let busy = since("busy-ns", receive, receive_then) + since("busy-ns", transmit, transmit_then);
     (packets > 0).then(|| busy as f64 / packets as f64)
-}
-
-/// With the back-end that only returns descriptors.
-fn ceiling_turn(lab: &Lab, cell: &Cell, layout: Layout, seconds: usize) -> Result<f64, Skip> {
-    let (socket, size) = ("ceiling.sock", cell.size.to_string());
-    let mut device = Mdevd::run(lab, &[ceiling::COMMAND, socket, cell.direction.name(), &size]);
-    let path = lab.work().join(socket);
-    let deadline = Instant::now() + START;
-    while !path.exists() {
-        let ended = device.wait(Duration::from_millis(5)).is_some();
-        assert!(!ended && Instant::now() < deadline, "no back-end listens on {socket}");
-    }
-    let mut driver = front_end(lab, socket, cell, layout)?;
-    let rate = rate(&mut driver, cell.direction, seconds);
-    driver.kill();
-    drop(device);
-    // What a back-end that was killed leaves behind.
-    let _ = std::fs::remove_file(path);
-    Ok(rate)
-}
-
-fn dpdk_turn(lab: &Lab, cell: &Cell, layout: Layout, seconds: usize) -> Result<f64, Skip> {
-    let device =
-        Testpmd::back_end("dpdk.sock", cell.direction.back_end()).packet_size(cell.size).start(lab)?;
-    let mut driver = front_end(lab, "dpdk.sock", cell, layout)?;
-    let rate = rate(&mut driver, cell.direction, seconds);
-    driver.kill();
-    device.kill();
-    // What a back-end that was killed leaves behind.
-    let _ = std::fs::remove_file(lab.work().join("dpdk.sock"));
-    Ok(rate)
-}
-
-/// The front-end that drives a back-end, warm.
-fn front_end(lab: &Lab, socket: &str, cell: &Cell, layout: Layout) -> Result<RunningTestpmd, Skip> {
-    let mut driver = Testpmd::front_end(socket, cell.direction.front_end())
-        .ring_size(cell.ring_size)
-        .mergeable(cell.mergeable)
-        .layout(layout)
-        .packet_size(cell.size)
-        .start(lab)?;
-    for _ in 0..WARM_UP {
-        driver.next_rate();
-    }
-    Ok(driver)
-}
-
-/// Millions of packets a second: the median of the seconds.
-fn rate(driver: &mut RunningTestpmd, direction: Direction, seconds: usize) -> f64 {
-    let mut rates: Vec<f64> = (0..seconds)
-        .map(|_| {
-            let rate = driver.next_rate();
-            let packets = if direction == Direction::To { rate.tx } else { rate.rx };
-            packets as f64 / 1e6
-        })
-        .collect();
-    rates.sort_by(f64::total_cmp);
-    median(&rates)
 }
