@@ -5,7 +5,7 @@
 //!
 //! Every pair is written to the file as soon as it is measured. A run that was interrupted, or that is asked for more pairs
 //! than before, measures only what is missing at this commit; `--table` prints what there is. Beside the pairs stands the front-end's
-//! own ceiling, and what mdevd's processor spends on a packet. The defaults take about 25 minutes. Needs the lab: see
+//! own ceiling, and what mdevd's processor spends on a packet. The defaults take about ten minutes. Needs the lab: see
 //! `tests/lab/README.md`.
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -138,7 +138,7 @@ fn measure(args: &Args, cells: &[Cell], commit: &str, journal: &mut Journal) -> 
                 return Ok(());
             }
             eprintln!("round {round}: {cell}");
-            let with_ceiling = journal.needs_ceiling(cell, commit, args.ceilings);
+            let with_ceiling = journal.needs_ceiling(cell, commit, args.ceilings, state);
             // A peer that fails spoils its cell, not the others.
             match catch_unwind(AssertUnwindSafe(|| {
                 let mut turns = Turns::start(&lab, cell, args.seconds.into(), with_ceiling)?;

@@ -137,18 +137,27 @@ impl Journal {
         self.entries.iter().filter(move |entry| entry.cell == *cell && entry.commit == commit)
     }
 
-    /// Whether a cell still needs a ceiling, where so many are wanted.
-    pub fn needs_ceiling(&self, cell: &Cell, commit: &str, wanted: usize) -> bool {
-        self.entries(cell, commit).filter(|entry| entry.ceiling.is_some()).count() < wanted
+    /// Whether a cell still needs a ceiling, where so many are wanted beside pairs that count.
+    pub fn needs_ceiling(&self, cell: &Cell, commit: &str, wanted: usize, state: Option<State>) -> bool {
+        self.counted(cell, commit, state).filter(|entry| entry.ceiling.is_some()).count() < wanted
     }
 
     /// Whether a cell still needs a pair, where so many steady ones are wanted, perhaps in one state, and at most
     /// [`TRIES`] times as many are tried.
     pub fn needs(&self, cell: &Cell, commit: &str, wanted: usize, state: Option<State>) -> bool {
-        let counts =
-            |entry: &&Entry| entry.pairing().steady() && state.is_none_or(|state| entry.state() == state);
-        let counted = self.entries(cell, commit).filter(counts).count();
-        counted < wanted && self.entries(cell, commit).count() < TRIES * wanted
+        self.counted(cell, commit, state).count() < wanted
+            && self.entries(cell, commit).count() < TRIES * wanted
+    }
+
+    /// The steady pairs of a cell, perhaps of one state.
+    pub fn counted<'j>(
+        &'j self,
+        cell: &Cell,
+        commit: &str,
+        state: Option<State>,
+    ) -> impl Iterator<Item = &'j Entry> {
+        self.entries(cell, commit)
+            .filter(move |entry| entry.pairing().steady() && state.is_none_or(|state| entry.state() == state))
     }
 }
 
@@ -221,9 +230,13 @@ mod tests {
         let path = folder.path().join("pairs.json");
         let mut journal = Journal::open(&path).unwrap();
         journal.keep(entry(64, "a", 60.0)).unwrap();
-        assert!(journal.needs_ceiling(&cell(64), "a", 1) && !journal.needs_ceiling(&cell(64), "a", 0));
+        assert!(
+            journal.needs_ceiling(&cell(64), "a", 1, None) && !journal.needs_ceiling(&cell(64), "a", 0, None)
+        );
         journal.keep(Entry { ceiling: Some(3.0), ..entry(64, "a", 60.0) }).unwrap();
-        assert!(!journal.needs_ceiling(&cell(64), "a", 1) && journal.needs_ceiling(&cell(64), "b", 1));
+        assert!(
+            !journal.needs_ceiling(&cell(64), "a", 1, None) && journal.needs_ceiling(&cell(64), "b", 1, None)
+        );
         let before = r#"[{"cell": {"layout": "split", "size": 64, "direction": "to", "ring_size": 256, "mergeable": true},
             "commit": "a", "mdevd": 2.0, "dpdk": 1.0, "lines": [60.0]}]"#;
         fs::write(&path, before).unwrap();

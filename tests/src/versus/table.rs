@@ -41,8 +41,7 @@ fn named(cell: &Cell, state: &str) -> Vec<String> {
 
 /// A cell in one state; `None` without steady pairs.
 fn row(journal: &Journal, cell: &Cell, commit: &str, state: State) -> Option<Vec<String>> {
-    let steady = |entry: &&Entry| entry.state() == state && entry.pairing().steady();
-    let entries: Vec<&Entry> = journal.entries(cell, commit).filter(steady).collect();
+    let entries: Vec<&Entry> = journal.counted(cell, commit, Some(state)).collect();
     if entries.is_empty() {
         return None;
     }

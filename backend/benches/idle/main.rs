@@ -3,7 +3,11 @@
 //! One worker, one device whose driver sends 64-byte frames as fast as they are taken, and beside it none, 1, 10, 100 and
 //! 1000 devices that have their rings started and nothing in them, each with a guest memory of its own. The numbers
 //! take turns in each round, so that a machine that drifts moves all of them; the greatest rate and its share are beside the
-//! medians. Last, what the idle ones alone take of a processor. `cargo bench -p mdevd --bench idle`
+//! medians. Then, what the idle ones alone take of a processor; how a busy device fares on a worker that would sleep, beside one
+//! that never does, in turns; and the first packet after a sleep, beside what it takes to wake a thread that does nothing but wait
+//! for its eventfd, in turns. `cargo bench -p mdevd --bench idle`
+
+mod wake;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -24,6 +28,8 @@ use rustix::time::{ClockId, clock_gettime};
 const RING: u16 = 256;
 const COUNTS: [usize; 5] = [0, 1, 10, 100, 1000];
 const ROUNDS: usize = 5;
+/// Of an adaptive and a busy worker.
+const PAIRS: usize = 15;
 /// Idle devices have come to rest after so long; then it is measured for as long as this.
 const SETTLE: Duration = Duration::from_millis(1000);
 const MEASURE: Duration = Duration::from_millis(250);
@@ -148,6 +154,13 @@ fn median(samples: &mut [f64]) -> f64 {
     samples[samples.len() / 2]
 }
 
+/// The median, and where nine of ten are.
+fn spread(samples: &mut [f64], unit: &str) -> String {
+    let median = median(samples);
+    let at = |part: usize| samples.get(samples.len() * part / 20).copied().unwrap_or(median);
+    format!("{median:.1} {unit} (5 to 95 %: {:.1} to {:.1}, of {})", at(1), at(19), samples.len())
+}
+
 fn greatest(samples: &[f64]) -> f64 {
     samples.iter().copied().fold(0.0, f64::max)
 }
@@ -176,5 +189,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for count in COUNTS {
         println!("{:<10}{count:>8}{:>17.3}%", "adaptive", 100.0 * alone(&idle[..count])?);
     }
-    Ok(())
+    let mut shares = Vec::new();
+    for _ in 0..PAIRS {
+        shares.push(100.0 * measure(Mode::Adaptive, &[])? / measure(Mode::Busy, &[])?);
+    }
+    println!("\nadaptive by busy under load: {}", spread(&mut shares, "%"));
+    wake::compare()
 }
