@@ -61,6 +61,11 @@ pub(super) struct Args {
     #[arg(long)]
     prefault: bool,
 
+    /// Offer the guest to reset single rings (VIRTIO_F_RING_RESET). Not with QEMU 11, which does not tell the device of such
+    /// a reset
+    #[arg(long)]
+    ring_reset: bool,
+
     /// What a worker does when there is nothing to do
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
@@ -113,7 +118,11 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         cpus: args.cpus.clone().unwrap_or_default(),
         stats: args.stats,
         queue_names: QUEUE_NAMES,
-        sessions: SessionOptions { prefault: args.prefault, ..Default::default() },
+        sessions: SessionOptions {
+            prefault: args.prefault,
+            ring_reset: args.ring_reset,
+            ..Default::default()
+        },
         counters,
     };
     let daemon = Daemon::new(Arc::new(device), endpoint, options).map_err(|error| error.to_string())?;

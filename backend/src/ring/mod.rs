@@ -32,7 +32,7 @@
 //! No locks, no allocation after start, no system calls, nothing blocks. Opening a ring can fail (memory), taking can
 //! fail (malformed); completing and publishing fail only for poisoned memory.
 //!
-//! Not here: VIRTIO_F_RING_RESET, dirty logging, recording of requests in flight.
+//! Not here: dirty logging, recording of requests in flight. A ring that is reset (VIRTIO_F_RING_RESET) ends, and another begins.
 
 #![cfg_attr(
     not(test),

@@ -3,6 +3,7 @@
 use mdev_protocol::vhost_user::{FrontendReply, FrontendRequest, Header, ProtocolFeatures};
 use mdev_protocol::virtio::feature::{
     VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
 };
 use mdev_protocol::virtio::status::{DEVICE_NEEDS_RESET, FEATURES_OK};
 
@@ -118,7 +119,9 @@ impl Session {
             if translated && !self.negotiated.protocol.contains(ProtocolFeatures::BACKEND_REQ) {
                 return Err(Refusal::NoChannel);
             }
-            let for_the_device = features & !(VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM);
+            let for_the_session =
+                VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_RING_RESET;
+            let for_the_device = features & !for_the_session;
             self.device.check_features(for_the_device).map_err(Refusal::Device)?;
             self.negotiated.virtio = wanted;
             if translated != self.iommu.is_some() {
@@ -229,6 +232,8 @@ impl Session {
     fn offered_features(&self) -> u64 {
         // The order is a promise that only the device can keep.
         let order = if self.device.uses_in_order() { 0 } else { VIRTIO_F_IN_ORDER };
-        (self.device.features() & !order) | VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM
+        // A ring that is reset is stopped and started like any other, if the front-end says so.
+        let reset = if self.options.ring_reset { VIRTIO_F_RING_RESET } else { 0 };
+        (self.device.features() & !order) | VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_ACCESS_PLATFORM | reset
     }
 }

@@ -71,8 +71,8 @@
 //!
 //! # What it does not implement
 //!
-//! Dirty logging, in-flight log, postcopy, reset of single rings, device state transfer;
-//! none of them is offered. Of the requests of the back-end channel only misses ask for replies; access failures are not
+//! Dirty logging, in-flight log, postcopy, device state transfer; none of them is offered. The reset of a single ring is its
+//! stop and its start, and is offered where the operator says so ([`SessionOptions::ring_reset`]). Of the requests of the back-end channel only misses ask for replies; access failures are not
 //! told there, as no front-end listens to them.
 #![cfg_attr(
     not(test),

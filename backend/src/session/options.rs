@@ -13,10 +13,18 @@ pub struct SessionOptions {
     pub barrier: Duration,
     /// Whether memory is populated when it is announced, instead of at its first access.
     pub prefault: bool,
+    /// Whether drivers may reset single rings (`VIRTIO_F_RING_RESET`). Only for front-ends that stop such a ring here and
+    /// start it anew; QEMU 11 passes the feature on to the guest and keeps the reset to itself.
+    pub ring_reset: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { files: FilePolicy::default(), barrier: Duration::from_secs(30), prefault: false }
+        Self {
+            files: FilePolicy::default(),
+            barrier: Duration::from_secs(30),
+            prefault: false,
+            ring_reset: false,
+        }
     }
 }

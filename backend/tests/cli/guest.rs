@@ -22,7 +22,12 @@ pub struct Guest {
 impl Guest {
     /// Connects and shares memory; no ring runs.
     pub fn connect(socket: &Path) -> Guest {
-        let needed = VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF;
+        Guest::connect_with(socket, 0)
+    }
+
+    /// The same with more features, which the device must offer.
+    pub fn connect_with(socket: &Path, features: u64) -> Guest {
+        let needed = VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF | features;
         let protocol = FrontEnd::usual_protocol();
         let mut front_end = FrontEnd::connect(socket, WATCHDOG, needed, 0, protocol).unwrap();
         let mut memory = GuestMemory::new(MemoryOptions::default()).unwrap();
@@ -56,6 +61,13 @@ impl Guest {
         self.front_end.stop(1).unwrap();
     }
 
+    /// Resets the transmit ring alone, and starts it anew with so many entries.
+    pub fn reset_transmit(&mut self, size: u16) {
+        self.front_end.stop(1).unwrap();
+        self.tx = TxQueue::new(&mut self.memory, QueueOptions::plain(size)).unwrap();
+        self.front_end.start(1, &self.tx.queue, &self.tx_fds, &self.memory).unwrap();
+    }
+
     /// Hands over one frame of 64 bytes.
     pub fn send(&mut self) {
         let sent = self.tx.send(1, |_, frame| {
@@ -70,8 +82,9 @@ impl Guest {
 
     /// Whether the device has taken all that was sent.
     pub fn all_sent(&mut self) -> bool {
-        self.tx.reclaim(64, |_| ()).unwrap();
-        self.tx.idle() == 64
+        let size = self.tx.queue.options().size;
+        self.tx.reclaim(size.into(), |_| ()).unwrap();
+        self.tx.idle() == usize::from(size)
     }
 
     /// Sends `count` frames and waits until the device has taken each.

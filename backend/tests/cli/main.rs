@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use guest::Guest;
 use mdev_protocol::vhost_user::{Client, ClientError};
+use mdev_protocol::virtio::feature::VIRTIO_F_RING_RESET;
 use process::{Daemon, WATCHDOG, mdevd, net_on, output};
 use rustix::process::Signal;
 
@@ -149,6 +150,25 @@ fn frames_go_through_every_link_in_every_mode() {
         guest.start();
         guest.send_all(1000);
     }
+}
+
+#[test]
+fn ring_that_is_reset_alone_goes_on_with_another_size_while_the_others_run() {
+    let mut daemon = Daemon::net("--link loopback --ring-reset");
+    let mut guest = Guest::connect_with(daemon.socket(), VIRTIO_F_RING_RESET);
+    guest.start();
+    for size in [64, 16, 128] {
+        guest.reset_transmit(size);
+        for _ in 0..2 * size {
+            guest.send_all(1);
+            guest.receive(1);
+        }
+    }
+    daemon.signal(Signal::USR1);
+    let starts: Vec<String> = ["receive", "transmit"]
+        .map(|queue| daemon.expect(queue).split_whitespace().nth(5).unwrap_or_default().to_owned())
+        .into();
+    assert_eq!(starts, ["1", "4"], "{}", daemon.log());
 }
 
 #[test]

@@ -66,6 +66,8 @@ struct Net {
     worker: Option<Spanned<OneOrMore>>,
     #[serde(default)]
     prefault: bool,
+    #[serde(default)]
+    ring_reset: bool,
 }
 
 /// `worker = 0` or `worker = [0, 1]`.
@@ -129,7 +131,8 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
             );
         }
         if let Some((_, door)) = door {
-            let sessions = SessionOptions { prefault: net.prefault, ..Default::default() };
+            let (prefault, ring_reset) = (net.prefault, net.ring_reset);
+            let sessions = SessionOptions { prefault, ring_reset, ..Default::default() };
             plans.push(Plan { name, door, kind, workers, sessions });
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use mdev_protocol::vhost_user::{
     BackendMessage, Config, FrontendMessage as M, FrontendReply as R, ProtocolFeatures as P,
 };
+use mdev_protocol::virtio::feature::VIRTIO_F_RING_RESET;
 use mdev_protocol::virtio::status::{DEVICE_NEEDS_RESET, FEATURES_OK};
 use rustix::net::RecvFlags;
 
@@ -42,6 +43,23 @@ fn what_was_not_offered_cannot_be_negotiated() {
     front.refused(&mut house, M::SetProtocolFeatures(OFFERED | P::from_bits_retain(1 << 63)), &[]);
     // What was agreed before still holds.
     assert_eq!(front.ask(&mut house, M::GetStatus), R::GetStatus(0));
+}
+
+#[test]
+fn reset_of_single_rings_is_offered_where_the_operator_wants_it() {
+    for wanted in [false, true] {
+        let mut house = House::new(2);
+        house.options.ring_reset = wanted;
+        let mut front = house.connect();
+        let R::GetFeatures(offered) = front.ask(&mut house, M::GetFeatures) else { panic!("features") };
+        assert_eq!(offered & VIRTIO_F_RING_RESET != 0, wanted);
+        let features = FEATURES | VIRTIO_F_RING_RESET;
+        front.negotiate(&mut house, OFFERED);
+        match wanted {
+            true => front.done(&mut house, M::SetFeatures(features), &[]),
+            false => front.refused(&mut house, M::SetFeatures(features), &[]),
+        }
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ mac = "52:54:00:12:34:56"
 mtu = 9000
 worker = [0, 1]
 prefault = true
+ring-reset = true
 
 [[net]]
 name = "vm2"
@@ -39,6 +40,7 @@ worker = 1
         link: LinkKind::Pktgen { size: 64 },
     };
     assert!(one.sessions.prefault && !two.sessions.prefault);
+    assert!(one.sessions.ring_reset && !two.sessions.ring_reset);
     assert_eq!((&one.kind, &one.workers), (&Kind::Net(net), &vec![0, 1]));
     assert_eq!((&two.door, &two.workers), (&Door::Dial { path: "vm2.sock".into() }, &vec![1]));
 }
