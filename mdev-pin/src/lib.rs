@@ -138,6 +138,7 @@ mod tests;
 mod interpreted;
 
 #[cfg(all(test, loom))]
+#[path = "tests/models.rs"]
 mod models;
 
 pub use access::{Access, AccessOps, IgnoreUnmap};
