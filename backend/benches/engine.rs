@@ -5,23 +5,23 @@
 //! left of the whole time is the driver's, who fills nothing and looks at nothing but headers.
 //! `cargo bench -p mdevd --bench engine [-- --json FILE]`
 
+mod guest;
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
-use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use guest::Guest;
+use mdev_pin::{Access, IgnoreUnmap};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::device::net::{NetConfig, NetDevice};
 use mdevd::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
-use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
-use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
+use mdevd::driver::MemoryOptions;
 use mdevd::report::{Measurement, QueueLine, Report};
-use mdevd::ring::RingSetup;
 
-const RING: u16 = 256;
 const BURST: u32 = 32;
 /// Samples, and bursts in each.
 const SAMPLES: usize = 20;
@@ -29,38 +29,24 @@ const BURSTS: u32 = 5_000;
 
 /// An engine with both its queues, and their driver.
 struct Rig {
-    rx: RxQueue,
-    tx: TxQueue,
+    guest: Guest,
     engine: Box<dyn Engine>,
     stats: [Arc<QueueStats>; 2],
-    _memory: GuestMemory,
-    _access: Access,
-    _ioas: Ioas,
 }
 
 impl Rig {
     fn new(link: &str) -> Result<Self, Box<dyn Error>> {
-        let mut memory = GuestMemory::new(MemoryOptions::default())?;
-        let mut rx = RxQueue::new(&mut memory, QueueOptions::plain(RING))?;
-        let tx = TxQueue::new(&mut memory, QueueOptions::plain(RING))?;
-        rx.offer_all()?;
-        rx.queue.publish();
-        let ioas = Ioas::new(memory.windows().clone());
-        for region in memory.regions() {
-            ioas.map(region.area())?;
-        }
-        let access = Access::new(Arc::new(IgnoreUnmap));
-        access.attach(&ioas)?;
+        let guest = Guest::new(MemoryOptions::default(), Access::new(Arc::new(IgnoreUnmap)))?;
         let config =
             NetConfig { name: "bench".into(), queue_pairs: 1, mac: None, mtu: None, link: link.parse()? };
         let device = NetDevice::new(config)?;
         let mut engine = device.engine(0, VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF);
         let stats = [0, 1].map(|index| device.queue_stats(index).unwrap_or_default());
-        for (index, queue) in [(0, &rx.queue), (1, &tx.queue)] {
+        for (index, ring) in guest.rings() {
             let setup = QueueSetup {
                 index,
-                ring: ring(queue),
-                access: access.clone(),
+                ring,
+                access: guest.access.clone(),
                 kick: None,
                 call: None,
                 err: None,
@@ -72,28 +58,24 @@ impl Rig {
                 Waker::noop().clone(),
             )?);
         }
-        Ok(Rig { rx, tx, engine, stats, _memory: memory, _access: access, _ioas: ioas })
+        Ok(Rig { guest, engine, stats })
     }
 
     /// One burst there and, if it does, back.
     fn turn(&mut self, bytes: u32) -> Result<(), Box<dyn Error>> {
-        self.tx.send(BURST, |_, _| bytes)?;
-        self.tx.queue.publish();
+        let Guest { rx, tx, .. } = &mut self.guest;
+        tx.send(BURST, |_, _| bytes)?;
+        tx.queue.publish();
         self.engine.poll();
-        self.tx.reclaim(BURST, |_| ())?;
-        self.rx.receive(BURST, |_, _| ())?;
-        self.rx.queue.publish();
+        tx.reclaim(BURST, |_| ())?;
+        rx.receive(BURST, |_, _| ())?;
+        rx.queue.publish();
         Ok(())
     }
 
     fn counters(&self) -> QueueLine {
         self.stats.iter().map(|stats| QueueLine::from(&stats.counters())).sum()
     }
-}
-
-fn ring(queue: &SplitQueue) -> RingSetup {
-    let addresses = queue.addresses();
-    RingSetup::plain(RING, [addresses.desc, addresses.avail, addresses.used])
 }
 
 fn measure(name: &str, link: &str, bytes: u32) -> Result<[Measurement; 2], Box<dyn Error>> {

@@ -7,25 +7,25 @@
 //! that never does, in turns; and the first packet after a sleep, beside what it takes to wake a thread that does nothing but wait
 //! for its eventfd, in turns. `cargo bench -p mdevd --bench idle`
 
+#[path = "../guest/mod.rs"]
+mod guest;
 mod wake;
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mdev_pin::{Access, IgnoreUnmap, Ioas};
+use guest::{Guest, RING};
+use mdev_pin::{Access, IgnoreUnmap};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::device::net::{NetConfig, NetDevice};
 use mdevd::device::{Device, Enabled, EventFd, QueueSetup, Switch};
-use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
-use mdevd::driver::{GuestMemory, MemoryOptions, SplitQueue};
-use mdevd::ring::RingSetup;
+use mdevd::driver::MemoryOptions;
 use mdevd::worker::{Command, EventSource, Mode, Worker, WorkerEvent, events};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-const RING: u16 = 256;
 const COUNTS: [usize; 5] = [0, 1, 10, 100, 1000];
 const ROUNDS: usize = 5;
 /// Of an adaptive and a busy worker.
@@ -34,43 +34,30 @@ const PAIRS: usize = 15;
 const SETTLE: Duration = Duration::from_millis(1000);
 const MEASURE: Duration = Duration::from_millis(250);
 
-/// A device with its guest.
-struct Guest {
+/// A guest with its device.
+struct Tenant {
     device: Arc<NetDevice>,
-    rx: RxQueue,
-    tx: TxQueue,
+    guest: Guest,
     kicks: [Arc<EventFd>; 2],
-    access: Access,
-    _ioas: Ioas,
-    _memory: GuestMemory,
 }
 
-impl Guest {
-    fn new(size: u64) -> Result<Guest, Box<dyn Error>> {
-        let mut memory = GuestMemory::new(MemoryOptions { size, ..Default::default() })?;
-        let mut rx = RxQueue::new(&mut memory, QueueOptions::plain(RING))?;
-        let tx = TxQueue::new(&mut memory, QueueOptions::plain(RING))?;
-        rx.offer_all()?;
-        rx.queue.publish();
-        let ioas = Ioas::new(memory.windows().clone());
-        for region in memory.regions() {
-            ioas.map(region.area())?;
-        }
-        let access = Access::without_pins(Arc::new(IgnoreUnmap));
-        access.attach(&ioas)?;
+impl Tenant {
+    fn new(size: u64) -> Result<Tenant, Box<dyn Error>> {
+        let options = MemoryOptions { size, ..Default::default() };
+        let guest = Guest::new(options, Access::without_pins(Arc::new(IgnoreUnmap)))?;
         let link = "null".parse()?;
         let config = NetConfig { name: "bench".into(), queue_pairs: 1, mac: None, mtu: None, link };
         let kicks = [Arc::new(EventFd::new()?), Arc::new(EventFd::new()?)];
         let device = Arc::new(NetDevice::new(config)?);
-        Ok(Guest { device, rx, tx, kicks, access, _ioas: ioas, _memory: memory })
+        Ok(Tenant { device, guest, kicks })
     }
 
     fn start(&self, worker: &Worker, device_key: u64) {
-        for (index, queue) in [(0, &self.rx.queue), (1, &self.tx.queue)] {
+        for (index, ring) in self.guest.rings() {
             let setup = QueueSetup {
                 index,
-                ring: ring(queue),
-                access: self.access.clone(),
+                ring,
+                access: self.guest.access.clone(),
                 kick: Some(self.kicks[usize::from(index)].clone()),
                 call: None,
                 err: None,
@@ -91,9 +78,9 @@ impl Guest {
         let until = Instant::now() + time;
         while Instant::now() < until {
             for _ in 0..64 {
-                self.tx.reclaim(u32::from(RING), |_| ())?;
-                self.tx.send(32, |_, _| 64)?;
-                self.tx.queue.publish();
+                self.guest.tx.reclaim(u32::from(RING), |_| ())?;
+                self.guest.tx.send(32, |_, _| 64)?;
+                self.guest.tx.queue.publish();
             }
             self.kicks[1].signal();
         }
@@ -101,20 +88,15 @@ impl Guest {
     }
 }
 
-fn ring(queue: &SplitQueue) -> RingSetup {
-    let addresses = queue.addresses();
-    RingSetup::plain(RING, [addresses.desc, addresses.avail, addresses.used])
-}
-
 /// Millions of packets a second of a busy device beside the first of the idle ones.
-fn measure(mode: Mode, idle: &[Guest]) -> Result<f64, Box<dyn Error>> {
+fn measure(mode: Mode, idle: &[Tenant]) -> Result<f64, Box<dyn Error>> {
     let (sink, source) = events()?;
     let last = std::thread::available_parallelism()?.get() - 1;
     let worker = Worker::spawn("bench", Some(last), mode, sink)?;
     for (guest, key) in idle.iter().zip(1..) {
         guest.start(&worker, key);
     }
-    let mut busy = Guest::new(16 << 20)?;
+    let mut busy = Tenant::new(16 << 20)?;
     busy.start(&worker, 0);
     started(&source, 2 * (idle.len() + 1));
     busy.send_for(SETTLE)?;
@@ -126,7 +108,7 @@ fn measure(mode: Mode, idle: &[Guest]) -> Result<f64, Box<dyn Error>> {
 }
 
 /// The share of a processor that idle devices take on an adaptive worker where nobody has work.
-fn alone(idle: &[Guest]) -> Result<f64, Box<dyn Error>> {
+fn alone(idle: &[Tenant]) -> Result<f64, Box<dyn Error>> {
     let (sink, source) = events()?;
     let worker = Worker::spawn("bench", None, Mode::Adaptive, sink)?;
     for (guest, key) in idle.iter().zip(1..) {
@@ -168,7 +150,7 @@ fn greatest(samples: &[f64]) -> f64 {
 fn main() -> Result<(), Box<dyn Error>> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
-    let idle = (0..1000).map(|_| Guest::new(2 << 20)).collect::<Result<Vec<_>, _>>()?;
+    let idle = (0..1000).map(|_| Tenant::new(2 << 20)).collect::<Result<Vec<_>, _>>()?;
     println!("{:<10}{:>8}{:>18}{:>26}", "mode", "idle", "Mpps (greatest)", "of the rate alone");
     for (name, mode) in [("adaptive", Mode::Adaptive), ("busy", Mode::Busy)] {
         let mut rates = vec![Vec::new(); COUNTS.len()];

@@ -9,7 +9,7 @@ use mdevd::sys::{EventFd, Interest, Poll};
 use mdevd::worker::{Mode, Worker, events};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::{Guest, spread, started};
+use super::{Tenant, spread, started};
 
 const ROUNDS: usize = 500;
 /// Whoever is to be woken sleeps by then.
@@ -62,13 +62,13 @@ impl Drop for Sleeper {
 }
 
 /// From the driver's first step to the used chain.
-fn first_packet(guest: &mut Guest) -> Result<Duration, Box<dyn Error>> {
+fn first_packet(tenant: &mut Tenant) -> Result<Duration, Box<dyn Error>> {
     let began = Instant::now();
-    guest.tx.send(1, |_, _| 64)?;
-    if guest.tx.queue.publish() {
-        guest.kicks[1].signal();
+    tenant.guest.tx.send(1, |_, _| 64)?;
+    if tenant.guest.tx.queue.publish() {
+        tenant.kicks[1].signal();
     }
-    while guest.tx.reclaim(1, |_| ())? == 0 {
+    while tenant.guest.tx.reclaim(1, |_| ())? == 0 {
         std::hint::spin_loop();
     }
     Ok(began.elapsed())
@@ -79,8 +79,8 @@ pub fn compare() -> Result<(), Box<dyn Error>> {
     let last = std::thread::available_parallelism()?.get() - 1;
     let (sink, source) = events()?;
     let worker = Worker::spawn("bench", Some(last), Mode::Adaptive, sink)?;
-    let mut guest = Guest::new(16 << 20)?;
-    guest.start(&worker, 0);
+    let mut tenant = Tenant::new(16 << 20)?;
+    tenant.start(&worker, 0);
     started(&source, 2);
     let sleeper = Sleeper::spawn(last)?;
     let (mut packets, mut wakes, mut quotients) = (Vec::new(), Vec::new(), Vec::new());
@@ -88,7 +88,7 @@ pub fn compare() -> Result<(), Box<dyn Error>> {
         std::thread::sleep(ASLEEP);
         let wake = sleeper.wake().as_secs_f64() * 1e6;
         std::thread::sleep(ASLEEP);
-        let packet = first_packet(&mut guest)?.as_secs_f64() * 1e6;
+        let packet = first_packet(&mut tenant)?.as_secs_f64() * 1e6;
         packets.push(packet);
         wakes.push(wake);
         quotients.push(packet / wake);
