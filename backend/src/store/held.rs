@@ -40,8 +40,12 @@ use std::time::Instant;
 use mdev_pin::Pin;
 use rustix::io::Errno;
 
-use super::{Completion, Direction, Request};
+use super::{Completion, Limits, Operation, Request};
 use crate::sys::EventFd;
+
+/// What every such store can do.
+pub const LIMITS: Limits =
+    Limits { read_only: false, block: 512, physical_block: 512, max_discard: 1 << 20, max_zeroes: 1 << 20 };
 
 /// The store, for whoever ends requests. See the [module](self).
 #[derive(Clone)]
@@ -62,12 +66,12 @@ pub struct Pending {
     pub id: u64,
     /// The tag that its device gave it.
     pub tag: u64,
-    /// Which way.
-    pub direction: Direction,
+    /// What.
+    pub operation: Operation,
     /// The first byte of the store.
     pub offset: u64,
     /// Bytes.
-    pub len: usize,
+    pub len: u64,
 }
 
 /// When a request ends by itself, successfully.
@@ -131,7 +135,7 @@ impl Held {
         list.kept.iter().map(|(id, kept)| kept.describe(*id)).collect()
     }
 
-    /// Moves the bytes of a request and ends it. `false` if it is not kept (any more).
+    /// Carries out a request and ends it. `false` if it is not kept (any more).
     pub fn finish(&self, id: u64) -> bool {
         self.end(id, None)
     }
@@ -167,11 +171,16 @@ impl Held {
     /// Ends what is kept now and touches these bytes of the store with `ECANCELED`, and says how many.
     pub fn cancel(&self, bytes: Range<u64>) -> usize {
         let touched = |pending: &Pending| {
-            let end = pending.offset.saturating_add(pending.len as u64);
+            let end = pending.offset.saturating_add(pending.len);
             bytes.start.max(pending.offset) < bytes.end.min(end)
         };
         let touched: Vec<Pending> = self.pending().into_iter().filter(touched).collect();
         touched.into_iter().filter(|pending| self.fail(pending.id, Errno::CANCELED)).count()
+    }
+
+    /// How many bytes there are.
+    pub fn size(&self) -> u64 {
+        lock(&self.shared.bytes).len() as u64
     }
 
     /// A copy of the bytes.
@@ -261,7 +270,7 @@ impl Shared {
         let tag = request.tag;
         let result = match error {
             Some(errno) => Err(errno),
-            None => transfer(&request, &mut lock(&self.bytes)),
+            None => carry_out(&request, &mut lock(&self.bytes)),
         };
         // The pins go first: who sees the completion may rely on that.
         drop(request);
@@ -290,26 +299,34 @@ impl Shared {
 
 impl Kept {
     fn describe(&self, id: u64) -> Pending {
-        let Request { tag, direction, offset, .. } = self.request;
-        Pending { id, tag, direction, offset, len: self.request.len() }
+        let Request { tag, operation, offset, len, .. } = self.request;
+        Pending { id, tag, operation, offset, len }
     }
 }
 
-/// Moves the bytes of a request.
-fn transfer(request: &Request, bytes: &mut [u8]) -> Result<usize, Errno> {
-    let len = request.len();
+/// Carries out a request.
+fn carry_out(request: &Request, bytes: &mut [u8]) -> Result<u64, Errno> {
     let first = usize::try_from(request.offset).map_err(|_| Errno::INVAL)?;
+    let len = usize::try_from(request.len).map_err(|_| Errno::INVAL)?;
     let end = first.checked_add(len).ok_or(Errno::INVAL)?;
     let mut rest = bytes.get_mut(first..end).ok_or(Errno::INVAL)?;
+    match request.operation {
+        Operation::Read | Operation::Write { .. } => {}
+        Operation::Flush => return Ok(request.len),
+        Operation::Discard | Operation::WriteZeroes { .. } => {
+            rest.fill(0);
+            return Ok(request.len);
+        }
+    }
     for slice in request.memory.iter().flat_map(Pin::slices) {
         let (part, behind) = rest.split_at_mut_checked(slice.len()).ok_or(Errno::INVAL)?;
-        match request.direction {
-            Direction::Read => slice.copy_from(part),
-            Direction::Write => slice.copy_to(part),
+        match request.operation {
+            Operation::Read => slice.copy_from(part),
+            _ => slice.copy_to(part),
         };
         rest = behind;
     }
-    if request.memory.iter().any(Pin::poisoned) { Err(Errno::FAULT) } else { Ok(len) }
+    if request.memory.iter().any(Pin::poisoned) { Err(Errno::FAULT) } else { Ok(request.len) }
 }
 
 /// What is behind these locks is valid after every step, also where a thread panicked in between.

@@ -2,6 +2,7 @@ use std::mem::offset_of;
 
 use proptest::prelude::*;
 
+use super::blk::BlkConfig;
 use super::net::{NetConfig, NetHeader};
 use super::packed::{self, EventSuppress, Position};
 use super::split::{self, Desc, UsedElem};
@@ -15,6 +16,17 @@ fn layouts_are_those_of_the_specification() {
     assert_eq!(NetConfig::LEN, 24);
     assert_eq!((offset_of!(NetConfig, status), offset_of!(NetConfig, max_virtqueue_pairs)), (6, 8));
     assert_eq!((offset_of!(NetConfig, mtu), offset_of!(NetConfig, speed)), (10, 12));
+}
+
+#[test]
+fn block_layouts_are_those_of_the_specification() {
+    assert_eq!((offset_of!(BlkConfig, blk_size), offset_of!(BlkConfig, opt_io_size)), (20, 28));
+    assert_eq!((BlkConfig::WRITEBACK_OFFSET, offset_of!(BlkConfig, num_queues)), (32, 34));
+    assert_eq!(
+        (offset_of!(BlkConfig, max_discard_sectors), offset_of!(BlkConfig, max_write_zeroes_sectors)),
+        (36, 48)
+    );
+    assert_eq!(offset_of!(BlkConfig, write_zeroes_may_unmap), 56);
 }
 
 #[test]

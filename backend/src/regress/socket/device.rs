@@ -11,7 +11,7 @@
 use crate::device::{Bell, Device, Enabled, Engine, EventFd, Queue, QueueStats};
 use crate::ring::{Chain, MAX_BURST, MAX_RING_SIZE, RingError};
 use crate::store::held::{Held, Port};
-use crate::store::{Completion, Direction, Request};
+use crate::store::{Completion, Operation, Pins, Request};
 use mdev_dma::Perm;
 use mdev_pin::Burst;
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
@@ -241,7 +241,7 @@ fn serve(
     }
     let call = vring.publish()?;
     let (taken, used) = (requests.len(), ended.len());
-    let bytes = ended.iter().fold(0, |sum: u64, end| sum.saturating_add(end.result.unwrap_or(0) as u64));
+    let bytes = ended.iter().fold(0, |sum: u64, end| sum.saturating_add(end.result.unwrap_or(0)));
     ended.clear();
     ended.append(&mut refused);
     // Before the burst ends: an unmap that has waited for it finds every pin in the store.
@@ -260,12 +260,13 @@ fn request(burst: &Burst<'_>, chain: Chain<'_>, tag: u64) -> Result<Option<Reque
     }
     let offset = burst.slice(header.iova, HEADER, Perm::READ)?.read::<u64>(0).map(u64::from_le);
     let Some(offset) = offset else { return Ok(None) };
-    let (direction, buffers, perm) = if readable.is_empty() {
-        (Direction::Read, chain.writable, Perm::WRITE)
+    let (operation, buffers, perm) = if readable.is_empty() {
+        (Operation::Read, chain.writable, Perm::WRITE)
     } else {
-        (Direction::Write, readable, Perm::READ)
+        (Operation::WRITE, readable, Perm::READ)
     };
     let pins = buffers.iter().map(|buffer| burst.pin(buffer.iova, buffer.len, perm));
-    let memory = pins.collect::<Result<_, _>>()?;
-    Ok(Some(Request { tag, direction, offset, memory }))
+    let memory = pins.collect::<Result<Pins, _>>()?;
+    let len = memory.iter().fold(0, |sum: u64, pin| sum.saturating_add(pin.len() as u64));
+    Ok(Some(Request { tag, operation, offset, len, memory }))
 }

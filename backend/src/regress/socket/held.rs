@@ -8,7 +8,7 @@ use crate::regress::random::Random;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
 use crate::regress::space::{LONG, SECOND, SHORT, await_that, beside};
-use crate::store::Direction;
+use crate::store::Operation;
 use crate::store::held::{Delay, Held};
 use mdev_protocol::vhost_user::{ClientError, FrontendMessage, VringState};
 use mdev_protocol::virtio::status::DEVICE_NEEDS_RESET;
@@ -54,8 +54,8 @@ pub fn barrier(run: &Run) -> Outcome {
         let fill = random.number() as u8;
         memory.buffers(1)?.fill(fill);
         for slot in 0..SLOTS {
-            let direction = if random.below(2) == 0 { Direction::Read } else { Direction::Write };
-            ring.ask(Asked { slot, direction, region: 1 })?;
+            let operation = if random.below(2) == 0 { Operation::Read } else { Operation::WRITE };
+            ring.ask(Asked { slot, operation, region: 1 })?;
         }
         await_pending(&held, SLOTS.into())?;
         let way = Way::any(&mut random);
@@ -84,9 +84,9 @@ pub fn barrier(run: &Run) -> Outcome {
         for (asked, moved) in used {
             let slot = usize::from(asked.slot);
             let seen = seen.get(slot).cloned().unwrap_or_default();
-            let wanted = match (moved, asked.direction) {
+            let wanted = match (moved, asked.operation) {
                 (BLOCK, _) => stored(&held, asked.slot),
-                (0, Direction::Read | Direction::Write) => vec![fill; BLOCK as usize],
+                (0, _) => vec![fill; BLOCK as usize],
                 _ => Vec::new(),
             };
             expect_equal(seen, wanted, "the bytes of a request when the reply had come")?;
@@ -138,7 +138,7 @@ pub fn vanishing(run: &Run) -> Outcome {
         ring.start(&mut front, &memory, 0)?;
         let count = 1 + random.below(SLOTS.into()) as u16;
         for slot in 0..count {
-            ring.ask(Asked { slot, direction: Direction::Write, region: 1 })?;
+            ring.ask(Asked { slot, operation: Operation::WRITE, region: 1 })?;
         }
         await_pending(&held, count.into())?;
         if random.below(2) == 0 {
@@ -173,7 +173,7 @@ fn stubborn_device(run: &Run) -> Outcome {
         second.start(&mut front, &memory, 1)?;
         apart.start(&mut elsewhere, &memory, 0)?;
         let slot = random.below(SLOTS.into()) as u16;
-        stuck.ask(Asked { slot, direction: Direction::Read, region: 1 })?;
+        stuck.ask(Asked { slot, operation: Operation::Read, region: 1 })?;
         await_pending(&held, 1)?;
 
         run.time("removal in vain", || refused(&mut front, &memory))?;
@@ -186,7 +186,7 @@ fn stubborn_device(run: &Run) -> Outcome {
         round_trip(&mut second, &held, 2, slot)?;
         // The region is closed, though it is mapped: the request waits for it outside of the store.
         let parks = server.counters(1).parks;
-        second.ask(Asked { slot, direction: Direction::Write, region: 1 })?;
+        second.ask(Asked { slot, operation: Operation::WRITE, region: 1 })?;
         await_that("the closed region is met", || server.counters(1).parks > parks)?;
         expect_equal(second.stop(&mut front, 1)?, 1, "chains that were not taken")?;
         run.time("removal in vain", || refused(&mut front, &memory))?;
@@ -225,7 +225,7 @@ fn diverted(run: &Run) -> Outcome {
         let mut front = connect(&server, &memory)?;
         ring.start(&mut front, &memory, 0)?;
         let slot = random.below(SLOTS.into()) as u16;
-        ring.ask(Asked { slot, direction: Direction::Read, region: 1 })?;
+        ring.ask(Asked { slot, operation: Operation::Read, region: 1 })?;
         await_pending(&held, 1)?;
         run.time("removal", || front.client().remove_mem_region(memory.named(1)?).map_err(Failure::from))?;
         expect_equal(needs_reset(&mut front)?, false, "whether the device asks for a reset")?;
@@ -257,7 +257,7 @@ fn needs_reset(front: &mut FrontEnd) -> Result<bool, Failure> {
 /// A read that is finished at once, whatever else the store holds.
 fn round_trip(ring: &mut Ring, held: &Held, region: u64, slot: u16) -> Outcome {
     let before = held.pending().len();
-    ring.ask(Asked { slot, direction: Direction::Read, region })?;
+    ring.ask(Asked { slot, operation: Operation::Read, region })?;
     await_pending(held, before + 1)?;
     let newest = held.pending().last().map(|pending| pending.id).unwrap_or_default();
     expect(held.finish(newest), "the request had ended by itself")?;

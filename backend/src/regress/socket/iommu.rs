@@ -6,7 +6,7 @@ use crate::driver::FrontEnd;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
 use crate::regress::space::{LONG, PAGE, SECOND, await_that, pause};
-use crate::store::Direction;
+use crate::store::Operation;
 use mdev_protocol::frame::{Connection, Received};
 use mdev_protocol::vhost_user::{
     BackendMessage, BackendReply, BackendRequest, FrontendMessage, Iotlb, IotlbPerm, ProtocolFeatures,
@@ -91,7 +91,7 @@ fn miss_without_update(run: &Run) -> Outcome {
         served.start(&mut front, &memory, 0)?;
         starved.start(&mut front, &memory, 1)?;
         let failed = server.counters(1).errors + 1;
-        let asked = |region| Asked { slot: 0, direction: Direction::Write, region };
+        let asked = |region| Asked { slot: 0, operation: Operation::WRITE, region };
         starved.ask(asked(2))?;
         random.spin();
         served.ask(asked(1))?;

@@ -6,7 +6,7 @@ use crate::driver::{
 };
 use crate::regress::scenario::{Failure, Outcome, expect_equal};
 use crate::regress::space::{PAGE, await_that};
-use crate::store::Direction;
+use crate::store::Operation;
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::vhost_user::{MemoryRegion, ProtocolFeatures};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
@@ -89,8 +89,8 @@ pub fn connect(server: &Server, memory: &Memory) -> Result<FrontEnd, Failure> {
 pub struct Asked {
     /// Which block of region and store.
     pub slot: u16,
-    /// Which way.
-    pub direction: Direction,
+    /// What.
+    pub operation: Operation,
     /// The region of its buffer.
     pub region: u64,
 }
@@ -118,14 +118,14 @@ impl Ring {
 
     /// Offers a request, and kicks.
     pub fn ask(&mut self, asked: Asked) -> Outcome {
-        let Asked { slot, direction, region } = asked;
+        let Asked { slot, operation, region } = asked;
         let offset = u64::from(slot) * u64::from(BLOCK);
         let at = u64::from(slot) * u64::from(HEADER);
         let header = self.headers.range(at, HEADER.into()).and_then(|header| header.write(0, offset.to_le()));
         header.ok_or_else(|| Failure::new("there is no such slot"))?;
         let header = Piece { at: Iova(self.headers.at.0 + at), len: HEADER, device_writes: false };
         let at = Iova(region * BUFFERS + offset);
-        let data = Piece { at, len: BLOCK, device_writes: direction == Direction::Read };
+        let data = Piece { at, len: BLOCK, device_writes: operation == Operation::Read };
         let head = self.queue.prepare(&[header, data])?;
         self.asked.push((head, asked));
         self.queue.offer(head)?;

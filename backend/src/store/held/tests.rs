@@ -39,8 +39,8 @@ impl Guest {
         burst.pin(Iova(at), len, Perm::READ | Perm::WRITE).unwrap()
     }
 
-    fn request(&self, tag: u64, direction: Direction, offset: u64, at: u64, len: u32) -> Request {
-        Request { tag, direction, offset, memory: vec![self.pin(at, len)] }
+    fn request(&self, tag: u64, operation: Operation, offset: u64, at: u64, len: u32) -> Request {
+        Request { tag, operation, offset, len: len.into(), memory: smallvec::smallvec![self.pin(at, len)] }
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
@@ -75,9 +75,9 @@ fn only(held: &Held) -> Pending {
 #[test]
 fn a_request_whose_memory_is_lost_fails_and_so_does_no_other() {
     let (guest, other, (held, mut port)) = (Guest::new(), Guest::new(), store());
-    port.submit(guest.request(1, Direction::Read, 0, 0, 64));
-    port.submit(guest.request(2, Direction::Write, 0, 64, 64));
-    port.submit(other.request(3, Direction::Read, 0, 0, 64));
+    port.submit(guest.request(1, Operation::Read, 0, 0, 64));
+    port.submit(guest.request(2, Operation::WRITE, 0, 64, 64));
+    port.submit(other.request(3, Operation::Read, 0, 0, 64));
     rustix::fs::ftruncate(guest.memory.regions()[0].extent.file.as_fd(), 0).unwrap();
     held.finish_all();
     let results: Vec<_> = taken(&mut port).iter().map(|completion| completion.result).collect();
@@ -89,11 +89,11 @@ fn a_request_whose_memory_is_lost_fails_and_so_does_no_other() {
 fn a_read_is_seen_in_guest_memory_when_it_is_finished_and_not_before() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     guest.write(100, &[0xff; 3]);
-    port.submit(guest.request(7, Direction::Read, 10, 100, 3));
+    port.submit(guest.request(7, Operation::Read, 10, 100, 3));
     assert_eq!(taken(&mut port), []);
     assert_eq!((guest.read(100, 3), guest.ioas.pins()), (vec![0xff; 3], 1));
     let pending = only(&held);
-    assert_eq!((pending.tag, pending.direction, pending.offset, pending.len), (7, Direction::Read, 10, 3));
+    assert_eq!((pending.tag, pending.operation, pending.offset, pending.len), (7, Operation::Read, 10, 3));
     assert!(held.finish(pending.id) && !held.finish(pending.id));
     assert_eq!((guest.read(99, 5), guest.ioas.pins()), (vec![0, 10, 11, 12, 0], 0));
     assert_ne!(port.bell().drain(), Kicks::None, "its worker is woken");
@@ -105,8 +105,9 @@ fn a_read_is_seen_in_guest_memory_when_it_is_finished_and_not_before() {
 fn a_write_takes_what_the_guest_has_there_when_it_is_finished() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     port.submit(Request {
-        memory: vec![guest.pin(0, 2), guest.pin(50, 1)],
-        ..guest.request(1, Direction::Write, 4, 0, 1)
+        len: 3,
+        memory: smallvec::smallvec![guest.pin(0, 2), guest.pin(50, 1)],
+        ..guest.request(1, Operation::WRITE, 4, 0, 1)
     });
     guest.write(0, &[1, 2]);
     guest.write(50, &[3]);
@@ -118,7 +119,7 @@ fn a_write_takes_what_the_guest_has_there_when_it_is_finished() {
 #[test]
 fn a_request_that_fails_moves_nothing_and_lets_go() {
     let (guest, (held, mut port)) = (Guest::new(), store());
-    port.submit(guest.request(1, Direction::Read, 1, 0, 8));
+    port.submit(guest.request(1, Operation::Read, 1, 0, 8));
     assert!(held.fail(only(&held).id, Errno::IO));
     assert_eq!((guest.read(0, 8), guest.ioas.pins()), (vec![0; 8], 0));
     assert_eq!(taken(&mut port), [Completion { tag: 1, result: Err(Errno::IO) }]);
@@ -128,7 +129,7 @@ fn a_request_that_fails_moves_nothing_and_lets_go() {
 fn a_request_beyond_the_end_fails_when_it_is_finished() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     for (offset, len) in [(STORE as u64 - 7, 8), (u64::MAX, 1), (u64::MAX - 3, 8)] {
-        port.submit(guest.request(0, Direction::Write, offset, 0, len));
+        port.submit(guest.request(0, Operation::WRITE, offset, 0, len));
     }
     assert_eq!(held.finish_all(), 3);
     assert!(taken(&mut port).iter().all(|completion| completion.result == Err(Errno::INVAL)));
@@ -139,7 +140,7 @@ fn a_request_beyond_the_end_fails_when_it_is_finished() {
 fn cancel_ends_what_touches_the_range() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     for (tag, offset) in [(0, 0), (1, 8), (2, 16), (3, 24)] {
-        port.submit(guest.request(tag, Direction::Read, offset, 0, 8));
+        port.submit(guest.request(tag, Operation::Read, offset, 0, 8));
     }
     assert_eq!(held.cancel(15..17), 2);
     let tags: Vec<u64> = held.pending().iter().map(|pending| pending.tag).collect();
@@ -151,7 +152,7 @@ fn cancel_ends_what_touches_the_range() {
 fn a_delay_by_others_ends_with_the_last_of_them_and_may_end_more() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     for tag in 0..4 {
-        port.submit(guest.request(tag, Direction::Read, 0, 0, 8));
+        port.submit(guest.request(tag, Operation::Read, 0, 0, 8));
     }
     let ids: Vec<u64> = held.pending().iter().map(|pending| pending.id).collect();
     assert!(held.delay(ids[0], Delay::Others(2)) && held.delay(ids[1], Delay::Others(1)));
@@ -166,7 +167,7 @@ fn a_delay_by_others_ends_with_the_last_of_them_and_may_end_more() {
 #[test]
 fn a_delay_by_time_ends_when_its_worker_looks_after_it() {
     let (guest, (held, mut port)) = (Guest::new(), store());
-    port.submit(guest.request(1, Direction::Read, 0, 0, 8));
+    port.submit(guest.request(1, Operation::Read, 0, 0, 8));
     let late = Instant::now() + LATE;
     assert_eq!(port.next_deadline(), None);
     held.delay(only(&held).id, Delay::Until(late));
@@ -184,8 +185,8 @@ fn a_delay_by_time_ends_when_its_worker_looks_after_it() {
 fn a_port_that_is_dropped_lets_go_of_its_own_requests_only() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     let mut other = held.open(Arc::new(EventFd::new().unwrap()));
-    port.submit(guest.request(1, Direction::Read, 0, 0, 8));
-    other.submit(guest.request(2, Direction::Read, 0, 0, 8));
+    port.submit(guest.request(1, Operation::Read, 0, 0, 8));
+    other.submit(guest.request(2, Operation::Read, 0, 0, 8));
     drop(port);
     assert_eq!((only(&held).tag, guest.ioas.pins()), (2, 1));
     held.finish_all();
@@ -196,8 +197,8 @@ fn a_port_that_is_dropped_lets_go_of_its_own_requests_only() {
 fn a_port_cancels_its_own_requests_only() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     let mut other = held.open(Arc::new(EventFd::new().unwrap()));
-    port.submit(guest.request(1, Direction::Read, 0, 0, 8));
-    other.submit(guest.request(2, Direction::Read, 0, 0, 8));
+    port.submit(guest.request(1, Operation::Read, 0, 0, 8));
+    other.submit(guest.request(2, Operation::Read, 0, 0, 8));
     port.cancel();
     assert_eq!((only(&held).tag, guest.ioas.pins()), (2, 1));
     assert_eq!(taken(&mut port), [Completion { tag: 1, result: Err(Errno::CANCELED) }]);
@@ -224,7 +225,7 @@ fn requests_submitted_and_ended_by_two_threads_end_once_each() {
             }
         });
         for tag in 0..COUNT {
-            port.submit(guest.request(tag, Direction::Write, tag % 512, 0, 64));
+            port.submit(guest.request(tag, Operation::WRITE, tag % 512, 0, 64));
             tags.extend(taken(&mut port).iter().map(|completion| completion.tag));
         }
         ender.join().unwrap();
@@ -307,7 +308,7 @@ impl Model {
                         self.guest[at + byte] = self.store[offset + byte];
                     }
                 }
-                Ok(len)
+                Ok(len as u64)
             }
         };
         self.done[port].push_back(Completion { tag, result });
@@ -367,8 +368,8 @@ fn plays_as_the_model(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Submit { port, write, offset, at, len } => {
                 let tag = model.tags;
                 model.tags += 1;
-                let direction = if write { Direction::Write } else { Direction::Read };
-                ports[port].submit(guest.request(tag, direction, offset, at, len));
+                let operation = if write { Operation::WRITE } else { Operation::Read };
+                ports[port].submit(guest.request(tag, operation, offset, at, len));
                 let (offset, at, len) = (offset as usize, at as usize, len as usize);
                 model.pending.push(Asked { tag, port, write, offset, at, len, others: None, due: false });
             }

@@ -17,7 +17,7 @@ fn a_chain_that_is_no_request_is_used_with_nothing_moved_and_the_next_one_is_ser
     let short = Piece { len: HEADER - 1, ..header };
     let read = Piece { at: Iova(BUFFERS), len: 1, device_writes: true };
     let write = Piece { device_writes: false, ..read };
-    let asked = Asked { slot: 0, direction: Direction::Read, region: 1 };
+    let asked = Asked { slot: 0, operation: Operation::Read, region: 1 };
     for pieces in [&[header][..], &[read], &[short, read], &[short, write], &[header, write, read]] {
         let head = ring.queue.prepare(pieces).unwrap();
         ring.asked.push((head, asked));
