@@ -1,19 +1,21 @@
 //! The command line.
 //!
-//! `mdevd serve` serves the devices of a file, `mdevd net` serves one and follows the conventions for back-end programs of QEMU's vhost-user document;
-//! under the name `mdevd-net` (a link to the same file) the program is `mdevd net`, since a launcher that
-//! follows these conventions knows no subcommands.
+//! `mdevd serve` serves the devices of a file, `mdevd net` and `mdevd blk` serve one and follow the conventions for
+//! back-end programs of QEMU's vhost-user document; under the name `mdevd-net` (a link to the same file) the program is
+//! `mdevd net`, and so on, since a launcher that follows these conventions knows no subcommands.
 //!
 //! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the
 //! command line was wrong. Messages go to standard error and say what to do; only what was asked for goes to
 //! standard output.
 
+mod blk;
 mod logger;
 mod man;
 mod net;
 mod perf;
 mod regress;
 mod serve;
+mod served;
 mod values;
 
 use std::ffi::OsString;
@@ -48,6 +50,8 @@ struct Cli {
 enum Command {
     /// Serve a virtio network device over vhost-user
     Net(net::Args),
+    /// Serve a virtio block device over vhost-user
+    Blk(blk::Args),
     /// Serve many devices in one process, as a file describes them
     Serve(serve::Args),
     /// Measure a device: start one, or drive one that runs, and print what it reaches
@@ -70,6 +74,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let result = match cli.command {
         Command::Net(args) => net::run(&args),
+        Command::Blk(args) => blk::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Perf(args) => perf::run(&args),
         Command::Regress(args) => regress::run(&args),

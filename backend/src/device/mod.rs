@@ -11,6 +11,7 @@
 //!
 //! The traits know nothing of vhost-user; sessions and workers know nothing of Ethernet.
 
+pub mod blk;
 pub mod net;
 mod queue;
 mod stats;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use crate::sys::EventFd;
-pub(crate) use queue::can_be_brought;
+pub(crate) use queue::{Wait, can_be_brought};
 pub use queue::{Missed, Queue, QueueSetup};
 pub use stats::{DropCause, QueueCounters, QueueStats};
 pub use switch::{Enabled, Switch};

@@ -48,6 +48,22 @@ pub(crate) fn can_be_brought(error: RingError) -> bool {
     error.is_transient() || error == RingError::Memory(ResolveError::Permission)
 }
 
+/// Whether a queue may wait for what it lacks.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Wait {
+    /// It asks for translations.
+    asks: bool,
+    /// It has waited for as long as it may.
+    late: bool,
+}
+
+impl Wait {
+    /// Whether this error may end by waiting.
+    pub(crate) fn is_worthwhile(self, error: RingError) -> bool {
+        !self.late && if self.asks { can_be_brought(error) } else { error.is_transient() }
+    }
+}
+
 /// A running vring on its worker.
 pub struct Queue {
     /// The vring's index in its device.
@@ -147,8 +163,7 @@ impl Queue {
         if self.failed.is_some() {
             return;
         }
-        let can_wait = if self.asks() { can_be_brought(error) } else { error.is_transient() };
-        if !can_wait {
+        if !(Wait { asks: self.asks(), late: false }).is_worthwhile(error) {
             return self.fail(error);
         }
         let now = Instant::now();
@@ -176,6 +191,56 @@ impl Queue {
             missed(iova, parked.perm());
         }
         self.parked = Some(parked);
+    }
+
+    /// Whether it may still wait for what a chain lacks.
+    pub(crate) fn wait(&self) -> Wait {
+        match &self.parked {
+            None => Wait { asks: self.asks(), late: false },
+            Some(parked) => Wait { asks: self.asks(), late: Instant::now() >= parked.until() },
+        }
+    }
+
+    /// Tells the driver of a queue that polls need no kicks, once.
+    #[inline(always)]
+    pub(crate) fn hush(&mut self) {
+        if !self.quiet {
+            self.hush_now();
+        }
+    }
+
+    #[cold]
+    fn hush_now(&mut self) {
+        if !self.ready() {
+            return;
+        }
+        let burst = self.lane.enter();
+        // A ring that cannot be opened says so when it is polled.
+        if let Ok(mut vring) = self.ring.begin(&burst)
+            && vring.disarm().is_ok()
+        {
+            self.quiet = true;
+        }
+    }
+
+    /// Asks the driver for a kick. True if there is work already.
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        if self.parked.is_some() {
+            // Woken since it was polled: whoever woke it may have been heard already, and will not come again.
+            return self.ready();
+        }
+        let armed = {
+            let burst = self.lane.enter();
+            self.ring.begin(&burst).and_then(|mut vring| vring.arm())
+        };
+        self.quiet = false;
+        armed.unwrap_or_else(|error| {
+            self.trouble(error);
+            false
+        })
     }
 
     /// A burst went well: what was missing is there.

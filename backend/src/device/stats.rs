@@ -29,11 +29,29 @@ pub enum DropCause {
     LinkDown,
     /// The link does not take such a frame.
     LinkRefused,
+    /// A request whose data make no sense.
+    Malformed,
+    /// A request of a kind that was not offered.
+    Unsupported,
+    /// A request beyond the end of the store, or of its limits.
+    OutOfRange,
+    /// A request that would change what is read-only.
+    ReadOnly,
+    /// A request whose data lie where the guest has no memory.
+    NoMemory,
+    /// The store failed.
+    StoreFailed,
+    /// The store is full.
+    NoSpace,
+    /// Guest memory was lost under a request.
+    MemoryLost,
+    /// Nobody waited for the request any more.
+    Cancelled,
 }
 
 impl DropCause {
     /// Every cause, in the order of [`QueueCounters::drops`].
-    pub const ALL: [DropCause; 10] = [
+    pub const ALL: [DropCause; 19] = [
         DropCause::NoReceiver,
         DropCause::ReceiverFull,
         DropCause::ReceiverSmall,
@@ -44,6 +62,15 @@ impl DropCause {
         DropCause::LinkFull,
         DropCause::LinkDown,
         DropCause::LinkRefused,
+        DropCause::Malformed,
+        DropCause::Unsupported,
+        DropCause::OutOfRange,
+        DropCause::ReadOnly,
+        DropCause::NoMemory,
+        DropCause::StoreFailed,
+        DropCause::NoSpace,
+        DropCause::MemoryLost,
+        DropCause::Cancelled,
     ];
 
     /// A word for statistics lines.
@@ -59,6 +86,15 @@ impl DropCause {
             DropCause::LinkFull => "link-full",
             DropCause::LinkDown => "link-down",
             DropCause::LinkRefused => "link-refused",
+            DropCause::Malformed => "malformed",
+            DropCause::Unsupported => "unsupported",
+            DropCause::OutOfRange => "out-of-range",
+            DropCause::ReadOnly => "read-only",
+            DropCause::NoMemory => "no-memory",
+            DropCause::StoreFailed => "io-error",
+            DropCause::NoSpace => "no-space",
+            DropCause::MemoryLost => "memory-lost",
+            DropCause::Cancelled => "cancelled",
         }
     }
 }

@@ -167,6 +167,9 @@ pub enum RingError {
     /// The ring or a buffer is not in memory the device may use that way.
     #[error("guest memory: {0}")]
     Memory(ResolveError),
+    /// The queue has no end at its store: the kernel refused it, which the log says.
+    #[error("its store cannot be used")]
+    NoStore,
     /// The front-end took a page away under the device (a file that shrank, a full tmpfs, a bad page).
     #[error("guest memory was lost while it was used: its file shrank, or its file system is full")]
     Poisoned,

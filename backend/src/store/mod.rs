@@ -67,7 +67,7 @@ use smallvec::SmallVec;
 
 use crate::sys::EventFd;
 
-pub use file::File;
+pub use file::{File, FileOptions};
 pub use kind::{StoreError, StoreKind};
 pub use memory::Memory;
 pub use null::Null;
@@ -207,6 +207,11 @@ impl Store {
             Store::File(file) => Port::Queued(Queued::File(file.port(bell)?)),
             Store::Held(held) => Port::Queued(Queued::Held(held.open(bell))),
         })
+    }
+
+    /// Whether its requests end later, so that they hold guest memory.
+    pub fn is_queued(&self) -> bool {
+        matches!(self, Store::File(_) | Store::Held(_))
     }
 
     /// Whether the kernel works on guest memory in requests that cannot always be cancelled at once.

@@ -80,7 +80,7 @@ impl Drop for NetEngine {
 impl Engine for NetEngine {
     fn start_queue(&mut self, mut queue: Queue) {
         if let Some(receiver) = self.receiver_of(queue.index) {
-            hush(&mut queue);
+            queue.hush();
             receiver.replace(Some(Receiving { queue, mergeable: self.mergeable, takes: self.takes }));
             return;
         }
@@ -119,7 +119,7 @@ impl Engine for NetEngine {
         match link {
             Link::Null(sink) => {
                 if let Some(queue) = receive {
-                    hush(queue);
+                    queue.hush();
                 }
                 transmit.as_mut().map_or(0, |queue| send(queue, |frame| sink.consume(frame)))
             }
@@ -130,7 +130,7 @@ impl Engine for NetEngine {
             }
             Link::Loopback => {
                 if let Some(queue) = receive {
-                    hush(queue);
+                    queue.hush();
                 }
                 transmit.as_mut().map_or(0, |queue| turn(queue, receive.as_mut(), *mergeable))
             }
@@ -158,13 +158,13 @@ impl Engine for NetEngine {
         });
         let mut work = false;
         for queue in receive.into_iter().chain(transmit) {
-            work |= arm(queue);
+            work |= queue.arm();
         }
         work
     }
 
     fn disarm(&mut self) {
-        self.receive.iter_mut().chain(&mut self.transmit).for_each(hush);
+        self.receive.iter_mut().chain(&mut self.transmit).for_each(Queue::hush);
     }
 
     fn needs_reset(&self) -> bool {
@@ -193,7 +193,7 @@ pub(super) fn serve(
     queue: &mut Queue,
     work: impl FnOnce(Vring<'_, '_>, &QueueStats) -> Result<Served, RingError>,
 ) -> u32 {
-    hush(queue);
+    queue.hush();
     if !queue.ready() {
         return 0;
     }
@@ -295,7 +295,7 @@ fn discard_burst(mut vring: Vring<'_, '_>, stats: &QueueStats) -> Result<Served,
 #[inline(always)]
 fn fill(queue: &mut Queue, mergeable: bool, generator: &mut Generator) -> u32 {
     if queue.switch.get() != Enabled::Yes {
-        hush(queue);
+        queue.hush();
         return 0;
     }
     serve(queue, |vring, stats| fill_burst(vring, stats, mergeable, generator))
@@ -326,46 +326,4 @@ fn fill_burst(
     }
     let received = room.finish(stats, began)?;
     Ok(Served { chains: received.frames as usize, call: received.call })
-}
-
-/// Tells the driver of a queue that polls need no kicks, once.
-#[inline(always)]
-pub(super) fn hush(queue: &mut Queue) {
-    if !queue.quiet {
-        hush_now(queue);
-    }
-}
-
-#[cold]
-fn hush_now(queue: &mut Queue) {
-    if !queue.ready() {
-        return;
-    }
-    let burst = queue.lane.enter();
-    // A ring that cannot be opened says so when it is polled.
-    if let Ok(mut vring) = queue.ring.begin(&burst)
-        && vring.disarm().is_ok()
-    {
-        queue.quiet = true;
-    }
-}
-
-/// Asks the driver of a queue for a kick. True if there is work already.
-fn arm(queue: &mut Queue) -> bool {
-    if queue.failed.is_some() {
-        return false;
-    }
-    if queue.parked.is_some() {
-        // Woken since it was polled: whoever woke it may have been heard already, and will not come again.
-        return queue.ready();
-    }
-    let armed = {
-        let burst = queue.lane.enter();
-        queue.ring.begin(&burst).and_then(|mut vring| vring.arm())
-    };
-    queue.quiet = false;
-    armed.unwrap_or_else(|error| {
-        queue.trouble(error);
-        false
-    })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mdev_protocol::virtio::net::NetHeader;
 use zerocopy::IntoBytes;
 
-use super::engine::{Served, hush, serve, transmit};
+use super::engine::{Served, serve, transmit};
 use super::header::HEADER;
 use super::incoming::{Incoming, Offered, Refusal};
 use super::offload::Offloads;
@@ -79,7 +79,7 @@ impl Tapped {
     pub(super) fn receive(&mut self, queue: &mut Queue, mergeable: bool) -> u32 {
         self.drained = false;
         if queue.switch.get() != Enabled::Yes {
-            hush(queue);
+            queue.hush();
             return 0;
         }
         serve(queue, |vring, stats| self.receive_burst(vring, stats, mergeable))

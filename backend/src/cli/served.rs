@@ -1,0 +1,150 @@
+//! What commands that serve one device have in common: its socket, its workers, its sessions.
+
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::daemon::{CounterSocket, Daemon, Endpoint, Options, QueueNames};
+use crate::device::Device;
+use crate::session::SessionOptions;
+use crate::sys::inherit;
+use crate::worker::Mode;
+
+use super::values::{parse_cpus, parse_duration, parse_mode};
+
+/// Arguments of every device.
+#[derive(Debug, clap::Args)]
+pub(super) struct Served {
+    /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["connect", "fd", "print_capabilities"], conflicts_with_all = ["connect", "fd"])]
+    socket_path: Option<PathBuf>,
+
+    /// Connect to a front-end that listens on a Unix socket at this path, as soon as it does, and again whenever the
+    /// connection has ended
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    connect: Option<PathBuf>,
+
+    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is
+    /// connected to a front-end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    fd: Option<RawFd>,
+
+    /// Permissions of the socket file, octal (default: by the umask)
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with_all = ["connect", "fd"])]
+    socket_mode: Option<u32>,
+
+    /// Populate the guest's memory when it is announced, instead of at the first access to each page
+    #[arg(long)]
+    prefault: bool,
+
+    /// Offer the guest to reset single rings (VIRTIO_F_RING_RESET). Not with QEMU 11, which does not tell the device of such
+    /// a reset
+    #[arg(long)]
+    ring_reset: bool,
+
+    /// What a worker does when there is nothing to do
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+
+    /// Processors that run queues, one worker on each: 0,2-3 (default: as many workers as groups of queues, but not
+    /// more than processors, wherever the scheduler puts them)
+    #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
+    cpus: Option<Cpus>,
+
+    /// Write a line of rates to standard error so often: 1s, 500ms
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    stats: Option<Duration>,
+
+    /// Write what this program can do as JSON and exit, whatever the other options are
+    #[arg(long)]
+    print_capabilities: bool,
+
+    /// Answer each byte that comes on this inherited socket with a line of counters, and end when it is closed
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(RawFd).range(0..))]
+    counters_fd: Option<RawFd>,
+}
+
+/// A list that is one value to clap.
+type Cpus = Vec<usize>;
+
+/// What a command serves.
+pub(super) struct Serving {
+    /// A word for it in capabilities (vhost-user, "Backend program conventions").
+    pub(super) kind: &'static str,
+    /// What it is called in a line of the log, with its article.
+    pub(super) what: &'static str,
+    /// What its queues are called in counters.
+    pub(super) queue_names: QueueNames,
+    /// More capabilities.
+    pub(super) features: &'static [&'static str],
+}
+
+impl Served {
+    /// Serves the device that `make` gives, until a signal ends it.
+    pub(super) fn run<D: Device + 'static>(
+        &self,
+        serving: &Serving,
+        make: impl FnOnce(String) -> Result<D, String>,
+    ) -> Result<(), String> {
+        if self.print_capabilities {
+            let capabilities = match serving.features {
+                [] => serde_json::json!({ "type": serving.kind }),
+                features => serde_json::json!({ "type": serving.kind, "features": features }),
+            };
+            return writeln!(io::stdout(), "{capabilities:#}")
+                .map_err(|error| format!("cannot write: {error}"));
+        }
+        let counters = self.counters_fd.map(counters).transpose()?;
+        let endpoint = match (&self.socket_path, &self.connect, self.fd) {
+            (Some(path), _, _) => Endpoint::bind(path, self.socket_mode),
+            (_, Some(path), _) => Endpoint::dial(path),
+            (_, _, Some(fd)) => Endpoint::inherited(fd),
+            (None, None, None) => return Err("give --socket-path, --connect or --fd".to_owned()),
+        };
+        let endpoint = endpoint.map_err(|error| error.to_string())?;
+        let device = make(self.name(serving.kind))?;
+        let options = Options {
+            mode: self.mode,
+            cpus: self.cpus.clone().unwrap_or_default(),
+            stats: self.stats,
+            queue_names: serving.queue_names,
+            sessions: SessionOptions {
+                prefault: self.prefault,
+                ring_reset: self.ring_reset,
+                ..Default::default()
+            },
+            counters,
+        };
+        let daemon = Daemon::new(Arc::new(device), endpoint, options).map_err(|error| error.to_string())?;
+        log::info!("serving {}", self.describe(serving.what));
+        daemon.run().map_err(|error| error.to_string())
+    }
+
+    /// What the device is called in logs: after its socket.
+    fn name(&self, kind: &str) -> String {
+        let path = self.socket_path.as_ref().or(self.connect.as_ref());
+        let stem = path.and_then(|path| path.file_stem());
+        match (stem, self.fd) {
+            (Some(stem), _) => stem.to_string_lossy().into_owned(),
+            (None, Some(fd)) => format!("fd{fd}"),
+            (None, None) => kind.to_owned(),
+        }
+    }
+
+    fn describe(&self, what: &str) -> String {
+        match (&self.socket_path, &self.connect, self.fd) {
+            (Some(path), _, _) => format!("{what} on {}", path.display()),
+            (_, Some(path), _) => format!("{what} to whoever listens on {}", path.display()),
+            (_, _, Some(fd)) => format!("{what} on descriptor {fd}"),
+            (None, None, None) => String::new(),
+        }
+    }
+}
+
+/// The socket on which the process that started this one asks for counters.
+fn counters(fd: RawFd) -> Result<CounterSocket, String> {
+    let socket = inherit(fd).and_then(CounterSocket::new);
+    socket.map_err(|error| format!("--counters-fd {fd}: {error}"))
+}
