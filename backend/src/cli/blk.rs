@@ -51,7 +51,8 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
         let Args { store, blk_file, queues, read_only, serial, .. } = args;
         let file = blk_file.as_ref().map(|path| StoreKind::File(FileOptions::new(path.clone())));
         let store = store.clone().or(file).ok_or("give --store")?;
-        let config = BlkConfig { name, store, queues: *queues, read_only: *read_only, serial: serial.clone() };
+        let config =
+            BlkConfig { name, store, queues: *queues, read_only: *read_only, serial: serial.clone() };
         BlkDevice::new(config).map_err(|error| error.to_string())
     })
 }

@@ -35,8 +35,7 @@ pub(super) struct Args {
 
 /// Serves until a signal ends it.
 pub(super) fn run(args: &Args) -> Result<(), String> {
-    let serving =
-        Serving { kind: "net", what: "a network device", queue_names: QUEUE_NAMES, features: &[] };
+    let serving = Serving { kind: "net", what: "a network device", queue_names: QUEUE_NAMES, features: &[] };
     args.served.run(&serving, |name| {
         let Args { queue_pairs, mac, mtu, link, .. } = *args;
         NetDevice::new(NetConfig { name, queue_pairs, mac, mtu, link }).map_err(|error| error.to_string())

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use crate::sys::EventFd;
-pub(crate) use queue::{Wait, can_be_brought};
 pub use queue::{Missed, Queue, QueueSetup};
+pub(crate) use queue::{Wait, can_be_brought};
 pub use stats::{DropCause, QueueCounters, QueueStats};
 pub use switch::{Enabled, Switch};
 

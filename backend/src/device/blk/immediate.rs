@@ -149,7 +149,10 @@ impl Wait {
     /// It is to wait: the chain is not taken.
     #[cold]
     pub(super) fn refusal(self, error: RingError) -> Result<Refused, RingError> {
-        if error == RingError::Poisoned || self.is_worthwhile(error) { Err(error) } else { Ok(Refused::NoMemory) }
+        if error == RingError::Poisoned || self.is_worthwhile(error) {
+            Err(error)
+        } else {
+            Ok(Refused::NoMemory)
+        }
     }
 }
-

@@ -201,7 +201,9 @@ impl BlkDevice {
         }
         let mut id = [0; VIRTIO_BLK_ID_LEN];
         let name = config.serial.as_deref().unwrap_or(&config.name);
-        id.iter_mut().zip(name.bytes().filter(|&byte| printable(byte))).for_each(|(place, byte)| *place = byte);
+        id.iter_mut()
+            .zip(name.bytes().filter(|&byte| printable(byte)))
+            .for_each(|(place, byte)| *place = byte);
         let read_only = config.read_only || store.limits().read_only;
         let (write_back, name) = (AtomicBool::new(true), config.name.clone());
         let shared = Arc::new(Shared { store, read_only, write_back, id, name });

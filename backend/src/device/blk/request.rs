@@ -160,11 +160,7 @@ fn scattered_header(burst: &Burst<'_>, readable: &[Buffer]) -> Result<BlkHeader,
 /// # Errors
 /// Its header cannot be read, or it has no place for a status. What else is wrong is [`What::Refused`].
 #[inline(always)]
-pub(super) fn parse<'c>(
-    burst: &Burst<'_>,
-    chain: &Chain<'c>,
-    rules: &Rules,
-) -> Result<Asked<'c>, RingError> {
+pub(super) fn parse<'c>(burst: &Burst<'_>, chain: &Chain<'c>, rules: &Rules) -> Result<Asked<'c>, RingError> {
     let last = chain.writable.last().ok_or(RingError::WrongDirection(Direction::Write))?;
     let status = Iova(last.iova.0.wrapping_add(u64::from(last.len.wrapping_sub(1))));
     let header = header(burst, chain.readable)?;
