@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::device::net::NetConfig;
+use crate::device::blk::{self, BlkConfig};
+use crate::device::net::{self, NetConfig};
 use crate::link::{LinkKind, LinkName};
 use crate::session::SessionOptions;
+use crate::store::{FileOptions, StoreKind};
 
 use super::endpoint::{Endpoint, EndpointError};
 use super::stats::QueueNames;
@@ -51,11 +53,22 @@ pub enum Door {
 pub enum Kind {
     /// A network device.
     Net(NetConfig),
+    /// A block device.
+    Blk(BlkConfig),
+}
+
+/// What a device has to itself in the world behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Own {
+    /// An interface of the host.
+    Interface(LinkName),
+    /// A file that it writes.
+    Image(PathBuf),
 }
 
 /// The plans of a process, which may change while it runs.
 pub trait Plans: Send {
-    /// The plans as they are now: names, paths and interfaces differ, workers exist.
+    /// The plans as they are now: names, paths and what devices have to themselves differ, workers exist.
     ///
     /// # Errors
     /// What is wrong with them, a line each. What is served then stays as it is.
@@ -85,18 +98,40 @@ impl Door {
 }
 
 impl Kind {
-    /// The interface of the host that it has to itself.
-    pub fn interface(&self) -> Option<LinkName> {
+    /// What it has to itself.
+    pub fn own(&self) -> Option<Own> {
         match self {
-            Kind::Net(NetConfig { link: LinkKind::Tap(name), .. }) => Some(*name),
-            Kind::Net(_) => None,
+            Kind::Net(NetConfig { link: LinkKind::Tap(name), .. }) => Some(Own::Interface(*name)),
+            Kind::Blk(BlkConfig {
+                store: StoreKind::File(FileOptions { path, read_only: false, .. }),
+                ..
+            }) => Some(Own::Image(std::path::absolute(path).unwrap_or_else(|_| path.clone()))),
+            Kind::Net(_) | Kind::Blk(_) => None,
+        }
+    }
+
+    /// Queues that can run beside each other.
+    pub fn groups(&self) -> u16 {
+        match self {
+            Kind::Net(config) => config.queue_pairs,
+            Kind::Blk(config) => config.queues,
         }
     }
 
     /// What its queues are called in counters.
     pub(super) fn queue_names(&self) -> QueueNames {
         match self {
-            Kind::Net(_) => crate::device::net::QUEUE_NAMES,
+            Kind::Net(_) => net::QUEUE_NAMES,
+            Kind::Blk(_) => blk::QUEUE_NAMES,
+        }
+    }
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Own::Interface(name) => write!(f, "interface {name}"),
+            Own::Image(path) => write!(f, "file {}", path.display()),
         }
     }
 }
@@ -105,6 +140,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.kind {
             Kind::Net(_) => "a network device",
+            Kind::Blk(_) => "a block device",
         };
         match &self.door {
             Door::Listen { path, .. } => write!(f, "{what} on {}", path.display()),
@@ -116,9 +152,9 @@ impl fmt::Display for Plan {
 impl Plan {
     /// Whether the two cannot be served at the same time.
     pub(super) fn collides(&self, other: &Plan) -> bool {
-        let interface = self.kind.interface();
+        let own = self.kind.own();
         self.name == other.name
             || self.door.path() == other.door.path()
-            || (interface.is_some() && interface == other.kind.interface())
+            || (own.is_some() && own == other.kind.own())
     }
 }

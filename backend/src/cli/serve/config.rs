@@ -4,22 +4,25 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::thread::available_parallelism;
 
 use clap::ValueEnum;
 use rustix::net::SocketAddrUnix;
 use rustix::thread::CpuSet;
-use serde::Deserialize;
 use toml::Spanned;
 
 use crate::cli::values::parse_mode;
 use crate::daemon::{Door, Kind, Plan};
+use crate::device::blk::BlkConfig;
 use crate::device::net::{NetConfig, parse_mac};
 use crate::link::LinkKind;
 use crate::session::SessionOptions;
+use crate::store::StoreKind;
 use crate::worker::Mode;
+use file::{Blk, Common, File, Net, OneOrMore, Workers};
+
+mod file;
 
 /// Workers in one process, at most.
 const MAX_WORKERS: usize = 256;
@@ -35,74 +38,43 @@ pub(super) struct Config {
     pub(super) plans: Vec<Plan>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    workers: Workers,
-    #[serde(default)]
-    net: Vec<Net>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Workers {
-    cpus: Option<Spanned<Vec<usize>>>,
-    count: Option<Spanned<usize>>,
-    mode: Option<Spanned<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Net {
-    name: Spanned<String>,
-    socket_path: Option<Spanned<PathBuf>>,
-    socket_mode: Option<Spanned<String>>,
-    connect: Option<Spanned<PathBuf>>,
-    link: Option<Spanned<String>>,
-    queue_pairs: Option<Spanned<u16>>,
-    mac: Option<Spanned<String>>,
-    mtu: Option<Spanned<u16>>,
-    worker: Option<Spanned<OneOrMore>>,
-    #[serde(default)]
-    prefault: bool,
-    #[serde(default)]
-    ring_reset: bool,
-}
-
-/// `worker = 0` or `worker = [0, 1]`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(usize),
-    More(Vec<usize>),
-}
-
 /// Reads the text of the file called `file`. `running`: so many workers run already, whatever the file says.
 ///
 /// # Errors
 /// What is wrong, each as `FILE:LINE: what`.
 pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Config, Vec<String>> {
     let mut problems = Problems { text, file, found: Vec::new() };
-    let File { workers, net } = match toml::from_str(text) {
+    let File { workers, net, blk } = match toml::from_str(text) {
         Ok(parsed) => parsed,
         Err(error) => {
             problems.at(error.span().map_or(0, |span| span.start), error.message());
-            return Err(problems.found);
+            return Err(problems.told());
         }
     };
     let mode =
         workers.mode.as_ref().and_then(|mode| problems.value(mode, |text| Mode::from_str(text, false)));
     let asked = asked_workers(&workers, &mut problems);
-    let pairs = net.iter().map(|net| net.queue_pairs.as_ref().map_or(1, |pairs| (*pairs.get_ref()).into()));
+    let mut devices = Vec::new();
+    for net in &net {
+        devices.push((
+            net.common(),
+            net.link.as_ref().map(Spanned::span),
+            Kind::Net(net_kind(net, &mut problems)),
+        ));
+    }
+    for blk in &blk {
+        if let Some(config) = blk_kind(blk, &mut problems) {
+            devices.push((blk.common(), Some(blk.store.span()), Kind::Blk(config)));
+        }
+    }
+    let groups: usize = devices.iter().map(|(_, _, kind)| usize::from(kind.groups())).sum();
     let processors = available_parallelism().map_or(1, NonZeroUsize::get);
-    let default = || vec![None; pairs.sum::<usize>().clamp(1, processors)];
-    let there = asked.clone().unwrap_or_else(default);
+    let there = asked.clone().unwrap_or_else(|| vec![None; groups.clamp(1, processors)]);
 
-    let (mut names, mut paths, mut interfaces) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let (mut names, mut paths, mut owned) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut plans = Vec::new();
-    for net in net {
-        let (at, name) = (net.name.span().start, net.name.get_ref().clone());
+    for (common, behind, kind) in devices {
+        let (at, name) = (common.name.span().start, common.name.get_ref().clone());
         if let Some(line) = problems.said_before(&mut names, name.clone(), at) {
             problems
                 .at(at, &format!("the name {name:?} is taken by the device in line {line}; choose another"));
@@ -110,7 +82,7 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
         if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
             problems.at(at, "a name has 1 to 64 bytes and no control characters");
         }
-        let door = door(&net, &mut problems);
+        let door = door(&common, &mut problems);
         if let Some((at, door)) = &door {
             let path = std::path::absolute(door.path()).unwrap_or_else(|_| door.path().clone());
             if let Some(line) = problems.said_before(&mut paths, path.clone(), *at) {
@@ -120,18 +92,14 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
                 );
             }
         }
-        let workers = placed(net.worker.as_ref(), running.unwrap_or(there.len()), &mut problems);
-        let kind = Kind::Net(kind(&net, name.clone(), &mut problems));
-        if let (Some(interface), Some(link)) = (kind.interface(), &net.link)
-            && let Some(line) = problems.said_before(&mut interfaces, interface, link.span().start)
+        let workers = placed(common.worker, running.unwrap_or(there.len()), &mut problems);
+        if let (Some(own), Some(span)) = (kind.own(), behind)
+            && let Some(line) = problems.said_before(&mut owned, own.clone(), span.start)
         {
-            problems.at(
-                link.span().start,
-                &format!("the interface {interface} is that of line {line}; each device needs its own"),
-            );
+            problems.at(span.start, &format!("the {own} is that of line {line}; each device needs its own"));
         }
         if let Some((_, door)) = door {
-            let (prefault, ring_reset) = (net.prefault, net.ring_reset);
+            let Common { prefault, ring_reset, .. } = common;
             let sessions = SessionOptions { prefault, ring_reset, ..Default::default() };
             plans.push(Plan { name, door, kind, workers, sessions });
         }
@@ -139,7 +107,7 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
     if problems.found.is_empty() {
         Ok(Config { workers: there, asked_workers: asked, mode: mode.unwrap_or_default(), plans })
     } else {
-        Err(problems.found)
+        Err(problems.told())
     }
 }
 
@@ -172,9 +140,9 @@ fn asked_workers(workers: &Workers, problems: &mut Problems<'_>) -> Option<Vec<O
 }
 
 /// Where the device's front-ends come from, and where that is said.
-fn door(net: &Net, problems: &mut Problems<'_>) -> Option<(usize, Door)> {
-    let mode = net.socket_mode.as_ref();
-    let (path, door) = match (&net.socket_path, &net.connect) {
+fn door(device: &Common<'_>, problems: &mut Problems<'_>) -> Option<(usize, Door)> {
+    let mode = device.socket_mode;
+    let (path, door) = match (device.socket_path, device.connect) {
         (Some(path), None) => {
             let mode = mode.and_then(|mode| problems.value(mode, parse_mode));
             (path, Door::Listen { path: path.get_ref().clone(), mode })
@@ -197,7 +165,7 @@ fn door(net: &Net, problems: &mut Problems<'_>) -> Option<(usize, Door)> {
         }
         (None, None) => {
             problems.at(
-                net.name.span().start,
+                device.name.span().start,
                 "a device needs a socket: give socket-path (we listen) or connect (the front-end does)",
             );
             return None;
@@ -223,10 +191,10 @@ fn placed(worker: Option<&Spanned<OneOrMore>>, there: usize, problems: &mut Prob
     list
 }
 
-fn kind(net: &Net, name: String, problems: &mut Problems<'_>) -> NetConfig {
+fn net_kind(net: &Net, problems: &mut Problems<'_>) -> NetConfig {
     let link = net.link.as_ref().and_then(|link| problems.value(link, LinkKind::from_str));
     let config = NetConfig {
-        name,
+        name: net.name.get_ref().clone(),
         queue_pairs: net.queue_pairs.as_ref().map_or(1, |pairs| *pairs.get_ref()),
         mac: net.mac.as_ref().and_then(|mac| problems.value(mac, parse_mac)),
         mtu: net.mtu.as_ref().map(|mtu| *mtu.get_ref()),
@@ -238,11 +206,26 @@ fn kind(net: &Net, name: String, problems: &mut Problems<'_>) -> NetConfig {
     config
 }
 
+fn blk_kind(blk: &Blk, problems: &mut Problems<'_>) -> Option<BlkConfig> {
+    let config = BlkConfig {
+        name: blk.name.get_ref().clone(),
+        store: problems.value(&blk.store, StoreKind::from_str)?,
+        queues: blk.queues.as_ref().map_or(1, |queues| *queues.get_ref()),
+        read_only: blk.read_only,
+        serial: blk.serial.as_ref().map(|serial| serial.get_ref().clone()),
+    };
+    if let Err(error) = config.check() {
+        problems.at(blk.name.span().start, &error.to_string());
+    }
+    Some(config)
+}
+
 /// What is wrong with a file so far.
 struct Problems<'t> {
     text: &'t str,
     file: &'t str,
-    found: Vec<String>,
+    /// Each with its line.
+    found: Vec<(usize, String)>,
 }
 
 impl Problems<'_> {
@@ -250,9 +233,15 @@ impl Problems<'_> {
         self.text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
     }
 
+    /// All of it, from the first line to the last.
+    fn told(mut self) -> Vec<String> {
+        self.found.sort_by_key(|(line, _)| *line);
+        self.found.into_iter().map(|(_, what)| what).collect()
+    }
+
     fn at(&mut self, at: usize, what: &str) {
         let (file, line) = (self.file, self.line(at));
-        self.found.push(format!("{file}:{line}: {what}"));
+        self.found.push((line, format!("{file}:{line}: {what}")));
     }
 
     /// The line where a key that each device has to itself was said before, if it was.

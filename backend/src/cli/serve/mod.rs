@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::daemon::{Daemon, Kind, Plan, Plans, Shared};
 use crate::device::Device;
+use crate::device::blk::BlkDevice;
 use crate::device::net::{Bridges, NetDevice};
 use crate::worker::Mode;
 
@@ -29,7 +30,7 @@ pub(super) struct Args {
     #[arg(long)]
     check: bool,
 
-    /// Write a line of packet rates of each device to standard error so often: 1s, 500ms
+    /// Write a line of rates of each device to standard error so often: 1s, 500ms
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     stats: Option<Duration>,
 }
@@ -90,6 +91,9 @@ impl Plans for ConfigFile {
             Kind::Net(config) => Ok(Arc::new(
                 NetDevice::among(config.clone(), &self.bridges).map_err(|error| error.to_string())?,
             )),
+            Kind::Blk(config) => {
+                Ok(Arc::new(BlkDevice::new(config.clone()).map_err(|error| error.to_string())?))
+            }
         }
     }
 }

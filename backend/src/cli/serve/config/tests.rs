@@ -27,10 +27,19 @@ ring-reset = true
 name = "vm2"
 connect = "vm2.sock"
 worker = 1
+
+[[blk]]
+name = "disk"
+socket-path = "/run/disk.sock"
+store = "file=/srv/disk.img,direct=on"
+queues = 2
+read-only = true
+serial = "D-1"
+worker = 0
 "#;
     let config = parse(text, "vms.toml", None).unwrap();
     assert_eq!((config.workers, config.mode), (vec![Some(1), Some(0)], Mode::Busy));
-    let [one, two] = &config.plans[..] else { panic!("two devices") };
+    let [one, two, three] = &config.plans[..] else { panic!("three devices") };
     assert_eq!(one.door, Door::Listen { path: "/run/vm1.sock".into(), mode: Some(0o660) });
     let net = NetConfig {
         name: "vm1".into(),
@@ -43,6 +52,36 @@ worker = 1
     assert!(one.sessions.ring_reset && !two.sessions.ring_reset);
     assert_eq!((&one.kind, &one.workers), (&Kind::Net(net), &vec![0, 1]));
     assert_eq!((&two.door, &two.workers), (&Door::Dial { path: "vm2.sock".into() }, &vec![1]));
+    let blk = BlkConfig {
+        name: "disk".into(),
+        store: "file=/srv/disk.img,direct=on".parse().unwrap(),
+        queues: 2,
+        read_only: true,
+        serial: Some("D-1".into()),
+    };
+    assert_eq!((&three.kind, &three.workers), (&Kind::Blk(blk), &vec![0]));
+}
+
+#[test]
+fn two_block_devices_do_not_write_one_file() {
+    let two = |options: &str| {
+        format!(
+            "[[blk]]\nname = \"a\"\nconnect = \"a.sock\"\nstore = \"file=/srv/x{options}\"\n\
+             [[blk]]\nname = \"b\"\nconnect = \"b.sock\"\nstore = \"file=/srv/./x{options}\"\n"
+        )
+    };
+    let found = errors(&two(""));
+    assert!(found[0].starts_with("vms.toml:8: ") && found[0].contains("line 4"), "{found:?}");
+    assert!(parse(&two(",ro=on"), "vms.toml", None).is_ok());
+}
+
+#[test]
+fn block_device_needs_a_store_that_can_be() {
+    let found = errors("[[blk]]\nname = \"a\"\nconnect = \"a.sock\"\nstore = \"disk\"\n");
+    assert!(found[0].starts_with("vms.toml:4: no store is called \"disk\""), "{found:?}");
+    assert!(errors("[[blk]]\nname = \"a\"\nconnect = \"a.sock\"\n")[0].contains("`store`"));
+    let found = errors("[[blk]]\nname = \"a\"\nconnect = \"a.sock\"\nstore = \"null,size=1M\"\nqueues = 0\n");
+    assert!(found[0].starts_with("vms.toml:2: ") && found[0].contains("1 to 256"), "{found:?}");
 }
 
 #[test]
@@ -96,7 +135,7 @@ connect = ""
 "#,
     );
     let lines: Vec<&str> = found.iter().map(|error| error.split(": ").next().unwrap()).collect();
-    let expected = [2, 3, 7, 10, 8, 9, 12, 16, 20, 22, 22, 27].map(|line| format!("vms.toml:{line}"));
+    let expected = [2, 3, 7, 8, 9, 10, 12, 16, 20, 22, 22, 27].map(|line| format!("vms.toml:{line}"));
     assert_eq!(lines, expected, "{found:#?}");
 }
 
