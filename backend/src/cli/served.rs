@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::daemon::{CounterSocket, Daemon, Endpoint, Options, QueueNames};
-use crate::device::Device;
+use crate::daemon::{CounterSocket, Daemon, Endpoint, Options};
+use crate::device::{Device, QueueNames};
 use crate::session::SessionOptions;
 use crate::sys::inherit;
 use crate::worker::Mode;

@@ -235,7 +235,7 @@ impl Control {
         if let Some((every, next)) = self.stats.filter(|&(_, next)| next <= now) {
             for Served { rings, rates, names, .. } in self.devices.values_mut() {
                 let device = crate::session::Queues::device(rings).as_ref();
-                print(&format!("{}\n", rates.line(device, names, now)));
+                print(&format!("{}\n", rates.line(device, *names, now)));
             }
             self.stats = Some((every, after(next.max(now), every)));
         }

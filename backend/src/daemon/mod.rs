@@ -59,7 +59,7 @@ use mdev_dma::Windows;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
-use crate::device::Device;
+use crate::device::{Device, QueueNames};
 use crate::session::SessionOptions;
 use crate::worker::{self, Mode, Worker};
 
@@ -68,7 +68,6 @@ pub use counters::CounterSocket;
 pub use dialer::Dialer;
 pub use endpoint::{Endpoint, EndpointError, Listener};
 pub use plan::{Door, Kind, Plan, Plans};
-pub use stats::QueueNames;
 
 use control::{Control, Parts};
 use pool::Pool;

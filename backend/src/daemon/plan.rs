@@ -4,15 +4,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::device::Device;
 use crate::device::blk::{self, BlkConfig};
 use crate::device::net::{self, NetConfig};
+use crate::device::{Device, QueueNames};
 use crate::link::{LinkKind, LinkName};
 use crate::session::SessionOptions;
 use crate::store::{FileOptions, StoreKind};
 
 use super::endpoint::{Endpoint, EndpointError};
-use super::stats::QueueNames;
 
 /// A device that is to be served. Nothing of it exists yet.
 ///

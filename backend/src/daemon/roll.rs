@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::Device;
+use crate::device::{Device, QueueNames};
 use crate::session::SessionOptions;
 
 use super::DaemonError;
@@ -11,7 +11,6 @@ use super::endpoint::Endpoint;
 use super::plan::Plan;
 use super::rings::Rings;
 use super::served::Served;
-use super::stats::QueueNames;
 
 /// What a device begins with.
 pub(super) struct Beginning {

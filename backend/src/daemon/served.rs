@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::device::Device;
+use crate::device::{Device, QueueNames};
 use crate::session::{IotlbCounters, Queues, SessionOptions};
 use crate::sys::{Interest, Poll};
 
@@ -15,7 +15,7 @@ use super::kept::Kept;
 use super::key::Key;
 use super::plan::Plan;
 use super::rings::Rings;
-use super::stats::{QueueNames, Rates};
+use super::stats::Rates;
 
 /// How long accepting pauses when it failed.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -3,12 +3,9 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::device::{Device, DropCause, QueueCounters};
+use crate::device::{Device, DropCause, QueueCounters, QueueNames};
 use crate::report::MemoryLine;
 use crate::session::IotlbLine;
-
-/// What the queues of a kind of device are called: queue `i` is `names[i % names.len()]`.
-pub type QueueNames = &'static [&'static str];
 
 /// All queues' counters of a device as an aligned table. Of the causes of drops only those that occurred have a column.
 pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
@@ -18,14 +15,14 @@ pub(super) fn table(device: &dyn Device, names: QueueNames) -> String {
         .filter(|&cause| queues.iter().any(|(_, counters)| counters.drops_by(cause) != 0))
         .collect();
 
-    let mut rows = vec![["queue", "packets", "bytes", "drops"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["queue", names.items, "bytes", "drops"].map(str::to_owned).to_vec()];
     if let Some(head) = rows.first_mut() {
         head.extend(causes.iter().map(|cause| cause.name().to_owned()));
         let always = ["starts", "parks", "kicks", "calls", "errors", "polls", "busy-ns"];
         head.extend(always.map(str::to_owned));
     }
     for (index, counters) in &queues {
-        let mut row = vec![format!("{index} {}", name(names, *index))];
+        let mut row = vec![format!("{index} {}", names.queue(*index))];
         row.extend([counters.packets, counters.bytes, counters.dropped()].map(|count| count.to_string()));
         row.extend(causes.iter().map(|&cause| counters.drops_by(cause).to_string()));
         let QueueCounters { starts, parks, kicks, calls, errors, polls, busy_ns, .. } = *counters;
@@ -99,23 +96,25 @@ impl Rates {
         let passed = now.saturating_duration_since(self.at);
         let sums = sums(device, names);
         let mut parts = Vec::new();
-        for ((sum, last), name) in sums.iter().zip(&self.last).zip(names) {
-            parts.push(rate(name, sum, last, passed));
+        for ((sum, last), name) in sums.iter().zip(&self.last).zip(names.queues) {
+            parts.push(rate(name, names, sum, last, passed));
         }
         *self = Rates { at: now, last: sums };
         format!("{}: {}", device.name(), parts.join(", "))
     }
 }
 
-fn rate(name: &str, now: &Sum, last: &Sum, passed: Duration) -> String {
+fn rate(name: &str, names: QueueNames, now: &Sum, last: &Sum, passed: Duration) -> String {
     let seconds = passed.as_secs_f64().max(1e-9);
     let per_second = |now: u64, last: u64| now.wrapping_sub(last) as f64 / seconds;
-    let packets = per_second(now.packets, last.packets);
-    let bits = per_second(now.bytes, last.bytes) * 8.0;
+    let unit = names.per_second;
+    let items = per_second(now.packets, last.packets);
+    let bytes = per_second(now.bytes, last.bytes);
     let drops = per_second(now.drops, last.drops);
-    let mut text = format!("{name} {} {}", scaled(packets, "pps"), scaled(bits, "bit/s"));
+    let bytes = if names.in_bits { scaled(bytes * 8.0, "bit/s") } else { scaled(bytes, "B/s") };
+    let mut text = format!("{name} {} {bytes}", scaled(items, unit));
     if drops > 0.0 {
-        let _ = write!(text, " ({} dropped)", scaled(drops, "pps"));
+        let _ = write!(text, " ({} dropped)", scaled(drops, unit));
     }
     text
 }
@@ -132,9 +131,9 @@ fn scaled(value: f64, unit: &str) -> String {
 }
 
 fn sums(device: &dyn Device, names: QueueNames) -> Vec<Sum> {
-    let mut sums = vec![Sum::default(); names.len()];
+    let mut sums = vec![Sum::default(); names.queues.len()];
     for (index, counters) in queues(device) {
-        let Some(sum) = sums.get_mut(usize::from(index) % names.len().max(1)) else { continue };
+        let Some(sum) = sums.get_mut(usize::from(index) % names.queues.len().max(1)) else { continue };
         sum.packets = sum.packets.wrapping_add(counters.packets);
         sum.bytes = sum.bytes.wrapping_add(counters.bytes);
         sum.drops = sum.drops.wrapping_add(counters.dropped());
@@ -144,10 +143,6 @@ fn sums(device: &dyn Device, names: QueueNames) -> Vec<Sum> {
 
 fn queues(device: &dyn Device) -> impl Iterator<Item = (u16, QueueCounters)> + '_ {
     (0..device.queue_count()).filter_map(|index| Some((index, device.queue_stats(index)?.counters())))
-}
-
-fn name(names: QueueNames, index: u16) -> &'static str {
-    names.get(usize::from(index) % names.len().max(1)).copied().unwrap_or("queue")
 }
 
 #[cfg(test)]

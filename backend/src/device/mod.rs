@@ -24,7 +24,7 @@ use std::time::Instant;
 pub use crate::sys::EventFd;
 pub use queue::{Missed, Queue, QueueSetup};
 pub(crate) use queue::{Wait, can_be_brought};
-pub use stats::{DropCause, QueueCounters, QueueStats};
+pub use stats::{DropCause, QueueCounters, QueueNames, QueueStats};
 pub use switch::{Enabled, Switch};
 
 /// A descriptor that becomes readable when an engine has work: an eventfd, or the other end of its link.

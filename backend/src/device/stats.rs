@@ -5,6 +5,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::tsc;
 
+/// What the queues of a kind of device, and what goes through them, are called in counters.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct QueueNames {
+    /// Queue `i` is `queues[i % queues.len()]`.
+    pub queues: &'static [&'static str],
+    /// What is counted.
+    pub items: &'static str,
+    /// The unit of their rate.
+    pub per_second: &'static str,
+    /// Whether the rate of bytes is told in bits, as networks have it.
+    pub in_bits: bool,
+}
+
+impl QueueNames {
+    /// What queue `index` is called.
+    pub fn queue(&self, index: u16) -> &'static str {
+        let count = self.queues.len().max(1);
+        self.queues.get(usize::from(index).wrapping_rem(count)).copied().unwrap_or("queue")
+    }
+}
+
 /// Why a frame or request was dropped instead of being served.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[repr(usize)]

@@ -2,7 +2,7 @@ use super::*;
 use crate::device::net::{NetConfig, NetDevice};
 use crate::link::LinkKind;
 
-const NAMES: QueueNames = &["receive", "transmit"];
+const NAMES: QueueNames = crate::device::net::QUEUE_NAMES;
 
 fn device() -> NetDevice {
     let config =

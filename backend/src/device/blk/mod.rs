@@ -75,7 +75,7 @@ use mdev_protocol::virtio::feature::{
 
 use rustix::io::Errno;
 
-use super::{Device, Engine, EventFd, QueueStats};
+use super::{Device, Engine, EventFd, QueueNames, QueueStats};
 use crate::limit::LogLimit;
 use crate::ring::MAX_RING_SIZE;
 use crate::store::{Store, StoreError, StoreKind};
@@ -85,7 +85,8 @@ use engine::BlkEngine;
 pub const MAX_QUEUES: u16 = 256;
 
 /// What its queues are called in counters.
-pub const QUEUE_NAMES: &[&str] = &["requests"];
+pub const QUEUE_NAMES: QueueNames =
+    QueueNames { queues: &["requests"], items: "requests", per_second: "IOPS", in_bits: false };
 
 /// How a block device is made.
 #[derive(Clone, Debug, PartialEq, Eq)]

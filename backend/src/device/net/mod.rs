@@ -48,7 +48,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Device, Engine, QueueStats};
+use super::{Device, Engine, QueueNames, QueueStats};
 use crate::link::{Generator, IMIX, LinkKind, LinkName, OFFLOADS, Sink, Tap, TapError};
 use crate::ring::MAX_RING_SIZE;
 use bridge::{MAX_PORTS, Port};
@@ -71,7 +71,8 @@ const MIN_MTU: u16 = 68;
 
 /// What its queues are called in counters. Ring 0 of a pair is filled by the device, ring 1 by the driver; named as the
 /// guest sees them.
-pub const QUEUE_NAMES: &[&str] = &["receive", "transmit"];
+pub const QUEUE_NAMES: QueueNames =
+    QueueNames { queues: &["receive", "transmit"], items: "packets", per_second: "pps", in_bits: true };
 
 /// How a network device is made.
 #[derive(Clone, Debug, PartialEq, Eq)]

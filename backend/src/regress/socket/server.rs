@@ -1,8 +1,8 @@
 //! A daemon in this process.
 use super::device::HeldDevice;
-use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options, QueueNames};
-use crate::device::net::{NetConfig, NetDevice};
-use crate::device::{Device, QueueCounters};
+use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options};
+use crate::device::net::{self, NetConfig, NetDevice};
+use crate::device::{Device, QueueCounters, QueueNames, blk};
 use crate::link::LinkKind;
 use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
 use crate::regress::space::{LONG, await_that};
@@ -40,7 +40,7 @@ impl Server {
             link: LinkKind::Loopback,
         };
         let device = Arc::new(NetDevice::new(config)?);
-        Server::of(device, &["receive", "transmit"], SessionOptions::default())
+        Server::of(device, net::QUEUE_NAMES, SessionOptions::default())
     }
 
     /// Starts a device on this store, with so many queues, that may keep memory for `barrier` when it is taken away.
@@ -55,7 +55,7 @@ impl Server {
     }
 
     fn of_held(device: Arc<HeldDevice>, barrier: Duration) -> Result<Server, Failure> {
-        Server::of(device, &["requests"], SessionOptions { barrier, ..Default::default() })
+        Server::of(device, blk::QUEUE_NAMES, SessionOptions { barrier, ..Default::default() })
     }
 
     fn of(device: Arc<dyn Device>, queues: QueueNames, sessions: SessionOptions) -> Result<Server, Failure> {
