@@ -1,15 +1,17 @@
 //! What the documents say is what is there. The rules that read them are in `mdev_tests::documents`.
 
 use clap::ValueEnum;
-use mdev_protocol::virtio::{feature, net};
+use mdev_protocol::virtio::{blk, feature, net};
 use mdev_tests::documents::{self, Document};
 use mdev_tests::house::{Finding, Tree};
+use mdevd::device::blk::{BlkConfig, BlkDevice};
 use mdevd::device::net::{NetConfig, NetDevice};
 use mdevd::device::{Device, DropCause};
 use mdevd::link::LinkKind;
 use mdevd::regress::{Body, Transport, scenarios};
 use mdevd::report::Report;
 use mdevd::session::{MAX_SLOTS, OFFERED_PROTOCOL_FEATURES};
+use mdevd::store::StoreKind;
 use mdevd::worker::Mode;
 
 fn tree() -> Tree {
@@ -72,6 +74,28 @@ fn the_options_of_mdevd_net_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let net = command.find_subcommand("net").expect("mdevd net");
     none(&documents::options(&page("docs/operating.md"), "mdevd net", net));
+}
+
+#[test]
+fn the_options_of_mdevd_blk_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let blk = command.find_subcommand("blk").expect("mdevd blk");
+    none(&documents::options(&page("docs/operating.md"), "mdevd blk", blk));
+}
+
+#[test]
+fn the_stores_can_be_asked_for_as_they_are_written() {
+    let page = page("docs/operating.md");
+    let stores = page.tables("mdevd blk").into_iter().nth(1).expect("a table of stores");
+    let asked = stores.iter().map(|row| row[0].replace("PATH", "disk.img").replace("=N", "=1024"));
+    let kinds: Vec<String> = asked
+        .map(|name| name.parse::<StoreKind>().unwrap_or_else(|error| panic!("{name}: {error}")).to_string())
+        .collect();
+    let file = "file=disk.img";
+    assert_eq!(
+        kinds,
+        [file, &format!("{file},direct=on"), &format!("{file},ro=on"), "mem,size=1024", "null,size=1024"]
+    );
 }
 
 #[test]
@@ -157,7 +181,7 @@ fn the_json_sample_is_a_report_and_leaves_nothing_out() {
 fn the_protocol_features_are_those_that_are_offered() {
     let page = page("docs/attach-to-qemu.md");
     let tables = page.tables("What is offered");
-    let written: Vec<&str> = tables[1].iter().map(|row| row[0].as_str()).collect();
+    let written: Vec<&str> = tables[2].iter().map(|row| row[0].as_str()).collect();
     let offered: Vec<&str> = OFFERED_PROTOCOL_FEATURES.iter_names().map(|(name, _)| name).collect();
     assert_eq!(written, offered);
     assert!(page.text().contains(&format!("{MAX_SLOTS} slots")), "the page names another number of slots");
@@ -191,4 +215,38 @@ fn the_virtio_features_are_those_of_the_network_device() {
     };
     assert_eq!(sum(&|when| when.starts_with("always")), features(1, None, None));
     assert_eq!(sum(&|_| true), features(2, Some([2, 0, 0, 0, 0, 1]), Some(1500)));
+}
+
+#[test]
+fn the_virtio_features_are_those_of_the_block_device() {
+    let common = feature::VIRTIO_F_VERSION_1
+        | feature::VIRTIO_RING_F_INDIRECT_DESC
+        | feature::VIRTIO_RING_F_EVENT_IDX
+        | feature::VIRTIO_F_RING_PACKED;
+    let bits = [
+        ("VIRTIO_BLK_F_SIZE_MAX", blk::VIRTIO_BLK_F_SIZE_MAX),
+        ("VIRTIO_BLK_F_SEG_MAX", blk::VIRTIO_BLK_F_SEG_MAX),
+        ("VIRTIO_BLK_F_BLK_SIZE", blk::VIRTIO_BLK_F_BLK_SIZE),
+        ("VIRTIO_BLK_F_FLUSH", blk::VIRTIO_BLK_F_FLUSH),
+        ("VIRTIO_BLK_F_TOPOLOGY", blk::VIRTIO_BLK_F_TOPOLOGY),
+        ("VIRTIO_BLK_F_CONFIG_WCE", blk::VIRTIO_BLK_F_CONFIG_WCE),
+        ("VIRTIO_BLK_F_MQ", blk::VIRTIO_BLK_F_MQ),
+        ("VIRTIO_BLK_F_RO", blk::VIRTIO_BLK_F_RO),
+        ("VIRTIO_BLK_F_DISCARD", blk::VIRTIO_BLK_F_DISCARD),
+        ("VIRTIO_BLK_F_WRITE_ZEROES", blk::VIRTIO_BLK_F_WRITE_ZEROES),
+    ];
+    let bit =
+        |name: &str| bits.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{name}")).1;
+    let page = page("docs/attach-to-qemu.md");
+    let rows = page.tables("What is offered").swap_remove(1);
+    let sum = |wanted: &dyn Fn(&str) -> bool| {
+        rows.iter().filter(|row| wanted(&row[1])).fold(common, |sum, row| sum | bit(&row[0]))
+    };
+    let features = |queues, read_only| {
+        let store = "null,size=1M".parse().expect("a store");
+        let config = BlkConfig { name: "blk".into(), store, queues, read_only, serial: None };
+        BlkDevice::new(config).expect("a device").features()
+    };
+    assert_eq!(sum(&|when| when.starts_with("always")) | blk::VIRTIO_BLK_F_RO, features(1, true));
+    assert_eq!(sum(&|when| !when.contains("read-only")), features(2, false));
 }

@@ -28,20 +28,27 @@ fn capabilities_are_json_whatever_the_other_options_are() {
 }
 
 #[test]
-fn a_launcher_that_knows_no_subcommands_finds_the_program_under_its_other_name() {
+fn a_launcher_that_knows_no_subcommands_finds_the_program_under_its_other_names() {
     let folder = tempfile::tempdir().unwrap();
-    let link = folder.path().join("mdevd-net");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mdevd"), &link).unwrap();
-    let output = std::process::Command::new(link).arg("--print-capabilities").output().unwrap();
-    assert!(output.status.success());
+    for (name, kind) in [("mdevd-net", "net"), ("mdevd-blk", "block")] {
+        let link = folder.path().join(name);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mdevd"), &link).unwrap();
+        let output = std::process::Command::new(link).arg("--print-capabilities").output().unwrap();
+        assert!(output.status.success());
+        let capabilities: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(capabilities["type"], kind);
+    }
 }
 
 #[test]
-fn the_description_for_launchers_is_json_that_names_the_type() {
-    let text = include_str!("../../../contrib/50-mdevd-net.json");
-    let description: serde_json::Value = serde_json::from_str(text).unwrap();
-    assert_eq!(description["type"], "net");
-    assert!(description["binary"].as_str().unwrap().ends_with("/mdevd-net"));
+fn the_descriptions_for_launchers_are_json_that_names_the_type() {
+    let net = include_str!("../../../contrib/50-mdevd-net.json");
+    let blk = include_str!("../../../contrib/50-mdevd-blk.json");
+    for (text, kind, name) in [(net, "net", "/mdevd-net"), (blk, "block", "/mdevd-blk")] {
+        let description: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(description["type"], kind);
+        assert!(description["binary"].as_str().unwrap().ends_with(name));
+    }
 }
 
 #[test]
@@ -56,6 +63,12 @@ fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
         ("net --fd 3 --mode lazy", "adaptive"),
         ("net --fd 3 --cpus 3-1", "0,2-3"),
         ("net --socket-path a --socket-mode rw", "0660"),
+        ("blk --fd 3", "--store"),
+        ("blk --store null,size=1M", "--socket-path"),
+        ("blk --fd 3 --store disk", "file=PATH"),
+        ("blk --fd 3 --store null,size=1000", "multiple of 512"),
+        ("blk --fd 3 --store null,size=1M --queues 257", "257"),
+        ("blk --fd 3 --store null,size=1M --blk-file x", "--blk-file"),
     ] {
         let (status, stdout, stderr) = output(arguments);
         assert_eq!((status, stdout.as_str()), (2, ""), "{arguments}: {stderr}");
