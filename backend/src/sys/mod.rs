@@ -2,9 +2,10 @@
 //! descriptors.
 //!
 //! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks, and [`OwnerProcess`] waits for the
-//! process that it is. Six files need `unsafe`: one signals a peer without waiting for it, one holds signals back, one
-//! takes over a descriptor by its number, one reads the processor's time stamp counter, one makes a process that owns
-//! memory, one moves frames between guest memory and a tap interface.
+//! process that it is; dropping a ring waits for what is in flight. Eight files need `unsafe`: one signals a peer without
+//! waiting for it, one holds signals back, one takes over a descriptor by its number, one reads the processor's time
+//! stamp counter, one makes a process that owns memory, one moves frames between guest memory and a tap interface, one
+//! locks bytes of a file, one gives memory to an io_uring.
 
 #[allow(unsafe_code)]
 mod bell;
@@ -14,6 +15,8 @@ mod hold;
 #[allow(unsafe_code)]
 mod inherit;
 #[allow(unsafe_code)]
+pub(crate) mod ofd;
+#[allow(unsafe_code)]
 mod owner;
 mod poll;
 #[allow(unsafe_code)]
@@ -21,6 +24,8 @@ pub(crate) mod tap;
 mod timer;
 #[allow(unsafe_code)]
 pub(crate) mod tsc;
+#[allow(unsafe_code)]
+pub(crate) mod uring;
 
 pub use event_fd::{EventFd, Kicks};
 pub use hold::with_signals_held;

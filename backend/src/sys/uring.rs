@@ -1,0 +1,395 @@
+//! UNSAFETY: an operation on an io_uring gives the kernel addresses that it uses until the operation has ended, whatever this
+//! process does meanwhile. No safe wrapper of it exists.
+//!
+//! # What it is
+//!
+//! A [`Ring`] owns all that the kernel uses: pins on guest memory, the list of their pieces, buffers, files. Each operation
+//! has a slot of a table that never moves, from [`Ring::push`] until its end is found; so no safe code frees memory under
+//! the kernel. A ring that is dropped waits for its operations for a bounded time, and leaks what still is in flight then:
+//! the windows stay mapped, and an unmap of that memory waits, or revokes.
+//!
+//! # What may block
+//!
+//! [`Ring::enter`] starts operations and waits for none: what cannot be done at once is done by threads of the kernel. Only
+//! dropping a ring waits, for at most [`LAST`].
+//!
+//! # What it does not implement
+//!
+//! Links, drains and timeouts between operations; registered buffers, whose pages would stay in memory for good.
+
+mod memory;
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::EventFd;
+
+pub(crate) use memory::Memory;
+
+/// How long a ring that is dropped waits for what is in flight.
+const LAST: Duration = Duration::from_secs(1);
+/// And in which pieces.
+const SLICE: Timespec = Timespec::new().nsec(50_000_000);
+/// What cancellations are called; slots have smaller numbers.
+const CANCELLATION: u64 = u64::MAX;
+
+/// What the kernel is to do. Files go by their number in the ring's list.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// From the file, at `offset`, to memory.
+    Read { file: u32, offset: u64 },
+    /// From memory to the file, at `offset`; `durable`: it ends when the bytes outlive a loss of power.
+    Write { file: u32, offset: u64, durable: bool },
+    /// All that was written to the file outlives a loss of power from here on.
+    Sync { file: u32 },
+    /// fallocate(2).
+    Allocate { file: u32, how: FallocateFlags, offset: u64, len: u64 },
+}
+
+/// An operation that has ended.
+pub(crate) struct Ended<T> {
+    /// What was to be done.
+    pub(crate) order: Order,
+    /// What it used.
+    pub(crate) memory: Memory,
+    /// What the pusher wanted to have back.
+    pub(crate) owner: T,
+    /// What the kernel says: bytes, where any are moved.
+    pub(crate) result: Result<usize, Errno>,
+}
+
+struct Slot<T> {
+    order: Order,
+    memory: Memory,
+    owner: T,
+}
+
+/// An io_uring. It belongs to the thread that enters it first.
+pub(crate) struct Ring<T> {
+    ring: IoUring,
+    /// Registered with the ring, which holds them open itself; kept because a number may not come to mean another file.
+    _files: Arc<[OwnedFd]>,
+    /// Of a fixed size, in one place: the kernel is given addresses in it.
+    slots: Box<[Option<Slot<T>>]>,
+    free: Vec<u32>,
+    /// Slots that the kernel knows nothing of yet.
+    queued: VecDeque<u32>,
+    /// The kernel has not been told of everything that is in its queue.
+    stalled: bool,
+    /// Ends are found by entering, not by interrupting the thread.
+    deferred: bool,
+    enabled: bool,
+    told: bool,
+}
+
+impl<T> Ring<T> {
+    /// A ring of at most `count` operations at a time on these files, which signals `bell` while it is armed.
+    ///
+    /// # Errors
+    /// What the kernel refuses; the text says what to do.
+    pub(crate) fn new(count: usize, files: Arc<[OwnedFd]>, bell: &EventFd) -> io::Result<Self> {
+        let entries = u32::try_from(count).map_err(io::Error::other)?;
+        let (ring, deferred) = build(entries)?;
+        let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let submitter = ring.submitter();
+        submitter.register_files(&numbers).map_err(|error| refused(&error, "the files"))?;
+        submitter
+            .register_eventfd(bell.as_fd().as_raw_fd())
+            .map_err(|error| refused(&error, "the event counter"))?;
+        let mut ring = Ring {
+            ring,
+            _files: files,
+            slots: (0..count).map(|_| None).collect(),
+            free: (0..entries).rev().collect(),
+            queued: VecDeque::with_capacity(count),
+            stalled: false,
+            deferred,
+            enabled: false,
+            told: false,
+        };
+        ring.disarm();
+        Ok(ring)
+    }
+
+    /// Takes over an operation, which begins when the ring is entered.
+    ///
+    /// # Errors
+    /// `owner`, if all slots are taken.
+    pub(crate) fn push(&mut self, order: Order, memory: Memory, owner: T) -> Result<(), T> {
+        let Some(at) = self.free.pop() else { return Err(owner) };
+        let Some(slot) = self.slots.get_mut(at as usize) else { return Err(owner) };
+        *slot = Some(Slot { order, memory, owner });
+        self.queued.push_back(at);
+        Ok(())
+    }
+
+    /// Whether there is no operation.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Whether there are operations that have not begun.
+    #[inline]
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.queued.is_empty()
+    }
+
+    /// Takes back an operation that has not begun.
+    pub(crate) fn withdraw(&mut self) -> Option<T> {
+        let at = self.queued.pop_front()?;
+        self.vacate(at).map(|slot| slot.owner)
+    }
+
+    /// What the pushers want to have back, of all operations.
+    pub(crate) fn owners_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().flatten().map(|slot| &mut slot.owner)
+    }
+
+    /// Begins what was pushed: one system call, as a rule.
+    pub(crate) fn enter(&mut self) {
+        self.stalled = true;
+        if !self.enable() {
+            return;
+        }
+        while self.fill() {
+            match self.ring.submit() {
+                Ok(count) if count > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It has no memory for it, or wants ends to be taken first: the next look tries again.
+                Ok(_) => return,
+                Err(error) => return self.say(&error),
+            }
+        }
+        self.stalled = false;
+    }
+
+    /// Puts what was pushed into the kernel's queue, as far as there is room. Whether there is anything in it.
+    fn fill(&mut self) -> bool {
+        let mut queue = self.ring.submission();
+        while let Some(at) = self.queued.front().copied() {
+            let Some(slot) = self.slots.get(at as usize).and_then(Option::as_ref) else { break };
+            let entry = slot.entry(at);
+            // SAFETY: what the entry points to is in the slot, which neither moves nor is changed until the end of the
+            // operation is found: `reap` is the only one to empty a slot that is not queued. The list of pieces lies in
+            // it, or in an allocation it owns; their bytes are mapped by its pins, in its buffer, or static. To guest
+            // memory no Rust reference points, and to the buffer none while it is in the slot. Drop leaks what has
+            // not ended.
+            if unsafe { queue.push(&entry) }.is_err() {
+                break;
+            }
+            self.queued.pop_front();
+        }
+        queue.sync();
+        !queue.is_empty()
+    }
+
+    /// Lets ends that have come be found. No system call if none has.
+    #[inline]
+    pub(crate) fn look(&mut self) {
+        if self.stalled {
+            self.enter();
+        }
+        let queue = self.ring.submission();
+        if queue.taskrun() || queue.cq_overflow() {
+            drop(queue);
+            self.run();
+        }
+    }
+
+    /// An operation that has ended.
+    #[inline]
+    pub(crate) fn reap(&mut self) -> Option<Ended<T>> {
+        loop {
+            let end = self.ring.completion().next()?;
+            let Ok(at) = u32::try_from(end.user_data()) else { continue };
+            let Some(Slot { order, memory, owner }) = self.vacate(at) else { continue };
+            let result = match usize::try_from(end.result()) {
+                Ok(count) => Ok(count),
+                Err(_) => Err(Errno::from_raw_os_error(end.result().saturating_neg())),
+            };
+            return Some(Ended { order, memory, owner, result });
+        }
+    }
+
+    /// Ends what can be ended. The ends come as others do.
+    pub(crate) fn cancel(&mut self) {
+        self.enter();
+        let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCELLATION);
+        // SAFETY: a cancellation points to nothing.
+        if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            self.enter();
+        }
+    }
+
+    /// Each end signals the bell from now on. True if there are ends already.
+    pub(crate) fn arm(&mut self) -> bool {
+        self.enter();
+        self.ring.completion().enable_eventfd();
+        // Who ends an operation tells of it and then looks whether the bell is wanted; we do it the other way round, so
+        // that one of us sees the other.
+        fence(Ordering::SeqCst);
+        if !self.is_idle() {
+            self.run();
+        }
+        !self.ring.completion().is_empty()
+    }
+
+    /// Ends signal nothing.
+    pub(crate) fn disarm(&mut self) {
+        self.ring.completion().disable_eventfd();
+    }
+
+    fn vacate(&mut self, at: u32) -> Option<Slot<T>> {
+        let slot = self.slots.get_mut(at as usize)?.take()?;
+        self.free.push(at);
+        Some(slot)
+    }
+
+    /// Lets the kernel put down what has ended.
+    fn run(&mut self) {
+        if !self.deferred && !self.ring.submission().cq_overflow() {
+            return;
+        }
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: no argument is given, and nothing is submitted.
+        if let Err(error) = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, flags, None) } {
+            self.say(&error);
+        }
+    }
+
+    /// Makes the ring ours. It is told apart from making it, because a port may be made by another thread than its user.
+    fn enable(&mut self) -> bool {
+        if !self.enabled {
+            match self.ring.submitter().register_enable_rings() {
+                Ok(()) => self.enabled = true,
+                Err(error) => self.say(&error),
+            }
+        }
+        self.enabled
+    }
+
+    fn say(&mut self, error: &io::Error) {
+        let usual = [libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ENOMEM];
+        if !self.told && !error.raw_os_error().is_some_and(|errno| usual.contains(&errno)) {
+            self.told = true;
+            log::error!("io_uring_enter: {error}; requests to this file wait until it works again");
+        }
+    }
+
+    /// Waits until nothing is in flight, or the time is over.
+    fn wait_for_all(&mut self) {
+        let deadline = Instant::now().checked_add(LAST);
+        while !self.is_idle() && deadline.is_some_and(|deadline| Instant::now() < deadline) {
+            let waited = self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&SLICE));
+            let usual = [libc::ETIME, libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ENOMEM];
+            let errno = waited.err().and_then(|error| error.raw_os_error());
+            while self.reap().is_some() {}
+            if errno.is_some_and(|errno| !usual.contains(&errno)) {
+                break;
+            }
+        }
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    fn drop(&mut self) {
+        while self.withdraw().is_some() {}
+        if !self.is_idle() {
+            self.cancel();
+            self.wait_for_all();
+        }
+        if self.is_idle() {
+            // The kernel would close them a little later: somebody may want to lock the file now.
+            let _ = self.ring.submitter().unregister_files();
+            return;
+        }
+        let left = self.slots.iter().flatten().count();
+        log::error!(
+            "{left} requests to a file do not end; their guest memory is kept until this process ends"
+        );
+        mem::forget(mem::take(&mut self.slots));
+    }
+}
+
+impl<T> Slot<T> {
+    fn entry(&self, at: u32) -> squeue::Entry {
+        let parts = self.memory.parts();
+        let list = parts.as_ptr().cast::<libc::iovec>();
+        let count = parts.len() as u32;
+        let entry = match self.order {
+            Order::Read { file, offset } => match parts {
+                [part] => {
+                    let address = std::ptr::with_exposed_provenance_mut(part.address);
+                    opcode::Read::new(Fixed(file), address, part.len_at_once()).offset(offset).build()
+                }
+                _ => opcode::Readv::new(Fixed(file), list, count).offset(offset).build(),
+            },
+            Order::Write { file, offset, durable } => {
+                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                match parts {
+                    [part] => {
+                        let address = std::ptr::with_exposed_provenance(part.address);
+                        let write = opcode::Write::new(Fixed(file), address, part.len_at_once());
+                        write.offset(offset).rw_flags(flags).build()
+                    }
+                    _ => opcode::Writev::new(Fixed(file), list, count).offset(offset).rw_flags(flags).build(),
+                }
+            }
+            Order::Sync { file } => opcode::Fsync::new(Fixed(file)).flags(FsyncFlags::DATASYNC).build(),
+            Order::Allocate { file, how, offset, len } => {
+                let how = how.bits().cast_signed();
+                opcode::Fallocate::new(Fixed(file), len).offset(offset).mode(how).build()
+            }
+        };
+        entry.user_data(at.into())
+    }
+}
+
+/// A ring that interrupts nobody, if the kernel has such; and whether it is one.
+fn build(entries: u32) -> io::Result<(IoUring, bool)> {
+    let mut best = IoUring::builder();
+    best.setup_r_disabled().setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+    best.setup_taskrun_flag();
+    if let Ok(ring) = best.build(entries) {
+        return Ok((ring, true));
+    }
+    let mut plain = IoUring::builder();
+    match plain.setup_r_disabled().build(entries) {
+        Ok(ring) if ring.params().is_feature_submit_stable() && ring.params().is_feature_ext_arg() => {
+            Ok((ring, false))
+        }
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "io_uring of this kernel is too old: 5.19 will do",
+        )),
+        Err(error) => Err(refused(&error, "a ring")),
+    }
+}
+
+/// The same error, with what to do about it.
+fn refused(error: &io::Error, what: &str) -> io::Error {
+    let advice = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
+            "file stores need io_uring: set sysctl kernel.io_uring_disabled=0, and let the seccomp profile of the container \
+             allow io_uring_setup, io_uring_enter and io_uring_register"
+        }
+        Some(libc::ENOMEM) => "raise the limit of locked memory (ulimit -l)",
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
+        _ => "file stores need io_uring of Linux 5.19 or later",
+    };
+    io::Error::new(error.kind(), format!("io_uring refuses {what}: {error}; {advice}"))
+}
+
+#[cfg(test)]
+mod tests;
