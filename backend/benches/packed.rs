@@ -69,6 +69,7 @@ impl Rig {
             event_idx: false,
             indirect: true,
             state: QueueState::fresh(packed),
+            log: None,
         };
         let rig = Rig {
             ring: Ring::new(setup).unwrap(),

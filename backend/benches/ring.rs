@@ -92,6 +92,7 @@ impl Ours {
             packed: false,
             in_order: false,
             state: QueueState::split(0),
+            log: None,
         };
         let ours = Self {
             ring: Ring::new(setup).unwrap(),

@@ -123,6 +123,27 @@ impl Batch {
         self.heads.get(self.taken.saturating_sub(count)..self.taken).unwrap_or_default()
     }
 
+    /// The heads or buffer ids of the chains that were taken, from that of number `from` on.
+    pub(super) fn ids(&self, from: usize) -> impl Iterator<Item = u16> {
+        let ids = self.heads.get(from..self.taken).unwrap_or_default();
+        ids.iter().map(|id| u16::from_le_bytes(*id))
+    }
+
+    /// Leaves out what was completed of chains that `keep` does not keep.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(u16) -> bool) {
+        let mut kept = 0usize;
+        for at in 0..self.completed {
+            let Some(entry) = self.used.get(at).copied() else { break };
+            if keep(Use(u64::from_le_bytes(entry)).id())
+                && let Some(place) = self.used.get_mut(kept)
+            {
+                *place = entry;
+                kept = kept.wrapping_add(1);
+            }
+        }
+        self.completed = kept;
+    }
+
     /// The head of chain `index` of the burst.
     #[inline(always)]
     pub(super) fn head(&self, index: usize) -> Option<u16> {

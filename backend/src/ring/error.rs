@@ -96,6 +96,51 @@ pub enum RingError {
         /// The id.
         id: u16,
     },
+    /// A head of a chain that the device has not used yet, in a ring whose chains in flight are recorded.
+    #[error("the available ring names descriptor {head} again before the device has used its chain")]
+    HeadInFlight {
+        /// The descriptor.
+        head: u16,
+    },
+    /// The in-flight log has no room for the ring, or is not aligned to 8 bytes.
+    #[error(
+        "the in-flight log has no room for the ring: the front-end must ask for it with the number of descriptors \
+         that it sets (GET_INFLIGHT_FD)"
+    )]
+    LogTooShort,
+    /// The in-flight log has a layout that is not known here.
+    #[error("the in-flight log has version {version} or unknown features; version 1 without any is served")]
+    LogVersion {
+        /// Its version.
+        version: u16,
+    },
+    /// The in-flight log was made for another ring.
+    #[error(
+        "the in-flight log has {entries} entries, which does not fit a ring of {size}: it is another ring's"
+    )]
+    LogSize {
+        /// Entries of the log.
+        entries: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// The in-flight log and the ring cannot belong together.
+    #[error(
+        "the in-flight log was left at used index {noted}, which is too far from the ring's {used}: the front-end \
+         must make a new one for a ring that was reset"
+    )]
+    LogIndex {
+        /// What the log says.
+        noted: u16,
+        /// What the used ring says.
+        used: u16,
+    },
+    /// The in-flight log contradicts itself.
+    #[error("the in-flight log makes no sense: something else than a back-end has written into it")]
+    LogCorrupt,
+    /// The file of the in-flight log shrank.
+    #[error("the in-flight log was lost while it was used: its file shrank, or its file system is full")]
+    LogLost,
     /// A part does not start where virtio 2.7 wants it (16, 2 and 4 bytes).
     #[error("the {0} is not aligned: the guest driver or the front-end's SET_VRING_ADDR is wrong")]
     Misaligned(Part),

@@ -43,18 +43,20 @@ impl Ring {
     /// A ring that has not been looked at yet.
     ///
     /// # Errors
-    /// [`RingError::BadSize`], [`RingError::BadPosition`].
+    /// [`RingError::BadSize`], [`RingError::BadPosition`], and what is wrong with the log at first sight.
     pub fn new(setup: RingSetup) -> Result<Self, RingError> {
-        let RingSetup { size, desc, avail, used, packed, in_order, event_idx, indirect, state } = setup;
+        let RingSetup { size, desc, avail, used, packed, in_order, event_idx, indirect, state, log } = setup;
+        // One entry for many chains is a saving that a log does not allow.
+        let in_order = in_order && log.is_none();
         Ok(Self {
             shape: Shape { size, in_order, event_idx, indirect },
             places: Places::new([desc, avail, used]),
+            batch: Batch::new(if packed || log.is_some() { size.into() } else { 0 }),
             format: if packed {
-                Format::Packed(Packed::new(size, state)?)
+                Format::Packed(Packed::new(size, state, log)?)
             } else {
-                Format::Split(Split::new(size, state)?)
+                Format::Split(Split::new(size, state, log)?)
             },
-            batch: Batch::new(if packed { size.into() } else { 0 }),
         })
     }
 
@@ -64,6 +66,15 @@ impl Ring {
     pub fn begin_at_used(&mut self) {
         if let Format::Split(split) = &mut self.format {
             split.at_used = true;
+        }
+    }
+
+    /// Whether its chains in flight are recorded: a request whose chain is not completed is carried out again, by whoever serves
+    /// the ring next. A request that was cancelled because the ring is stopped is to be left so.
+    pub fn keeps_log(&self) -> bool {
+        match &self.format {
+            Format::Split(split) => split.log.is_some(),
+            Format::Packed(packed) => packed.log.is_some(),
         }
     }
 

@@ -14,6 +14,7 @@
 //! | `split`, `packed` | how is that done in this format |
 //! | `chain`, `packed_chain` | what does a descriptor chain say |
 //! | `batch` | what has happened in the burst so far |
+//! | `log` | which chains are in flight, for whoever comes after us |
 //!
 //! Engines do not see the format: it is asked for once for each step of a burst, and what an engine does with a chain is compiled
 //! for both. A split ring's used entries are written side by side and the used index is published once. In a packed ring used
@@ -32,7 +33,10 @@
 //! No locks, no allocation after start, no system calls, nothing blocks. Opening a ring can fail (memory), taking can
 //! fail (malformed); completing and publishing fail only for poisoned memory.
 //!
-//! Not here: dirty logging, recording of requests in flight. A ring that is reset (VIRTIO_F_RING_RESET) ends, and another begins.
+//! A ring may have a log of its chains in flight ([`RingLog`]): then it begins where ring and log say, and the chains that are
+//! recorded are the first that [`Vring::take`] takes. Engines need not know.
+//!
+//! Not here: dirty logging. A ring that is reset (VIRTIO_F_RING_RESET) ends, and another begins.
 
 #![cfg_attr(
     not(test),
@@ -49,6 +53,7 @@ mod batch;
 mod chain;
 mod error;
 mod idle;
+mod log;
 mod packed;
 mod packed_chain;
 mod place;
@@ -60,6 +65,7 @@ pub use batch::MAX_BURST;
 pub use chain::{Buffer, Chain, MAX_CHAIN};
 pub use error::{Direction, Part, RingError};
 pub use idle::{MAX_RING_SIZE, Ring};
+pub use log::RingLog;
 pub use setup::{QueueState, RingAddr, RingSetup};
 pub use vring::Vring;
 

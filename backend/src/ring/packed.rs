@@ -17,9 +17,10 @@ use mdev_protocol::virtio::packed::{
 use super::batch::Batch;
 use super::chain::Chain;
 use super::idle::Shape;
+use super::log::{Again, PackedLog, before_store};
 use super::packed_chain::{Descriptor, Slot, Source};
 use super::place::{LOST, Parts, Places, Wanted};
-use super::{Part, QueueState, RingError};
+use super::{Part, QueueState, RingError, RingLog};
 
 /// How far a packed ring got.
 pub(super) struct Packed {
@@ -29,10 +30,14 @@ pub(super) struct Packed {
     signalled: bool,
     /// Slots of the chain in flight by buffer id; 0 for none.
     spans: Box<[u16]>,
+    /// Where its chains in flight are recorded.
+    pub(super) log: Option<Box<PackedLog>>,
+    /// The log has been read.
+    recovered: bool,
 }
 
 impl Packed {
-    pub(super) fn new(size: u16, state: QueueState) -> Result<Self, RingError> {
+    pub(super) fn new(size: u16, state: QueueState, log: Option<RingLog>) -> Result<Self, RingError> {
         if !is_size(size.into()) {
             return Err(RingError::BadPackedSize(size));
         }
@@ -46,7 +51,8 @@ impl Packed {
             return Err(RingError::BadPosition { slot: next_used.slot, size });
         }
         let spans = vec![0; size.into()].into_boxed_slice();
-        Ok(Self { next_avail, next_used, signalled: false, spans })
+        let log = log.map(|log| PackedLog::new(log, size).map(Box::new)).transpose()?;
+        Ok(Self { next_avail, next_used, signalled: false, spans, log, recovered: false })
     }
 
     pub(super) fn state(&self) -> QueueState {
@@ -70,12 +76,30 @@ impl Packed {
     ) -> Result<OpenPacked<'r>, RingError> {
         let parts = match places.recall(burst) {
             Some(parts) => parts,
-            None => find(shape.size, places, burst)?,
+            None => self.find(shape.size, places, burst)?,
         };
         let [desc, driver, device] = parts;
         let desc = desc.pairs().ok_or(LOST)?;
         let next_avail = self.next_avail;
-        Ok(OpenPacked { ring: self, desc, driver, device, next_avail })
+        Ok(OpenPacked { ring: self, desc, driver, device, next_avail, again: 0 })
+    }
+
+    /// Finds the three parts in the present table, and for the first time, where the ring stands according to its log.
+    #[cold]
+    fn find<'s>(
+        &mut self,
+        size: u16,
+        places: &mut Places,
+        burst: &'s Burst<'_>,
+    ) -> Result<Parts<'s>, RingError> {
+        let parts = find(size, places, burst)?;
+        let [desc, ..] = &parts;
+        if let (Some(log), false) = (&mut self.log, self.recovered) {
+            // Ring and log know better than a front-end whose back-end died.
+            (self.next_used, self.next_avail) = log.recover(desc.pairs().ok_or(LOST)?, self.next_used)?;
+            self.recovered = true;
+        }
+        Ok(parts)
     }
 }
 
@@ -100,9 +124,17 @@ pub(super) struct OpenPacked<'r> {
     driver: GuestSlice<'r>,
     device: GuestSlice<'r>,
     next_avail: Position,
+    /// The first so many of the chains of the burst were taken before, and are taken again.
+    again: usize,
 }
 
 impl OpenPacked<'_> {
+    /// Chains that are recorded and were not taken again yet.
+    #[inline(always)]
+    fn to_take_again(&self) -> &[Again] {
+        self.ring.log.as_ref().map_or(&[], |log| log.again(self.again))
+    }
+
     /// Slots that no chain in flight has.
     #[inline(always)]
     fn free(&self, size: u16) -> u16 {
@@ -111,6 +143,9 @@ impl OpenPacked<'_> {
 
     #[inline(always)]
     pub(super) fn pending(&self, size: u16) -> Result<u16, RingError> {
+        if !self.to_take_again().is_empty() {
+            return Ok(1);
+        }
         let at = self.next_avail;
         let desc = Descriptor::load(self.desc.get(usize::from(at.slot)).ok_or(LOST)?);
         match desc.is_available(at.wrap) {
@@ -131,6 +166,9 @@ impl OpenPacked<'_> {
     ) -> Result<usize, RingError> {
         let Shape { size, indirect, .. } = shape;
         let source = Source { burst, ring: self.desc, size, indirect };
+        if !self.to_take_again().is_empty() {
+            return self.take_again(&source, batch, max, each);
+        }
         let (mut at, mut free) = (self.next_avail, self.free(size));
         let spans = &mut *self.ring.spans;
         let (ids, scratch) = batch.fresh(max);
@@ -199,18 +237,55 @@ impl OpenPacked<'_> {
         Ok(taken)
     }
 
-    /// Gives back the chains with these ids, the last that were taken.
-    pub(super) fn untake(&mut self, size: u16, ids: &[[u8; 2]]) {
-        let slots = end_all(&mut self.ring.spans, ids);
+    /// Takes chains that were taken before.
+    #[cold]
+    fn take_again(
+        &mut self,
+        source: &Source<'_, '_>,
+        batch: &mut Batch,
+        max: usize,
+        mut each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
+    ) -> Result<usize, RingError> {
+        let Packed { spans, log, .. } = &mut *self.ring;
+        let recorded = log.as_ref().map_or(&[][..], |log| log.again(self.again));
+        let (places, scratch) = batch.fresh(max);
+        let mut taken = 0usize;
+        let mut outcome = Ok(());
+        for (chain, place) in recorded.iter().zip(places) {
+            outcome = source.recorded(chain.id, &chain.descriptors, scratch).and_then(&mut each);
+            let span = spans.get_mut(usize::from(chain.id));
+            let (Ok(()), Some(span)) = (outcome, span) else { break };
+            *span = chain.descriptors.len() as u16;
+            *place = chain.id.to_le_bytes();
+            taken = taken.wrapping_add(1);
+        }
+        if taken == 0 {
+            outcome?;
+        }
+        batch.take(taken);
+        self.again = self.again.wrapping_add(taken);
+        Ok(taken)
+    }
+
+    /// Gives back the chains with these ids, the last of the `taken` chains of the burst.
+    pub(super) fn untake(&mut self, size: u16, taken: usize, ids: &[[u8; 2]]) {
+        let fresh = taken.saturating_sub(self.again).min(ids.len());
+        let (again, fresh) = ids.split_at_checked(ids.len().saturating_sub(fresh)).unwrap_or_default();
+        end_all(&mut self.ring.spans, again);
+        self.again = self.again.saturating_sub(again.len());
+        let slots = end_all(&mut self.ring.spans, fresh);
         self.next_avail = self.next_avail.retreat(slots, size);
     }
 
     #[inline(always)]
     pub(super) fn publish(self, shape: Shape, batch: &mut Batch) -> Result<bool, RingError> {
         let Shape { size, event_idx, .. } = shape;
-        let Self { ring, desc, driver, next_avail, .. } = self;
-        ring.next_avail = next_avail;
+        let Self { ring, desc, driver, next_avail, again, .. } = self;
         let from = ring.next_used;
+        if let Some(log) = &mut ring.log {
+            log.before(again, batch, desc, &mut ring.spans, [ring.next_avail, from])?;
+        }
+        ring.next_avail = next_avail;
         let spans = &mut *ring.spans;
         let (run, mut uses) = batch.uses();
         // With one entry for all of them the driver walks through its chains up to this one (2.8.9).
@@ -244,6 +319,9 @@ impl OpenPacked<'_> {
         batch.clear();
         ring.next_used = at;
         store(desc, from.slot, first.packed() | used_lap(from.wrap), Ordering::Release)?;
+        if let Some(log) = &mut ring.log {
+            log.after()?;
+        }
         // The descriptors must be out before the driver's wish is read: it publishes its wish and looks at them again.
         fence(Ordering::SeqCst);
         let wish = u32::from_le(driver.load_u32(0, Ordering::Relaxed).ok_or(LOST)?);
@@ -303,6 +381,7 @@ fn used_lap(wrap: bool) -> u64 {
 #[inline(always)]
 fn store(ring: &[Slot], slot: u16, word: u64, order: Ordering) -> Result<(), RingError> {
     let [_, place] = ring.get(usize::from(slot)).ok_or(LOST)?;
+    before_store();
     place.store(word.to_le(), order);
     Ok(())
 }

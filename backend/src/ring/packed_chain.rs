@@ -11,6 +11,7 @@ use mdev_protocol::virtio::packed::{
 
 use super::RingError;
 use super::chain::{Buffer, Chain, MAX_CHAIN, Table, Walked};
+use super::log::Entry;
 use super::place::LOST;
 
 /// A descriptor as it lies in the ring: its address, and length, id and flags in one word.
@@ -122,6 +123,32 @@ impl Source<'_, '_> {
             }
             at = at.advance(1, size);
         }
+    }
+
+    /// A chain that was recorded when it was taken first, under this buffer id.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[cold]
+    pub(super) fn recorded<'o>(
+        &self,
+        id: u16,
+        descriptors: &[Entry],
+        out: &'o mut [Buffer],
+    ) -> Result<Chain<'o>, RingError> {
+        let mut so_far = Walked::default();
+        for [iova, word] in descriptors {
+            let desc = Descriptor { word: *word };
+            let buffer = Buffer { iova: Iova(*iova), len: desc.len() };
+            if desc.has(INDIRECT) {
+                if descriptors.len() != 1 {
+                    return Err(RingError::IndirectAndNext);
+                }
+                return self.indirect(buffer, desc.has(NEXT), out)?.finish(id, out);
+            }
+            so_far.add(buffer, desc.writes(), out, self.size)?;
+        }
+        so_far.finish(id, out)
     }
 
     /// A chain in a table of its own. All entries belong to it, one behind the other; of their flags only WRITE counts.

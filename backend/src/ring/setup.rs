@@ -5,6 +5,8 @@ use mdev_pin::Stretch;
 use mdev_protocol::virtio::packed::{self, Position};
 use mdev_protocol::virtio::split;
 
+use super::RingLog;
+
 /// Where a part of a ring starts. Never a host address: those last no longer than a burst.
 #[derive(Clone)]
 pub enum RingAddr {
@@ -33,8 +35,10 @@ pub struct RingSetup {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,
-    /// Where to begin.
+    /// Where to begin. A ring with a log begins where that says.
     pub state: QueueState,
+    /// Where its chains in flight are recorded, and from which those are taken again that were.
+    pub log: Option<RingLog>,
 }
 
 impl RingSetup {
@@ -53,6 +57,7 @@ impl RingSetup {
             event_idx: false,
             indirect: false,
             state,
+            log: None,
         }
     }
 

@@ -12,8 +12,9 @@ use mdev_protocol::virtio::split::{
 use super::batch::Batch;
 use super::chain::{Chain, Common, Source};
 use super::idle::Shape;
+use super::log::{SplitLog, before_store};
 use super::place::{LOST, Parts, Places, Wanted};
-use super::{Part, QueueState, RingError};
+use super::{Part, QueueState, RingError, RingLog};
 
 /// How far a split ring got.
 pub(super) struct Split {
@@ -23,14 +24,17 @@ pub(super) struct Split {
     pub(super) at_used: bool,
     /// The used index at the last decision about a call. Nothing before the first.
     signalled: Option<u16>,
+    /// Where its chains in flight are recorded.
+    pub(super) log: Option<Box<SplitLog>>,
 }
 
 impl Split {
-    pub(super) fn new(size: u16, state: QueueState) -> Result<Self, RingError> {
+    pub(super) fn new(size: u16, state: QueueState, log: Option<RingLog>) -> Result<Self, RingError> {
         if !is_size(size.into()) {
             return Err(RingError::BadSize(size.into()));
         }
-        Ok(Self { next_avail: state.next_avail, next_used: None, at_used: false, signalled: None })
+        let log = log.map(|log| SplitLog::new(log, size).map(Box::new)).transpose()?;
+        Ok(Self { next_avail: state.next_avail, next_used: None, at_used: false, signalled: None, log })
     }
 
     pub(super) fn state(&self) -> QueueState {
@@ -50,7 +54,7 @@ impl Split {
         };
         let [desc, avail, used] = parts;
         let next_avail = self.next_avail;
-        Ok(OpenSplit { ring: self, desc, avail, used, next_avail, next_used })
+        Ok(OpenSplit { ring: self, desc, avail, used, next_avail, next_used, again: 0 })
     }
 
     /// Finds the three parts in the present table, and the used index.
@@ -77,10 +81,14 @@ impl Split {
         }
         // Where the driver and whoever served the ring before us left it; nobody else knows.
         let next_used = used.load_u16(IDX_OFFSET, Ordering::Acquire).map(u16::from_le).ok_or(LOST)?;
-        self.next_used = Some(next_used);
         if self.at_used {
             self.next_avail = next_used;
         }
+        if let Some(log) = &mut self.log {
+            // Ring and log know better than a front-end whose back-end died.
+            self.next_avail = log.recover(next_used)?;
+        }
+        self.next_used = Some(next_used);
         Ok((parts, next_used))
     }
 }
@@ -93,11 +101,30 @@ pub(super) struct OpenSplit<'r> {
     used: GuestSlice<'r>,
     next_avail: u16,
     next_used: u16,
+    /// The first so many of the chains of the burst were taken before, and are taken again.
+    again: usize,
 }
 
 impl OpenSplit<'_> {
     #[inline(always)]
     pub(super) fn pending(&self, size: u16) -> Result<u16, RingError> {
+        let waiting = self.waiting(size)?;
+        Ok(waiting.saturating_add(self.to_take_again().len() as u16))
+    }
+
+    pub(super) fn keeps_log(&self) -> bool {
+        self.ring.log.is_some()
+    }
+
+    /// Heads of chains that are recorded and were not taken again yet.
+    #[inline(always)]
+    fn to_take_again(&self) -> &[u16] {
+        self.ring.log.as_ref().map_or(&[], |log| log.again(self.again))
+    }
+
+    /// Chains that wait in the available ring.
+    #[inline(always)]
+    fn waiting(&self, size: u16) -> Result<u16, RingError> {
         let index = u16::from_le(self.avail.load_u16(IDX_OFFSET, Ordering::Acquire).ok_or(LOST)?);
         let next = self.next_avail;
         let pending = index.wrapping_sub(next);
@@ -115,7 +142,10 @@ impl OpenSplit<'_> {
     ) -> Result<usize, RingError> {
         let Shape { size, indirect, .. } = shape;
         let source = Source { burst, table: self.desc, size, indirect };
-        let count = usize::from(self.pending(size)?).min(max).min(batch.room());
+        if !self.to_take_again().is_empty() {
+            return self.take_again(&source, batch, max, each);
+        }
+        let count = usize::from(self.waiting(size)?).min(max).min(batch.room());
         let (heads, scratch) = batch.fetch(&self.avail, size, self.next_avail, count);
         let mut taken = 0usize;
         let mut outcome = Ok(());
@@ -151,8 +181,39 @@ impl OpenSplit<'_> {
         Ok(taken)
     }
 
-    pub(super) fn untake(&mut self, count: usize) {
-        self.next_avail = self.next_avail.wrapping_sub(count as u16);
+    /// Takes chains that were taken before.
+    #[cold]
+    fn take_again(
+        &mut self,
+        source: &Source<'_, '_>,
+        batch: &mut Batch,
+        max: usize,
+        mut each: impl FnMut(Chain<'_>) -> Result<(), RingError>,
+    ) -> Result<usize, RingError> {
+        let (places, scratch) = batch.fresh(max);
+        let mut taken = 0usize;
+        let mut outcome = Ok(());
+        for (head, place) in self.to_take_again().iter().zip(places) {
+            outcome = source.chain(*head, scratch).and_then(&mut each);
+            if outcome.is_err() {
+                break;
+            }
+            *place = head.to_le_bytes();
+            taken = taken.wrapping_add(1);
+        }
+        if taken == 0 {
+            outcome?;
+        }
+        batch.take(taken);
+        self.again = self.again.wrapping_add(taken);
+        Ok(taken)
+    }
+
+    /// Gives back the last `count` of the `taken` chains of the burst.
+    pub(super) fn untake(&mut self, count: usize, taken: usize) {
+        let fresh = taken.saturating_sub(self.again).min(count);
+        self.next_avail = self.next_avail.wrapping_sub(fresh as u16);
+        self.again = self.again.saturating_sub(count.saturating_sub(fresh));
     }
 
     /// Writes the entries of what was completed, side by side.
@@ -164,6 +225,9 @@ impl OpenSplit<'_> {
 
     #[inline(always)]
     pub(super) fn publish(mut self, shape: Shape, batch: &mut Batch) -> Result<bool, RingError> {
+        if let Some(log) = &mut self.ring.log {
+            log.before(self.again, batch)?;
+        }
         self.flush(shape.size, batch)?;
         let Self { ring, avail, used, next_avail, next_used, .. } = self;
         ring.next_avail = next_avail;
@@ -171,7 +235,11 @@ impl OpenSplit<'_> {
             return Ok(false);
         }
         ring.next_used = Some(next_used);
+        before_store();
         used.store_u16(IDX_OFFSET, next_used.to_le(), Ordering::Release).ok_or(LOST)?;
+        if let Some(log) = &mut ring.log {
+            log.after(next_used)?;
+        }
         // The index must be out before the driver's wish is read: it publishes its wish and looks at the index again.
         fence(Ordering::SeqCst);
         let signalled = ring.signalled.replace(next_used);

@@ -86,8 +86,10 @@ impl<'r, 'b> Vring<'r, 'b> {
     pub fn untake(&mut self, count: usize) {
         let count = count.min(self.batch.taken());
         match &mut self.open {
-            Open::Split(split) => split.untake(count),
-            Open::Packed(packed) => packed.untake(self.shape.size, self.batch.last(count)),
+            Open::Split(split) => split.untake(count, self.batch.taken()),
+            Open::Packed(packed) => {
+                packed.untake(self.shape.size, self.batch.taken(), self.batch.last(count))
+            }
         }
         self.batch.untake(count);
     }
@@ -135,12 +137,12 @@ impl<'r, 'b> Vring<'r, 'b> {
     }
 
     /// Makes room for notes of what was completed. Those of a packed ring always have it, because nothing of it may be
-    /// overwritten before the burst is published.
+    /// overwritten before the burst is published; so have those of a ring with a log, where it is recorded first.
     #[cold]
     fn flush(&mut self) -> Result<(), RingError> {
         match &mut self.open {
-            Open::Split(split) => split.flush(self.shape.size, self.batch),
-            Open::Packed(_) => Ok(()),
+            Open::Split(split) if !split.keeps_log() => split.flush(self.shape.size, self.batch),
+            Open::Split(_) | Open::Packed(_) => Ok(()),
         }
     }
 

@@ -204,7 +204,19 @@ impl Vring {
         let indirect = features & VIRTIO_RING_F_INDIRECT_DESC != 0;
         let state = state_of(self.base, packed);
         let ready = |[desc, avail, used]: [RingAddr; 3]| {
-            Plan::Ready(RingSetup { size, desc, avail, used, packed, in_order, event_idx, indirect, state })
+            let log = None;
+            Plan::Ready(RingSetup {
+                size,
+                desc,
+                avail,
+                used,
+                packed,
+                in_order,
+                event_idx,
+                indirect,
+                state,
+                log,
+            })
         };
         if memory.translated {
             // Whether there is memory is found out when the ring is opened, and what is missing is asked for.

@@ -79,6 +79,7 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
             indirect: bits & 4 != 0,
             packed,
             in_order: bits & 16 != 0,
+            log: None,
             state: match packed {
                 true => QueueState::packed(at_slot, at_slot),
                 false => QueueState::split(u16::from(start).wrapping_mul(257)),

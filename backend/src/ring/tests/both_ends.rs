@@ -35,6 +35,7 @@ fn both_ends<D: Virtqueue>(options: RingOptions, packed: bool, shapes: &[u8], st
         event_idx,
         indirect: true,
         state: QueueState::fresh(packed),
+        log: None,
     };
     let mut device = Ring::new(setup).unwrap();
     let mut lane = access.lane();

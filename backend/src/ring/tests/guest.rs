@@ -139,6 +139,7 @@ impl Ring {
             packed: false,
             in_order: false,
             state: QueueState::split(self.start),
+            log: None,
         }
     }
 

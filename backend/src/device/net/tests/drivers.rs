@@ -68,6 +68,7 @@ impl<Q: Virtqueue> Rig<Q> {
                     packed: self.packed,
                     in_order: options.in_order,
                     state,
+                    log: None,
                 },
                 access: self.access.clone(),
                 kick: None,

@@ -53,6 +53,7 @@ impl PackedRing {
             event_idx: false,
             indirect: true,
             state: QueueState::packed(self.start, self.start),
+            log: None,
         }
     }
 
