@@ -12,6 +12,7 @@
 //! The traits know nothing of vhost-user; sessions and workers know nothing of Ethernet.
 
 pub mod blk;
+mod fuzzing;
 pub mod net;
 mod queue;
 mod stats;

@@ -86,11 +86,6 @@ impl Ring {
         }
     }
 
-    /// Whether what is taken and not used stays recorded, for whoever serves the ring next.
-    pub fn keeps_log(&self) -> bool {
-        false
-    }
-
     /// Entries of the ring.
     pub fn size(&self) -> u16 {
         self.shape.size

@@ -204,7 +204,7 @@ impl Store {
         Ok(match self {
             Store::Null(null) => Port::Immediate(Immediate::Null(null.clone())),
             Store::Memory(memory) => Port::Immediate(Immediate::Memory(memory.clone())),
-            Store::File(file) => Port::Queued(Queued::File(file.port(bell)?)),
+            Store::File(file) => Port::Queued(Queued::File(Box::new(file.port(bell)?))),
             Store::Held(held) => Port::Queued(Queued::Held(held.open(bell))),
         })
     }

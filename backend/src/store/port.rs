@@ -29,7 +29,7 @@ pub enum Immediate {
 /// A store whose requests end later.
 pub enum Queued {
     /// See [`super::file`].
-    File(file::Port),
+    File(Box<file::Port>),
     /// See [`super::held`].
     Held(held::Port),
 }

@@ -54,6 +54,7 @@
 mod config;
 mod engine;
 mod flying;
+pub mod fuzzing;
 mod immediate;
 mod queued;
 mod request;

@@ -1,26 +1,13 @@
 //! A queue pair over guest memory of somebody's choice, as a plain function of bytes: for libFuzzer and for `cargo test`.
 
-use std::sync::Arc;
-use std::task::Waker;
-
-use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
-use mdev_pin::{Access, IgnoreUnmap, Ioas};
-use mdev_protocol::virtio::packed::Position;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-
 use super::header::{F_MRG_RXBUF, F_VERSION_1};
 use super::{NetConfig, NetDevice};
-use crate::device::{Device, Enabled, Queue, QueueSetup, Switch};
+use crate::device::Device;
+use crate::device::fuzzing::{Guest, Rings};
 use crate::link::LinkKind;
-use crate::ring::{QueueState, RingAddr, RingSetup};
 
-/// Guest memory: small, so that random addresses hit it.
-const MEMORY: u64 = 0x4000;
 /// The transmit ring is here, the receive ring at 0.
 const TRANSMIT: u64 = 0x400;
-/// Entries a ring has: even the largest ends before the next ring begins.
-const SIZES: [u16; 6] = [1, 2, 4, 8, 16, 32];
-const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
 
 /// Runs a pair on `script`: `[link, features, size, start, memory ...]`. The memory begins with the receive ring, the
 /// transmit ring follows at 1024, each as descriptors, available ring, used ring; a packed one as descriptors and both event
@@ -31,70 +18,21 @@ const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
 pub fn fuzz_queue_pair(script: &[u8]) {
     let [link, bits, size, start, memory @ ..] = script else { return };
     // Out of descriptors or memory is nothing that was to be tried.
-    let _ = run(*link, *bits, *size, *start, memory);
+    let _ = run(*link, Rings { bits: *bits, size: *size, start: *start }, memory);
 }
 
-fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
-    let fd = memfd_create("mdevd-fuzz", MemfdFlags::CLOEXEC).ok()?;
-    ftruncate(&fd, MEMORY).ok()?;
-    let file = BackingFile::new(fd, &FilePolicy::default()).ok()?;
-    let windows = Windows::new().ok()?;
-    let area = Area {
-        range: IovaRange::with_len(Iova(0), MEMORY).ok()?,
-        extent: FileExtent { file, offset: 0 }.into(),
-        perm: Perm::READ | Perm::WRITE,
-        log: None,
-    };
-    let segment = windows.segments(&area).ok()?.pop()?;
-    let guest = segment.window.slice(0, usize::try_from(MEMORY).ok()?)?;
-    guest.copy_from(memory);
-    let ioas = Ioas::new(windows);
-    ioas.map(area).ok()?;
-    let access = Access::new(Arc::new(IgnoreUnmap));
-    access.attach(&ioas).ok()?;
-
+fn run(link: u8, rings: Rings, memory: &[u8]) -> Option<()> {
+    let guest = Guest::new(memory)?;
     let link = [LinkKind::Null, LinkKind::Loopback, LinkKind::Pktgen { size: 60 }]
         .into_iter()
         .cycle()
         .nth(link.into())?;
     let config = NetConfig { name: "fuzz".to_owned(), queue_pairs: 1, mac: None, mtu: None, link };
     let device = NetDevice::new(config).ok()?;
-    let mergeable = if bits & 1 != 0 { F_MRG_RXBUF } else { 0 };
+    let mergeable = if rings.bits & 1 != 0 { F_MRG_RXBUF } else { 0 };
     let mut engine = device.engine(0, F_VERSION_1 | mergeable);
-    let packed = bits & 8 != 0;
     for (index, base) in [(0u16, 0u64), (1, TRANSMIT)] {
-        let sizes = if packed { PACKED_SIZES } else { SIZES };
-        let size = sizes.into_iter().cycle().nth(size.into())?;
-        let avail = base.saturating_add(u64::from(size).saturating_mul(16));
-        let between = if packed { 4 } else { u64::from(size).saturating_mul(2).saturating_add(8) };
-        let used = avail.saturating_add(between);
-        let at_slot = Position { slot: u16::from(start).checked_rem(size)?, wrap: start & 0x80 == 0 };
-        let at = |offset| RingAddr::Iova(Iova(offset));
-        let ring = RingSetup {
-            size,
-            desc: at(base),
-            avail: at(avail),
-            used: at(used),
-            event_idx: bits & 2 != 0,
-            indirect: bits & 4 != 0,
-            packed,
-            in_order: bits & 16 != 0,
-            log: None,
-            state: match packed {
-                true => QueueState::packed(at_slot, at_slot),
-                false => QueueState::split(u16::from(start).wrapping_mul(257)),
-            },
-        };
-        let setup = QueueSetup {
-            index,
-            ring,
-            access: access.clone(),
-            kick: None,
-            call: None,
-            err: None,
-            switch: Switch::new(Enabled::Yes),
-        };
-        engine.start_queue(Queue::start(setup, device.queue_stats(index)?, Waker::noop().clone()).ok()?);
+        engine.start_queue(guest.queue(&device, index, base, rings)?);
     }
     for _ in 0..4 {
         engine.poll();

@@ -9,6 +9,7 @@ use mdev_protocol::virtio::blk::{
 };
 use zerocopy::IntoBytes;
 
+use super::super::fuzzing::fuzz_requests;
 use super::super::*;
 use super::config;
 use super::rig::{Rig, SIZE};
@@ -97,18 +98,15 @@ fn read_only_device_is_read_and_not_written() {
 
 #[test]
 fn chain_without_header_or_status_fails_its_queue() {
-    let status = |rig: &Rig<SplitQueue>| rig.piece(64, 1, true);
-    let cases: [fn(&Rig<SplitQueue>) -> Vec<Piece>; 3] = [
-        |rig| vec![rig.piece(0, 16, false)],
-        |rig| vec![rig.piece(0, 15, false), rig.piece(64, 1, true)],
-        |rig| vec![rig.piece(64, 1, true)],
-    ];
-    for case in cases {
+    // Bytes that the device reads, and whether there is a byte that it writes.
+    for (readable, status) in [(Some(16), false), (Some(15), true), (None, true)] {
         let mut rig = Rig::<SplitQueue>::new(false, "mem,size=1M");
-        let chain = case(&rig);
+        let readable = readable.map(|len| rig.piece(0, len, false));
+        let status = status.then(|| rig.piece(64, 1, true));
+        let chain: Vec<Piece> = readable.into_iter().chain(status).collect();
         rig.offer(&chain);
         assert_eq!(rig.engine.poll(), 0);
-        assert!(rig.engine.needs_reset(), "{chain:?} {:?}", status(&rig));
+        assert!(rig.engine.needs_reset(), "{chain:?}");
         assert_eq!(rig.used(), []);
     }
 }
@@ -145,4 +143,28 @@ fn status_where_there_is_no_memory_fails_the_queue_in_the_end() {
     std::thread::sleep(deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
     assert_eq!(rig.engine.poll(), 0);
     assert!(rig.engine.needs_reset());
+}
+
+#[test]
+fn corpus_and_noise_end_in_errors_or_statuses() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/requests");
+    let seeds: Vec<Vec<u8>> =
+        std::fs::read_dir(corpus).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
+    assert!(!seeds.is_empty());
+    seeds.iter().for_each(|seed| fuzz_requests(seed));
+    // A small generator of our own: the same noise every time.
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for round in 0..400 {
+        let mut script = seeds[round % seeds.len()].clone();
+        for _ in 0..=random(8) {
+            // The ring is in the first bytes, headers and a table are behind.
+            let at = if random(2) == 0 { random(0x400) } else { 0x7c0 + random(0x400) };
+            script[at] = if random(2) == 0 { random(20) as u8 } else { random(256) as u8 };
+        }
+        fuzz_requests(&script);
+    }
 }

@@ -55,7 +55,7 @@ impl<Q: Virtqueue> Rig<Q> {
 
     pub fn of(packed: bool, device: BlkDevice, features: u64) -> Self {
         let mut memory = GuestMemory::new(MemoryOptions::default()).unwrap();
-        let ring = RingOptions { indirect: false, ..RingOptions::plain(512) };
+        let ring = RingOptions::plain(1024);
         let queue = Q::new(&mut memory, ring).unwrap();
         let lines = memory.allocate(64 * 512, 4096).unwrap();
         let data = memory.allocate(DATA, 4096).unwrap();
@@ -85,6 +85,7 @@ impl<Q: Virtqueue> Rig<Q> {
                 packed: self.packed,
                 in_order: false,
                 state,
+                log: None,
             },
             access: self.access.clone(),
             kick: None,
