@@ -61,7 +61,7 @@ fn no_more_are_taken_than_may_be_in_flight() {
     assert!(!rig.engine.arm(), "what waits cannot be taken");
     assert_eq!(held.finish_all(), MAX_IN_FLIGHT);
     while rig.engine.poll() > 0 {}
-    assert_eq!((held.finish_all(), rig.engine.poll()), (40, 32));
+    assert_eq!((held.finish_all(), rig.engine.poll()), (40, 40));
     while rig.engine.poll() > 0 {}
     assert_eq!(rig.used().len(), all);
 }
