@@ -17,7 +17,8 @@
 //! None in this process. Other processes are kept away by locks on bytes of the file as QEMU has them ([`lock`]), so an
 //! image that QEMU or `qemu-img` uses is refused, and the other way round. These locks belong to the open file, and what the kernel
 //! still does for a daemon that was killed keeps that file open: once a new daemon has the locks, no write of the old one
-//! can come after its own. That makes a restart safe, and is why opening waits up to two seconds for them.
+//! can come after its own. That makes a restart safe, and is why opening waits up to two seconds for them. (Of two
+//! descriptors of a direct store one has the locks; a ring holds both until the last of its requests is over.)
 //!
 //! # Direct I/O
 //!

@@ -10,14 +10,15 @@
 //!
 //! # What may block
 //!
-//! [`Ring::enter`] starts operations and waits for none: what cannot be done at once is done by threads of the kernel. Only
-//! dropping a ring waits, for at most [`LAST`].
+//! [`Ring::enter`] starts operations and waits for none: what cannot be done at once is done by threads of the kernel. Small
+//! transfers of files in memory are copies that it makes itself. Only dropping a ring waits, for at most [`LAST`].
 //!
 //! # What it does not implement
 //!
 //! Links, drains and timeouts between operations; registered buffers, whose pages would stay in memory for good.
 
 mod memory;
+mod order;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,14 +28,14 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, opcode, squeue};
-use rustix::fs::FallocateFlags;
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, opcode};
 use rustix::io::Errno;
 
 use super::EventFd;
 
 pub(crate) use memory::Memory;
+pub(crate) use order::Order;
 
 /// How long a ring that is dropped waits for what is in flight.
 const LAST: Duration = Duration::from_secs(1);
@@ -42,19 +43,6 @@ const LAST: Duration = Duration::from_secs(1);
 const SLICE: Timespec = Timespec::new().nsec(50_000_000);
 /// What cancellations are called; slots have smaller numbers.
 const CANCELLATION: u64 = u64::MAX;
-
-/// What the kernel is to do. Files go by their number in the ring's list.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// From the file, at `offset`, to memory.
-    Read { file: u32, offset: u64 },
-    /// From memory to the file, at `offset`; `durable`: it ends when the bytes outlive a loss of power.
-    Write { file: u32, offset: u64, durable: bool },
-    /// All that was written to the file outlives a loss of power from here on.
-    Sync { file: u32 },
-    /// fallocate(2).
-    Allocate { file: u32, how: FallocateFlags, offset: u64, len: u64 },
-}
 
 /// An operation that has ended.
 pub(crate) struct Ended<T> {
@@ -77,13 +65,17 @@ struct Slot<T> {
 /// An io_uring. It belongs to the thread that enters it first.
 pub(crate) struct Ring<T> {
     ring: IoUring,
-    /// Registered with the ring, which holds them open itself; kept because a number may not come to mean another file.
-    _files: Arc<[OwnedFd]>,
+    /// Registered with the ring, which holds them open itself as long as it needs them.
+    files: Arc<[OwnedFd]>,
+    /// They are in memory: small transfers are made by this thread.
+    quick: bool,
     /// Of a fixed size, in one place: the kernel is given addresses in it.
     slots: Box<[Option<Slot<T>>]>,
     free: Vec<u32>,
     /// Slots that the kernel knows nothing of yet.
     queued: VecDeque<u32>,
+    /// Slots whose operations this thread has carried out, and what came of it.
+    done: VecDeque<(u32, i32)>,
     /// The kernel has not been told of everything that is in its queue.
     stalled: bool,
     /// Ends are found by entering, not by interrupting the thread.
@@ -93,13 +85,28 @@ pub(crate) struct Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// A ring of at most `count` operations at a time on these files, which signals `bell` while it is armed.
+    /// A ring of at most `count` operations at a time on these files, which signals `bell` while it is armed. `quick` files
+    /// are in memory, so that small transfers are over before the kernel could give them to another thread.
     ///
     /// # Errors
     /// What the kernel refuses; the text says what to do.
-    pub(crate) fn new(count: usize, files: Arc<[OwnedFd]>, bell: &EventFd) -> io::Result<Self> {
+    pub(crate) fn new(count: usize, files: Arc<[OwnedFd]>, quick: bool, bell: &EventFd) -> io::Result<Self> {
         let entries = u32::try_from(count).map_err(io::Error::other)?;
-        let (ring, deferred) = build(entries)?;
+        match deferred(entries) {
+            Ok(ring) => Self::on(ring, true, files, quick, bell),
+            Err(_) => Self::on(plain(entries)?, false, files, quick, bell),
+        }
+    }
+
+    fn on(
+        ring: IoUring,
+        deferred: bool,
+        files: Arc<[OwnedFd]>,
+        quick: bool,
+        bell: &EventFd,
+    ) -> io::Result<Self> {
+        let entries = ring.params().sq_entries();
+        let count = entries as usize;
         let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let submitter = ring.submitter();
         submitter.register_files(&numbers).map_err(|error| refused(&error, "the files"))?;
@@ -108,10 +115,12 @@ impl<T> Ring<T> {
             .map_err(|error| refused(&error, "the event counter"))?;
         let mut ring = Ring {
             ring,
-            _files: files,
+            files,
+            quick,
             slots: (0..count).map(|_| None).collect(),
             free: (0..entries).rev().collect(),
             queued: VecDeque::with_capacity(count),
+            done: VecDeque::new(),
             stalled: false,
             deferred,
             enabled: false,
@@ -124,8 +133,11 @@ impl<T> Ring<T> {
     /// Takes over an operation, which begins when the ring is entered.
     ///
     /// # Errors
-    /// `owner`, if all slots are taken.
+    /// `owner`, if all slots are taken, or zeros are to be read into.
     pub(crate) fn push(&mut self, order: Order, memory: Memory, owner: T) -> Result<(), T> {
+        if matches!(order, Order::Read { .. }) && memory.is_zeros() {
+            return Err(owner);
+        }
         let Some(at) = self.free.pop() else { return Err(owner) };
         let Some(slot) = self.slots.get_mut(at as usize) else { return Err(owner) };
         *slot = Some(Slot { order, memory, owner });
@@ -156,7 +168,7 @@ impl<T> Ring<T> {
         self.slots.iter_mut().flatten().map(|slot| &mut slot.owner)
     }
 
-    /// Begins what was pushed: one system call, as a rule.
+    /// Begins what was pushed: one system call, as a rule; one for each transfer of quick files.
     pub(crate) fn enter(&mut self) {
         self.stalled = true;
         if !self.enable() {
@@ -179,7 +191,14 @@ impl<T> Ring<T> {
         let mut queue = self.ring.submission();
         while let Some(at) = self.queued.front().copied() {
             let Some(slot) = self.slots.get(at as usize).and_then(Option::as_ref) else { break };
-            let entry = slot.entry(at);
+            if self.quick
+                && let Some(result) = order::carry_out(slot.order, &slot.memory, &self.files)
+            {
+                self.queued.pop_front();
+                self.done.push_back((at, result));
+                continue;
+            }
+            let entry = order::entry(slot.order, &slot.memory).user_data(at.into());
             // SAFETY: what the entry points to is in the slot, which neither moves nor is changed until the end of the
             // operation is found: `reap` is the only one to empty a slot that is not queued. The list of pieces lies in
             // it, or in an allocation it owns; their bytes are mapped by its pins, in its buffer, or static. To guest
@@ -211,13 +230,14 @@ impl<T> Ring<T> {
     #[inline]
     pub(crate) fn reap(&mut self) -> Option<Ended<T>> {
         loop {
-            let end = self.ring.completion().next()?;
-            let Ok(at) = u32::try_from(end.user_data()) else { continue };
-            let Some(Slot { order, memory, owner }) = self.vacate(at) else { continue };
-            let result = match usize::try_from(end.result()) {
-                Ok(count) => Ok(count),
-                Err(_) => Err(Errno::from_raw_os_error(end.result().saturating_neg())),
+            let (at, result) = match self.done.pop_front() {
+                Some((at, result)) => (at.into(), result),
+                None => self.ring.completion().next().map(|end| (end.user_data(), end.result()))?,
             };
+            let Ok(at) = u32::try_from(at) else { continue };
+            let Some(Slot { order, memory, owner }) = self.vacate(at) else { continue };
+            let result =
+                usize::try_from(result).map_err(|_| Errno::from_raw_os_error(result.saturating_neg()));
             return Some(Ended { order, memory, owner, result });
         }
     }
@@ -242,7 +262,7 @@ impl<T> Ring<T> {
         if !self.is_idle() {
             self.run();
         }
-        !self.ring.completion().is_empty()
+        !self.done.is_empty() || !self.ring.completion().is_empty()
     }
 
     /// Ends signal nothing.
@@ -322,59 +342,17 @@ impl<T> Drop for Ring<T> {
     }
 }
 
-impl<T> Slot<T> {
-    fn entry(&self, at: u32) -> squeue::Entry {
-        let parts = self.memory.parts();
-        let list = parts.as_ptr().cast::<libc::iovec>();
-        let count = parts.len() as u32;
-        let entry = match self.order {
-            Order::Read { file, offset } => match parts {
-                [part] => {
-                    let address = std::ptr::with_exposed_provenance_mut(part.address);
-                    opcode::Read::new(Fixed(file), address, part.len_at_once()).offset(offset).build()
-                }
-                _ => opcode::Readv::new(Fixed(file), list, count).offset(offset).build(),
-            },
-            Order::Write { file, offset, durable } => {
-                let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                match parts {
-                    [part] => {
-                        let address = std::ptr::with_exposed_provenance(part.address);
-                        let write = opcode::Write::new(Fixed(file), address, part.len_at_once());
-                        write.offset(offset).rw_flags(flags).build()
-                    }
-                    _ => opcode::Writev::new(Fixed(file), list, count).offset(offset).rw_flags(flags).build(),
-                }
-            }
-            Order::Sync { file } => opcode::Fsync::new(Fixed(file)).flags(FsyncFlags::DATASYNC).build(),
-            Order::Allocate { file, how, offset, len } => {
-                let how = how.bits().cast_signed();
-                opcode::Fallocate::new(Fixed(file), len).offset(offset).mode(how).build()
-            }
-        };
-        entry.user_data(at.into())
-    }
+/// A ring that interrupts nobody, of which one thread alone finds the ends when it asks. Not every kernel has it.
+fn deferred(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_r_disabled().setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+    builder.setup_taskrun_flag().build(entries)
 }
 
-/// A ring that interrupts nobody, if the kernel has such; and whether it is one.
-fn build(entries: u32) -> io::Result<(IoUring, bool)> {
-    let mut best = IoUring::builder();
-    best.setup_r_disabled().setup_submit_all().setup_single_issuer().setup_defer_taskrun();
-    best.setup_taskrun_flag();
-    if let Ok(ring) = best.build(entries) {
-        return Ok((ring, true));
-    }
-    let mut plain = IoUring::builder();
-    match plain.setup_r_disabled().build(entries) {
-        Ok(ring) if ring.params().is_feature_submit_stable() && ring.params().is_feature_ext_arg() => {
-            Ok((ring, false))
-        }
-        Ok(_) => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "io_uring of this kernel is too old: 5.19 will do",
-        )),
-        Err(error) => Err(refused(&error, "a ring")),
-    }
+/// A ring as all kernels have it that can cancel everything.
+fn plain(entries: u32) -> io::Result<IoUring> {
+    let ring = IoUring::builder().setup_r_disabled().setup_submit_all().build(entries);
+    ring.map_err(|error| refused(&error, "a ring"))
 }
 
 /// The same error, with what to do about it.

@@ -15,7 +15,8 @@ use crate::sys::uring::{Ended, Memory, Ring};
 /// it, for up to a second.
 pub struct Port {
     file: Arc<Shared>,
-    ring: Ring<Job>,
+    /// Apart, because ports of other stores are small.
+    ring: Box<Ring<Job>>,
     bell: Arc<EventFd>,
     /// What has ended and was not taken.
     ended: Vec<Completion>,
@@ -24,8 +25,8 @@ pub struct Port {
 
 impl Port {
     pub(super) fn new(file: Arc<Shared>, bell: Arc<EventFd>) -> io::Result<Port> {
-        let ring = Ring::new(MAX_IN_FLIGHT, file.files.clone(), &bell)?;
-        Ok(Port { file, ring, bell, ended: Vec::new(), armed: false })
+        let ring = Ring::new(MAX_IN_FLIGHT, file.files.clone(), file.shape.in_memory, &bell)?;
+        Ok(Port { file, ring: Box::new(ring), bell, ended: Vec::new(), armed: false })
     }
 
     /// Takes over a request.

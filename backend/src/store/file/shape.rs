@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
+use rustix::fs::{AtFlags, FsWord, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
 
 use super::super::{Limits, SECTOR};
 
@@ -12,6 +12,9 @@ const AT_ONCE: u64 = 1 << 30;
 const PAGE: u32 = 4096;
 /// The largest unit that is believed: network file systems name their transfers.
 const LARGEST: u32 = 65536;
+
+/// tmpfs and ramfs, which io_uring does not know to be quick: it gives every request to a thread.
+const IN_MEMORY: [FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// Alignments of a file, in bytes; powers of two.
 #[derive(Copy, Clone, Debug)]
@@ -26,6 +29,8 @@ pub(super) struct Shape {
     pub(super) memory: u32,
     /// Past the page cache.
     pub(super) direct: bool,
+    /// There is nothing but a page cache.
+    pub(super) in_memory: bool,
 }
 
 impl Shape {
@@ -52,7 +57,8 @@ impl Shape {
         let block = block.checked_next_power_of_two()?.max(sector);
         let memory = memory.checked_next_power_of_two()?;
         let physical_block = physical.unwrap_or(PAGE).max(block);
-        Some(Shape { device, block, physical_block, memory, direct })
+        let in_memory = !device && fstatfs(file).is_ok_and(|found| IN_MEMORY.contains(&found.f_type));
+        Some(Shape { device, block, physical_block, memory, direct, in_memory })
     }
 
     pub(super) fn limits(self, read_only: bool) -> Limits {

@@ -143,7 +143,7 @@ fn ends(port: &mut Port, count: usize) -> BTreeMap<u64, Result<u64, Errno>> {
     while found.len() < count {
         if !port.arm() {
             let bell = port.bell().clone();
-            poll(&mut [PollFd::new(&*bell, PollFlags::IN)], None).unwrap();
+            while poll(&mut [PollFd::new(&*bell, PollFlags::IN)], None) == Err(Errno::INTR) {}
         }
         port.disarm();
         port.take(&mut found);

@@ -92,6 +92,11 @@ impl Memory {
         self.left
     }
 
+    /// Whether it is no guest memory, and not to be written to.
+    pub(super) fn is_zeros(&self) -> bool {
+        self.pins.is_empty() && !self.parts.is_empty()
+    }
+
     /// Whether what is left begins and ends at multiples of `unit`, a power of two, piece by piece.
     pub(crate) fn is_aligned(&self, unit: usize) -> bool {
         let low = unit.saturating_sub(1);

@@ -40,9 +40,13 @@ impl Guest {
 const READ: Order = Order::Read { file: 0, offset: u64::MAX };
 
 fn ring() -> (Ring<u64>, std::io::PipeWriter) {
+    let (files, writer) = pipe();
+    (Ring::new(4, files, false, &EventFd::new().unwrap()).unwrap(), writer)
+}
+
+fn pipe() -> (Arc<[OwnedFd]>, std::io::PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
-    let files: Arc<[OwnedFd]> = Arc::new([reader.into()]);
-    (Ring::new(4, files, &EventFd::new().unwrap()).unwrap(), writer)
+    (Arc::new([reader.into()]), writer)
 }
 
 fn wait(ring: &mut Ring<u64>) -> Ended<u64> {
@@ -122,7 +126,8 @@ fn operations_without_memory_and_of_zeros_end() {
     file.set_len(8192).unwrap();
     rustix::io::pwrite(&file, &[0xff; 8192], 0).unwrap();
     let files: Arc<[OwnedFd]> = Arc::new([file.try_clone().unwrap().into()]);
-    let mut ring: Ring<u64> = Ring::new(4, files, &EventFd::new().unwrap()).unwrap();
+    let mut ring: Ring<u64> = Ring::new(4, files, false, &EventFd::new().unwrap()).unwrap();
+    assert_eq!(ring.push(READ, Memory::zeros(512), 0), Err(0), "zeros stay zeros");
     let write = Order::Write { file: 0, offset: 512, durable: true };
     assert!(ring.push(write, Memory::zeros(1024), 1).is_ok());
     ring.enter();
@@ -136,4 +141,26 @@ fn operations_without_memory_and_of_zeros_end() {
     rustix::io::pread(&file, &mut bytes, 0).unwrap();
     let zeros = 512..1536;
     assert!(bytes.iter().enumerate().all(|(at, byte)| (*byte == 0) == zeros.contains(&at)));
+}
+
+#[test]
+fn plain_ring_of_older_kernels_ends_signals_and_cancels_as_well() {
+    let (guest, (files, mut writer)) = (Guest::new(), pipe());
+    let bell = EventFd::new().unwrap();
+    let mut ring: Ring<u64> = Ring::on(plain(4).unwrap(), false, files, false, &bell).unwrap();
+    for round in 0..100 {
+        assert!(ring.push(READ, guest.memory(), round).is_ok());
+        assert!(!ring.arm());
+        writer.write_all(&[round as u8]).unwrap();
+        let fds = &mut [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
+        while matches!(rustix::event::poll(fds, None), Err(Errno::INTR)) {}
+        ring.disarm();
+        bell.drain();
+        assert_eq!(wait(&mut ring).result, Ok(1));
+        assert_eq!(guest.first(), round as u8);
+    }
+    assert!(ring.push(READ, guest.memory(), 1).is_ok());
+    ring.cancel();
+    assert_eq!(wait(&mut ring).result, Err(Errno::CANCELED));
+    assert_eq!(guest.ioas.pins(), 0);
 }

@@ -77,7 +77,8 @@ fn size_is_to_be_looked_at_again_and_again() {
     let (file, _port) = Image::on_disk(&sectors(8)).open();
     for _ in 0..2 {
         let timer = file.watched().unwrap();
-        poll(&mut [PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN)], None).unwrap();
+        let fds = &mut [PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN)];
+        while poll(fds, None) == Err(Errno::INTR) {}
         assert!(!file.look());
         let now = Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 });
         let ready = poll(&mut [PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN)], now).unwrap();
