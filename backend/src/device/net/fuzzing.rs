@@ -12,12 +12,14 @@ use super::header::{F_MRG_RXBUF, F_VERSION_1};
 use super::{NetConfig, NetDevice};
 use crate::device::{Device, Enabled, Queue, QueueSetup, Switch};
 use crate::link::LinkKind;
-use crate::ring::{QueueState, RingAddr, RingSetup};
+use crate::ring::{QueueState, RingAddr, RingLog, RingSetup};
 
 /// Guest memory: small, so that random addresses hit it.
 const MEMORY: u64 = 0x4000;
 /// The transmit ring is here, the receive ring at 0.
 const TRANSMIT: u64 = 0x400;
+/// The log of the receive ring.
+const LOGS: u64 = 0x1000;
 /// Entries a ring has: even the largest ends before the next ring begins.
 const SIZES: [u16; 6] = [1, 2, 4, 8, 16, 32];
 const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
@@ -25,13 +27,21 @@ const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
 /// Runs a pair on `script`: `[link, features, size, start, memory ...]`. The memory begins with the receive ring, the
 /// transmit ring follows at 1024, each as descriptors, available ring, used ring; a packed one as descriptors and both event
 /// suppressions. Device addresses are offsets. Of the features bit 0 is mergeable buffers, 1 event index, 2 indirect
-/// tables, 3 packed rings, 4 use in order.
+/// tables, 3 packed rings, 4 use in order, 5 logs of what is in flight, that of the receive ring at 4096, the other at 6144.
 ///
 /// Whatever the bytes are, the engine ends every poll, and what it took it gave back.
 pub fn fuzz_queue_pair(script: &[u8]) {
     let [link, bits, size, start, memory @ ..] = script else { return };
     // Out of descriptors or memory is nothing that was to be tried.
     let _ = run(*link, *bits, *size, *start, memory);
+}
+
+/// A log that is anything, like the rest of the memory.
+fn log(access: &Access, index: u16, packed: bool, size: u16) -> Option<RingLog> {
+    let at = Iova(LOGS.saturating_add(u64::from(index).saturating_mul(LOGS / 2)));
+    let len = u32::try_from(RingLog::len_of(packed, size)).ok()?;
+    let pin = access.lane().enter().pin(at, len, Perm::READ | Perm::WRITE).ok()?;
+    Some(RingLog::new(pin, size))
 }
 
 fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
@@ -70,6 +80,7 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
         let used = avail.saturating_add(between);
         let at_slot = Position { slot: u16::from(start).checked_rem(size)?, wrap: start & 0x80 == 0 };
         let at = |offset| RingAddr::Iova(Iova(offset));
+        let log = if bits & 32 != 0 { Some(log(&access, index, packed, size)?) } else { None };
         let ring = RingSetup {
             size,
             desc: at(base),
@@ -79,7 +90,7 @@ fn run(link: u8, bits: u8, size: u8, start: u8, memory: &[u8]) -> Option<()> {
             indirect: bits & 4 != 0,
             packed,
             in_order: bits & 16 != 0,
-            log: None,
+            log,
             state: match packed {
                 true => QueueState::packed(at_slot, at_slot),
                 false => QueueState::split(u16::from(start).wrapping_mul(257)),
