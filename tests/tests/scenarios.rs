@@ -73,6 +73,7 @@ tests! {
         scenario_22_remreg_barrier: "remreg-barrier",
         scenario_23_iotlb_miss_no_update_over_a_socket: "iotlb-miss-no-update",
         scenario_24_front_end_vanishes: "front-end-vanishes",
+        scenario_26_daemon_restart: "daemon-restart",
     }
 }
 

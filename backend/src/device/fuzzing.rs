@@ -9,10 +9,12 @@ use mdev_protocol::virtio::packed::Position;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::{Device, Enabled, Queue, QueueSetup, Switch};
-use crate::ring::{QueueState, RingAddr, RingSetup};
+use crate::ring::{QueueState, RingAddr, RingLog, RingSetup};
 
 /// Guest memory: small, so that random addresses hit it.
 const MEMORY: u64 = 0x4000;
+/// Where logs are, and how far apart.
+const LOGS: u64 = 0x1000;
 /// Entries a ring has: even the largest ends before 1024 bytes do.
 const SIZES: [u16; 6] = [1, 2, 4, 8, 16, 32];
 const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
@@ -20,7 +22,7 @@ const PACKED_SIZES: [u16; 6] = [1, 2, 3, 7, 16, 33];
 /// How its rings look.
 #[derive(Copy, Clone)]
 pub(super) struct Rings {
-    /// Bit 1 is event index, 2 indirect tables, 3 packed rings, 4 use in order.
+    /// Bit 1 is event index, 2 indirect tables, 3 packed rings, 4 use in order, 5 a log of chains in flight.
     pub(super) bits: u8,
     pub(super) size: u8,
     pub(super) start: u8,
@@ -72,6 +74,7 @@ impl Guest {
         let used = avail.saturating_add(between);
         let at_slot = Position { slot: u16::from(start).checked_rem(size)?, wrap: start & 0x80 == 0 };
         let at = |offset| RingAddr::Iova(Iova(offset));
+        let log = if bits & 32 != 0 { Some(self.log(index, packed, size)?) } else { None };
         let ring = RingSetup {
             size,
             desc: at(base),
@@ -85,7 +88,7 @@ impl Guest {
                 true => QueueState::packed(at_slot, at_slot),
                 false => QueueState::split(u16::from(start).wrapping_mul(257)),
             },
-            log: None,
+            log,
         };
         let setup = QueueSetup {
             index,
@@ -97,5 +100,12 @@ impl Guest {
             switch: Switch::new(Enabled::Yes),
         };
         Queue::start(setup, device.queue_stats(index)?, Waker::noop().clone()).ok()
+    }
+    /// A log that is anything, like the rest of the memory.
+    fn log(&self, index: u16, packed: bool, size: u16) -> Option<RingLog> {
+        let at = Iova(LOGS.saturating_add(u64::from(index).saturating_mul(LOGS / 2)));
+        let len = u32::try_from(RingLog::len_of(packed, size)).ok()?;
+        let pin = self.access.lane().enter().pin(at, len, Perm::READ | Perm::WRITE).ok()?;
+        Some(RingLog::new(pin, size))
     }
 }

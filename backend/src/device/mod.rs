@@ -43,8 +43,10 @@ pub trait Engine: Send {
         true
     }
 
-    /// Nobody waits any more for the requests in flight of a queue that is being stopped: its front-end is gone. Those
-    /// that can end now do, as failures; the others are waited for.
+    /// Nobody waits any more for the requests in flight of a queue that is being stopped: its front-end is gone, or leaves them
+    /// to whoever serves the ring next. Those that can end now do; the others are waited for. Where the ring keeps a log
+    /// ([`Ring::keeps_log`](crate::ring::Ring::keeps_log)) the chains of those that were cancelled are not completed, so that they
+    /// stay recorded; without one they are failures.
     fn cancel(&mut self, _index: u16) {}
 
     /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped. Requests that are in flight
@@ -108,6 +110,12 @@ pub trait Device: Send + Sync {
     /// Whether its engines hold guest memory beyond a burst ([`mdev_pin::Burst::pin`]). If not, nothing is charged for it.
     fn holds_pins(&self) -> bool {
         true
+    }
+
+    /// Whether its engines keep requests in flight that a ring may record ([`crate::ring::Ring::keeps_log`]). If so, an engine
+    /// does not complete what was cancelled by [`Engine::cancel`] in a ring that keeps a log.
+    fn tracks_in_flight(&self) -> bool {
+        false
     }
 
     /// Whether its engines use the chains of a ring in the order in which they took them. Then a ring whose front-end

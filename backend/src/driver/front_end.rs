@@ -4,12 +4,12 @@ use super::virtqueue::Virtqueue;
 use crate::sys::EventFd;
 use mdev_dma::Iova;
 use mdev_protocol::vhost_user::{
-    Client, ClientError, FrontendMessage, MemoryRegion, ProtocolFeatures, VringAddr, VringState,
+    Client, ClientError, FrontendMessage, Inflight, MemoryRegion, ProtocolFeatures, VringAddr, VringState,
 };
 use mdev_protocol::virtio::feature::VHOST_USER_F_PROTOCOL_FEATURES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -84,6 +84,13 @@ fn connect(path: &Path, timeout: Duration) -> Result<Client, ClientError> {
 
 fn not_yet_listening(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// The buffer in which a back-end records what it has in flight.
+#[derive(Debug)]
+pub struct InFlightRecord {
+    wire: Inflight,
+    file: OwnedFd,
 }
 
 /// One connection to a back-end. Dropping it closes the connection, upon which the back-end stops the rings.
@@ -268,6 +275,24 @@ impl FrontEnd {
             log: 0,
         })?;
         Ok(())
+    }
+
+    /// Has the back-end make a buffer for the requests in flight of so many rings of this size. It outlives the
+    /// connection: whoever serves the rings next gets it from [`FrontEnd::record_in`].
+    ///
+    /// # Errors
+    /// The back-end refuses; without `INFLIGHT_SHMFD` it always does.
+    pub fn make_record(&mut self, rings: u16, size: u16) -> Result<InFlightRecord, FrontEndError> {
+        let (wire, file) = self.client.inflight_fd(rings, size)?;
+        Ok(InFlightRecord { wire, file })
+    }
+
+    /// Has the back-end record what is in flight in this buffer, and begin with what is recorded there. Before rings are started.
+    ///
+    /// # Errors
+    /// The back-end refuses.
+    pub fn record_in(&mut self, record: &InFlightRecord) -> Result<(), FrontEndError> {
+        Ok(self.client.set_inflight_fd(record.wire, record.file.as_fd())?)
     }
 
     /// Stops a ring; the back-end's reply says from which available index it would go on.

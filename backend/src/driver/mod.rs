@@ -37,7 +37,7 @@ mod split;
 mod virtqueue;
 
 pub use error::DriverError;
-pub use front_end::{FrontEnd, FrontEndError, RingFds};
+pub use front_end::{FrontEnd, FrontEndError, InFlightRecord, RingFds};
 pub use memory::{GuestMemory, MemoryError, MemoryOptions, Part, Region};
 pub use packed::PackedQueue;
 pub use raw::{RawPacked, RawRing};

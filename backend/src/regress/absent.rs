@@ -13,13 +13,8 @@ const fn needs(
 }
 
 const VDUSE: &str = "needs VDUSE, which is not there";
-const STORAGE: &str = "needs a storage device with a log of requests in flight, which is not there";
 
 const UPDATE_IOTLB: &str = "a translation changes while requests are under way";
-const RESTART: &str = "the daemon is killed between request and reply: no request is lost or done twice";
 
 /// Those on memory.
-pub const MEMORY: &[Scenario] = &[
-    needs(25, "update-iotlb-inflight", "V", UPDATE_IOTLB, VDUSE),
-    needs(26, "daemon-restart", "V/Q", RESTART, STORAGE),
-];
+pub const MEMORY: &[Scenario] = &[needs(25, "update-iotlb-inflight", "V", UPDATE_IOTLB, VDUSE)];

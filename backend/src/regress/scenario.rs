@@ -1,6 +1,6 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
-use super::socket::{held, iommu, leaving, memory};
+use super::socket::{held, iommu, leaving, memory, restart};
 use super::{absent, callback, charge, close, contents, isolation, owner, parking, unmap};
 use std::fmt;
 use std::time::Duration;
@@ -104,7 +104,9 @@ pub fn scenarios(transport: Transport) -> Vec<Scenario> {
             parking::SCENARIOS,
             absent::MEMORY,
         ],
-        Transport::VhostUser => &[held::SCENARIOS, iommu::SCENARIOS, leaving::SCENARIOS, memory::SCENARIOS],
+        Transport::VhostUser => {
+            &[held::SCENARIOS, iommu::SCENARIOS, leaving::SCENARIOS, memory::SCENARIOS, restart::SCENARIOS]
+        }
     };
     let mut all: Vec<Scenario> = groups.concat();
     all.sort_by_key(|scenario| scenario.number);

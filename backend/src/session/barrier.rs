@@ -6,13 +6,16 @@
 
 use std::time::{Duration, Instant};
 
-use mdev_pin::{Change, IoasError};
+use mdev_pin::{Change, IoasError, Within};
 use mdev_protocol::vhost_user::{FrontendReply, VringState};
 
 use super::error::Refusal;
 use super::reply::{Asker, Outcome};
 use super::vring::{Run, Vring, base_of, state_of};
 use super::{POLL, Queues, Session};
+
+/// How long a device gets for what it has cancelled.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// A message whose reply has to wait.
 pub(super) struct Barrier {
@@ -21,6 +24,8 @@ pub(super) struct Barrier {
     then: Then,
     /// When to give up waiting for rings. Changes of the address space know their own deadline.
     deadline: Option<Instant>,
+    /// The deadline has passed once: the device has been told to cancel what it has in flight.
+    last_chance: bool,
 }
 
 /// What a barrier waits for.
@@ -62,7 +67,7 @@ impl Session {
             Wait::Rings => Instant::now().checked_add(self.options.barrier),
             Wait::Ring(_) | Wait::Table(_) => None,
         };
-        self.barrier = Some(Barrier { asker, wait, then, deadline });
+        self.barrier = Some(Barrier { asker, wait, then, deadline, last_chance: false });
     }
 
     /// Goes on with what waited, as far as it can.
@@ -81,6 +86,19 @@ impl Session {
             }
             let outcome = match result {
                 Ok(()) => self.resume(queues, barrier.asker, barrier.then),
+                Err(refusal) if !barrier.last_chance && refusal.is_late() => {
+                    match self.try_again(queues, barrier, &refusal) {
+                        Ok(barrier) => {
+                            self.barrier = Some(barrier);
+                            continue;
+                        }
+                        Err((asker, refusal)) => {
+                            self.give_up(queues, &refusal);
+                            self.conclude(asker, Err(refusal));
+                            continue;
+                        }
+                    }
+                }
                 Err(refusal) => {
                     self.give_up(queues, &refusal);
                     Err(refusal)
@@ -116,6 +134,44 @@ impl Session {
             Then::Featured => Ok(self.go_on_with_features(queues)),
             Then::Translate => self.translate(),
             Then::Acknowledge => Ok(Outcome::Done),
+        }
+    }
+
+    /// The device did not let go in time. It is stopped, and cancels what it has in flight; then it gets a little more time.
+    ///
+    /// # Errors
+    /// Who is to be told what, when the address space cannot be changed once more.
+    fn try_again(
+        &mut self,
+        queues: &mut dyn Queues,
+        barrier: Barrier,
+        late: &Refusal,
+    ) -> Result<Barrier, (Asker, Refusal)> {
+        log::warn!("{}: {late}; its requests are cancelled, and it asks for a reset", self.name);
+        self.needs_reset = true;
+        self.cancel_rings(queues);
+        let within = LAST_CHANCE.min(self.options.barrier);
+        let Barrier { asker, wait, then, .. } = barrier;
+        let wait = match wait {
+            Wait::Table(change) => {
+                drop(change);
+                Wait::Table(self.change_again(within).map_err(|error| (asker, error.into()))?)
+            }
+            rings => rings,
+        };
+        let deadline = match wait {
+            Wait::Table(_) => None,
+            Wait::Ring(_) | Wait::Rings => Instant::now().checked_add(within),
+        };
+        Ok(Barrier { asker, wait, then, deadline, last_chance: true })
+    }
+
+    /// Begins a change anew that has failed because the device was late: what is wanted is known.
+    fn change_again(&self, within: Duration) -> Result<Change, IoasError> {
+        let within = Within::or_revoke(within);
+        match self.iommu {
+            Some(_) => self.ioas.begin_invalidate(&self.stuck(), within),
+            None => self.ioas.begin_replace(self.regions.areas(), within),
         }
     }
 

@@ -4,7 +4,7 @@ use mdev_protocol::frame::Frame;
 use mdev_protocol::vhost_user::{FrontendMessage as M, FrontendReply};
 
 use super::error::Refusal;
-use super::features::OFFERED;
+use super::features::offered;
 use super::reply::{Asker, Outcome};
 use super::{Queues, Session};
 
@@ -32,7 +32,10 @@ impl Session {
         match message {
             M::GetFeatures => Ok(self.get_features()),
             M::SetFeatures(features) => self.set_features(queues, asker, features),
-            M::GetProtocolFeatures => Ok(Outcome::Reply(FrontendReply::GetProtocolFeatures(OFFERED))),
+            M::GetProtocolFeatures => {
+                let offered = offered(self.device.as_ref());
+                Ok(Outcome::Reply(FrontendReply::GetProtocolFeatures(offered)))
+            }
             M::SetProtocolFeatures(features) => self.set_protocol_features(features),
             M::SetOwner => Ok(self.set_owner(queues, asker)),
             M::ResetOwner => Ok(self.reset_owner(queues)),
@@ -57,6 +60,9 @@ impl Session {
             M::GetVringBase(state) => self.get_vring_base(queues, asker, state),
             M::VringKick(state) => self.vring_kick(queues, state),
 
+            M::GetInflightFd(inflight) => self.get_inflight_fd(inflight),
+            M::SetInflightFd(inflight) => self.set_inflight_fd(inflight, fds),
+
             M::GetConfig(piece) => self.get_config(piece),
             M::SetConfig(piece) => self.set_config(&piece),
             M::NetSetMtu(mtu) => self.net_set_mtu(mtu),
@@ -71,8 +77,6 @@ impl Session {
             | M::PostcopyAdvise
             | M::PostcopyListen
             | M::PostcopyEnd
-            | M::GetInflightFd(_)
-            | M::SetInflightFd(_)
             | M::GpuSetSocket
             | M::GetSharedObject(_)
             | M::SetDeviceStateFd(_)

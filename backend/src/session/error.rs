@@ -8,6 +8,7 @@ use mdev_protocol::frame::{ReceiveError, SendError};
 use mdev_protocol::vhost_user::{MessageError, ProtocolFeatures};
 use thiserror::Error;
 
+use super::inflight::InflightError;
 use super::memory::MemoryError;
 
 /// Why a connection is over. It is to be closed; nothing is wrong with its device.
@@ -78,8 +79,17 @@ pub(super) enum Refusal {
     Status(u64),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error("the buffer for requests in flight: {0}")]
+    Inflight(#[from] InflightError),
     #[error(transparent)]
     Ioas(#[from] IoasError),
     #[error("the device still has requests in flight after {0:?}")]
     StillRunning(Duration),
+}
+
+impl Refusal {
+    /// Whether the device has not let go in time.
+    pub(super) fn is_late(&self) -> bool {
+        matches!(self, Refusal::Ioas(IoasError::Deadlock(_)) | Refusal::StillRunning(_))
+    }
 }

@@ -13,9 +13,9 @@ use super::memory::Keys;
 use super::reply::{Asker, Outcome};
 use super::vring::Vring;
 use super::{Queues, Session};
-use crate::device::Enabled;
+use crate::device::{Device, Enabled};
 
-/// What is offered: what works.
+/// What is offered whatever the device: what works.
 pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::RARP)
     .union(ProtocolFeatures::REPLY_ACK)
@@ -28,6 +28,14 @@ pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::GPA_ADDRESSES);
+
+/// What is offered for this device.
+pub fn offered(device: &dyn Device) -> ProtocolFeatures {
+    match device.tracks_in_flight() {
+        true => OFFERED | ProtocolFeatures::INFLIGHT_SHMFD | ProtocolFeatures::GET_VRING_BASE_INFLIGHT,
+        false => OFFERED,
+    }
+}
 
 /// What both ends have agreed to.
 #[derive(Copy, Clone, Debug, Default)]
@@ -145,7 +153,7 @@ impl Session {
     }
 
     pub(super) fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<Outcome, Refusal> {
-        let unknown = features.difference(OFFERED);
+        let unknown = features.difference(offered(self.device.as_ref()));
         if !unknown.is_empty() {
             return Err(Refusal::ProtocolNotOffered(unknown));
         }
@@ -169,6 +177,7 @@ impl Session {
         self.status = 0;
         self.needs_reset = false;
         self.iommu = None;
+        self.logs = None;
         if self.regions.is_empty() { Ok(Outcome::Done) } else { self.change_table(asker, Default::default()) }
     }
 
@@ -212,6 +221,9 @@ impl Session {
                 vring.switch.set(Enabled::NotYet);
                 vring.base = None;
             }
+        }
+        if device {
+            self.forget_logs();
         }
         if device && !queues.busy_elsewhere(self.conn) {
             self.device.reset();

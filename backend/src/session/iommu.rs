@@ -76,7 +76,7 @@ impl Session {
     }
 
     /// What an earlier change could not get back: it is still there, and nothing is translated like that any more.
-    fn stuck(&self) -> Vec<IovaRange> {
+    pub(super) fn stuck(&self) -> Vec<IovaRange> {
         let Some(iommu) = &self.iommu else { return Vec::new() };
         let areas = self.ioas.areas().into_iter().map(|area| area.range);
         areas.filter(|range| !iommu.entries.touches(*range)).collect()

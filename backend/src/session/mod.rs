@@ -20,6 +20,7 @@
 //! | `misses` | which translations are asked for, and when to give up |
 //! | `config` | configuration space and the back-end channel |
 //! | `inband` | kicks, calls and failures as messages |
+//! | `inflight` | where requests in flight are recorded |
 //! | `barrier` | which replies wait, and for what |
 //! | `reply` | who is answered, and what a refusal looks like |
 //! | `queues` | what a session asks of the running side |
@@ -37,7 +38,7 @@
 //! |---|---|---|
 //! | `REM_MEM_REG`, `SET_MEM_TABLE`, `ADD_MEM_REG` | what is not in the table is out of reach | lanes to leave the bursts in which they could see it, then its pins; 30 s |
 //! | `IOTLB_MSG` that invalidates or changes | what was translated is out of reach | as above |
-//! | `GET_VRING_BASE` | every request of the ring is finished, the base is final | the worker, as long as the I/O takes |
+//! | `GET_VRING_BASE` | every request of the ring is finished, or recorded and given up (below); the base is final | the worker, as long as the I/O takes |
 //! | `RESET_DEVICE`, `SET_STATUS` 0 | no ring of this connection runs | all its workers; 30 s |
 //! | `SET_OWNER` | nothing of the session before is left | all its workers, then its whole memory; 30 s each |
 //!
@@ -48,8 +49,16 @@
 //! for the reply anyway), and the end of the connection is noticed all the same, by its hang-up. Memory that the device
 //! has not let go of at the deadline is taken away from it ([`mdev_pin::Past::Revoke`]), and that is success too. Where that
 //! cannot be, because the kernel may be at work on it or because another connection has the same pages, and for rings,
-//! the message is answered with an error, the rings stop, the device asks for a reset, and a line in the log says that
-//! the front-end may take no notice of that.
+//! the rings stop, the device cancels what it has in flight and asks for a reset, and gets one more second. Only if something
+//! remains then, the message is answered with an error, and a line in the log says that the front-end may take no notice
+//! of that.
+//!
+//! # Requests in flight
+//!
+//! Rings of a device that keeps requests in flight record them in a buffer of the front-end's ([`crate::ring::RingLog`]), if
+//! it has handed one over. What such a ring does not finish is not failed but left recorded: when the connection ends, and, where
+//! `GET_VRING_BASE_INFLIGHT` was negotiated, when the ring is stopped. Whoever serves the ring next, on whatever connection
+//! or host the front-end sends the buffer to, takes it again. `RESET_DEVICE` empties the logs, `SET_OWNER` forgets the buffer.
 //!
 //! # Behind an IOMMU
 //!
@@ -71,7 +80,7 @@
 //!
 //! # What it does not implement
 //!
-//! Dirty logging, in-flight log, postcopy, device state transfer; none of them is offered. The reset of a single ring is its
+//! Dirty logging, postcopy, device state transfer; none of them is offered. The reset of a single ring is its
 //! stop and its start, and is offered where the operator says so ([`SessionOptions::ring_reset`]). Of the requests of the back-end channel only misses ask for replies; access failures are not
 //! told there, as no front-end listens to them.
 #![cfg_attr(
@@ -91,6 +100,7 @@ mod dispatch;
 mod error;
 mod features;
 mod inband;
+mod inflight;
 mod iommu;
 mod iotlb;
 mod memory;
@@ -125,6 +135,7 @@ use crate::ring::{QueueState, RingError};
 use barrier::Barrier;
 use features::Negotiated;
 use inband::InBand;
+use inflight::Logs;
 use iommu::Iommu;
 use memory::Regions;
 use prefault::Prefault;
@@ -132,7 +143,7 @@ use reply::Asker;
 use vring::{Run, Vring};
 
 pub use error::SessionError;
-pub use features::OFFERED as OFFERED_PROTOCOL_FEATURES;
+pub use features::{OFFERED as OFFERED_PROTOCOL_FEATURES, offered as offered_protocol_features};
 pub use iotlb::{IotlbCounters, IotlbLine, MAX_ENTRIES as MAX_IOTLB_ENTRIES};
 pub use memory::{MAX_SLOTS, MemoryError};
 pub use options::SessionOptions;
@@ -169,6 +180,8 @@ pub struct Session {
     iommu: Option<Iommu>,
     translations: Arc<IotlbCounters>,
     vrings: Vec<Vring>,
+    /// Where rings record what they have in flight.
+    logs: Option<Logs>,
     /// Stops so far, for tokens.
     stops: u32,
     barrier: Option<Barrier>,
@@ -255,6 +268,7 @@ impl Session {
             iommu: None,
             translations: Arc::default(),
             vrings,
+            logs: None,
             stops: 0,
             barrier: None,
             life: Life::Open,
@@ -402,6 +416,7 @@ impl Session {
         let Some(detached) = change.poll() else { return };
         self.life = Life::Closed;
         self.vrings.clear();
+        self.logs = None;
         self.regions = Regions::default();
         self.iommu = None;
         // What the device has not let go of by now is taken away from it.
@@ -424,8 +439,8 @@ impl Session {
     }
 
     /// Sends a reply. What goes wrong ends the connection at its next turn.
-    fn send(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.link.send(bytes, &[]) {
+    fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        if let Err(error) = self.link.send(bytes, fds) {
             self.fault = Some(error.into());
             let _ = shutdown(&self.link, Shutdown::Both);
         }

@@ -24,7 +24,8 @@ pub trait Queues {
     /// other stop of any session has.
     fn stop(&mut self, conn: u64, index: u16, token: u64) -> bool;
 
-    /// A ring that is being stopped need not finish its requests in flight: its front-end is gone.
+    /// A ring that is being stopped need not finish its requests in flight: its front-end is gone, or leaves them to the ring's
+    /// log.
     fn cancel(&mut self, conn: u64, index: u16);
 
     /// A running ring that waits for a translation of this address will not get it: it looks once more, and fails.

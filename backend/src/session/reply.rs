@@ -5,6 +5,8 @@
 //! step, whatever came. A refusal that nobody asked to hear of is logged, and where it concerns a ring, that ring
 //! fails when it is started.
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use mdev_protocol::vhost_user::{FrontendReply, FrontendRequest, Header, ReplyRule};
 use zerocopy::IntoBytes;
 
@@ -25,6 +27,8 @@ pub(super) enum Outcome {
     Done,
     /// It has a reply of its own.
     Reply(FrontendReply),
+    /// The same, with a descriptor.
+    ReplyWith(FrontendReply, OwnedFd),
     /// The rest follows: a barrier holds it.
     Later,
 }
@@ -52,7 +56,7 @@ impl Session {
             let Err(refusal) = outcome else { return };
             self.complain(asker, &refusal);
             if self.negotiated.acknowledges(&header) {
-                self.send(&FrontendReply::ack(&header, 1).to_bytes());
+                self.send(&FrontendReply::ack(&header, 1).to_bytes(), &[]);
             }
             return;
         };
@@ -60,14 +64,15 @@ impl Session {
         let due = row.reply_due(header.needs_reply(), self.negotiated.protocol);
         match outcome {
             Ok(Outcome::Later) => {}
-            Ok(Outcome::Reply(reply)) => self.send(&reply.to_bytes()),
-            Ok(Outcome::Done) if due => self.send(&FrontendReply::ack(&header, 0).to_bytes()),
+            Ok(Outcome::Reply(reply)) => self.send(&reply.to_bytes(), &[]),
+            Ok(Outcome::ReplyWith(reply, fd)) => self.send(&reply.to_bytes(), &[fd.as_fd()]),
+            Ok(Outcome::Done) if due => self.send(&FrontendReply::ack(&header, 0).to_bytes(), &[]),
             Ok(Outcome::Done) => {}
             Err(refusal) => {
                 self.complain(asker, &refusal);
                 match (due, row.reply) {
-                    (true, ReplyRule::Own) => self.send(Header::reply(header.request, 0).as_bytes()),
-                    (true, _) => self.send(&FrontendReply::ack(&header, 1).to_bytes()),
+                    (true, ReplyRule::Own) => self.send(Header::reply(header.request, 0).as_bytes(), &[]),
+                    (true, _) => self.send(&FrontendReply::ack(&header, 1).to_bytes(), &[]),
                     (false, _) => self.distrust(asker.ring),
                 }
             }

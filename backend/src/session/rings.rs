@@ -12,7 +12,7 @@ use super::reply::{Asker, Outcome};
 use super::vring::{Kick, Memory, Plan, Run, Vring, VringError, base_of};
 use super::{Queues, Session, StartError};
 use crate::device::{Enabled, QueueSetup};
-use crate::ring::QueueState;
+use crate::ring::{QueueState, RingSetup};
 use crate::sys::EventFd;
 
 impl Session {
@@ -148,6 +148,7 @@ impl Session {
         vring.kick = None;
         vring.distrusted = false;
         self.stop_ring(queues, index);
+        self.suspend(queues, index);
         self.hold(asker, Wait::Ring(index), Then::Base(index));
         Ok(Outcome::Later)
     }
@@ -166,7 +167,7 @@ impl Session {
     pub(super) fn cancel_rings(&mut self, queues: &mut dyn Queues) {
         self.stop_rings(queues);
         for (vring, index) in self.vrings.iter().zip(0..) {
-            if matches!(vring.run, Run::Stopping { .. }) {
+            if vring.is_stopping() {
                 queues.cancel(self.conn, index);
             }
         }
@@ -252,6 +253,7 @@ impl Session {
             Ok((Plan::Incomplete, _)) => return,
             Err(error) => return self.latch(index, error),
         };
+        let Ok(log) = self.log_of(index) else { return self.latch(index, VringError::Log) };
         let call = self.call_of(index);
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         vring.whole = ring.stretches();
@@ -262,9 +264,10 @@ impl Session {
             // What the driver gives it now waits for its new start's word.
             vring.switch.set(Enabled::NotYet);
         }
+        vring.keeps_log = log.is_some();
         let setup = QueueSetup {
             index,
-            ring,
+            ring: RingSetup { log, ..ring },
             access: self.access.clone(),
             kick: match &vring.kick {
                 Some(Kick::Event(event)) => Some(Arc::clone(event)),

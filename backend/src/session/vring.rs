@@ -44,6 +44,9 @@ pub enum VringError {
     /// What came to announce buffers by is no eventfd.
     #[error("the descriptor of SET_VRING_KICK is no eventfd")]
     Kick,
+    /// The file of the buffer that came with `SET_INFLIGHT_FD` has shrunk.
+    #[error("the buffer of SET_INFLIGHT_FD is lost: its file shrank")]
+    Log,
     /// A message that describes the ring was refused and its sender did not ask to be told.
     #[error("a message that describes the ring was refused before")]
     Refused,
@@ -130,6 +133,8 @@ pub struct Vring {
     pub distrusted: bool,
     /// What the address space keeps whole for it, while it does not stand still.
     pub whole: Vec<Stretch>,
+    /// Its chains in flight are recorded, in this run.
+    pub keeps_log: bool,
     /// Where it is with its worker.
     pub run: Run,
 }
@@ -162,6 +167,7 @@ impl Default for Vring {
             failed: false,
             distrusted: false,
             whole: Vec::new(),
+            keeps_log: false,
             run: Run::Stopped,
         }
     }
@@ -171,6 +177,11 @@ impl Vring {
     /// Whether its description may be changed.
     pub fn is_idle(&self) -> bool {
         matches!(self.run, Run::Stopped | Run::Waiting)
+    }
+
+    /// Whether it was told to stop and has requests in flight.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.run, Run::Stopping { .. })
     }
 
     /// Takes the addresses of a message, translated as far as there is memory.

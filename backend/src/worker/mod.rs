@@ -27,7 +27,8 @@
 //!
 //! **Stops.** A queue that is told to stop takes nothing more, and the command is answered when its requests in flight
 //! have ended. Until then its engine is polled like the others, and woken by its bell; the worker waits for nobody. Where
-//! nobody waits for the requests either, they are cancelled as far as the engine can. The stop of an engine's last queue is
+//! nobody waits for the requests either, they are cancelled as far as the engine can, and stay recorded where the ring keeps a
+//! log. The stop of an engine's last queue is
 //! answered when the engine and its end of the link are gone: another device may have the link then.
 //!
 //! **What fails alone.** A queue on which its engine latches an error is told of once, by
@@ -106,7 +107,8 @@ pub enum Command {
         /// The queue's index in its device.
         index: u16,
     },
-    /// Do not finish what a queue that is being stopped has in flight: cancel it. Has no answer of its own.
+    /// Do not finish what a queue that is being stopped has in flight: cancel it, or leave it to the ring's log. Has no answer of
+    /// its own.
     Cancel {
         /// The device.
         device_key: u64,

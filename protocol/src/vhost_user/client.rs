@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{
-    Config, DoesNotFit, FrontendMessage, FrontendReply, MemoryRegion, MemoryTable, MessageError,
+    Config, DoesNotFit, FrontendMessage, FrontendReply, Inflight, MemoryRegion, MemoryTable, MessageError,
     ProtocolFeatures, VringAddr, VringFd, VringState,
 };
 use crate::frame::{Connection, Frame, ReceiveError, Received, SendError};
@@ -292,6 +292,33 @@ impl Client {
     /// Hands the back-end the socket on which it may send requests.
     pub fn set_backend_req_fd(&mut self, socket: BorrowedFd<'_>) -> Result<(), ClientError> {
         self.call(&FrontendMessage::SetBackendReqFd, &[socket]).map(drop)
+    }
+
+    /// Has the back-end make a buffer in which it records the requests in flight of so many queues of that size, and keeps it
+    /// for [`Client::set_inflight_fd`], on this connection or another.
+    pub fn inflight_fd(
+        &mut self,
+        num_queues: u16,
+        queue_size: u16,
+    ) -> Result<(Inflight, OwnedFd), ClientError> {
+        let message =
+            FrontendMessage::GetInflightFd(Inflight { num_queues, queue_size, ..Inflight::default() });
+        let name = message.request().name();
+        let Some(frame) = self.call(&message, &[])? else { return Err(ClientError::Closed { name }) };
+        let Frame { message: FrontendReply::GetInflightFd(inflight), fds, .. } = frame else {
+            return Err(unexpected(name, frame));
+        };
+        match fds.into_iter().next() {
+            Some(fd) => Ok((inflight, fd)),
+            None => {
+                Err(ClientError::Unexpected { name, reply: Box::new(FrontendReply::GetInflightFd(inflight)) })
+            }
+        }
+    }
+
+    /// Hands over a buffer in which requests in flight are recorded, and perhaps some are that are still to be done.
+    pub fn set_inflight_fd(&mut self, inflight: Inflight, file: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.call(&FrontendMessage::SetInflightFd(inflight), &[file]).map(drop)
     }
 
     fn tell_vring(

@@ -12,7 +12,7 @@ const TRANSMIT: u64 = 0x400;
 /// Runs a pair on `script`: `[link, features, size, start, memory ...]`. The memory begins with the receive ring, the
 /// transmit ring follows at 1024, each as descriptors, available ring, used ring; a packed one as descriptors and both event
 /// suppressions. Device addresses are offsets. Of the features bit 0 is mergeable buffers, 1 event index, 2 indirect
-/// tables, 3 packed rings, 4 use in order.
+/// tables, 3 packed rings, 4 use in order, 5 a log of chains in flight, at 4096.
 ///
 /// Whatever the bytes are, the engine ends every poll, and what it took it gave back.
 pub fn fuzz_queue_pair(script: &[u8]) {

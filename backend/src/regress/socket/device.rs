@@ -23,20 +23,29 @@ use std::time::Instant;
 /// Bytes that say where in the store.
 pub const HEADER: u32 = 8;
 
+/// How a device holds on to memory that is taken away from it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Grip {
+    /// It passes for one whose requests the kernel carries out. It can cancel them.
+    Kernel,
+    /// The same, but its requests cannot be cancelled.
+    Stubborn,
+    /// It copies by itself, which a store of this process does: memory can be taken away from it.
+    Copies,
+}
+
 /// A device on a held store, with queues that are independent of each other.
 pub struct HeldDevice {
     held: Held,
-    /// It passes for one that copies by itself, which a store of this process does; otherwise the kernel would.
-    copies: bool,
+    grip: Grip,
     queues: Vec<(Arc<EventFd>, Arc<QueueStats>)>,
 }
 
 impl HeldDevice {
-    /// A device with so many queues. Memory that it does not let go of in time can be taken away from it only if it
-    /// `copies`.
-    pub fn new(held: Held, queues: u16, copies: bool) -> io::Result<HeldDevice> {
+    /// A device with so many queues.
+    pub fn new(held: Held, queues: u16, grip: Grip) -> io::Result<HeldDevice> {
         let queue = |_| Ok((Arc::new(EventFd::new()?), Arc::default()));
-        Ok(HeldDevice { held, copies, queues: (0..queues).map(queue).collect::<io::Result<_>>()? })
+        Ok(HeldDevice { held, grip, queues: (0..queues).map(queue).collect::<io::Result<_>>()? })
     }
 }
 
@@ -50,7 +59,11 @@ impl Device for HeldDevice {
     }
 
     fn gives_memory_to_kernel(&self) -> bool {
-        !self.copies
+        self.grip != Grip::Copies
+    }
+
+    fn tracks_in_flight(&self) -> bool {
+        true
     }
 
     fn max_ring_size(&self) -> u16 {
@@ -79,7 +92,7 @@ impl Device for HeldDevice {
 
     fn engine(&self, group: u16, _features: u64) -> Box<dyn Engine> {
         let queue = self.queues.get(usize::from(group));
-        Box::new(HeldEngine::new(queue.map(|(bell, _)| self.held.open(bell.clone()))))
+        Box::new(HeldEngine::new(queue.map(|(bell, _)| self.held.open(bell.clone())), self.grip))
     }
 
     fn set_mtu(&self, _mtu: u16) -> Result<(), String> {
@@ -99,6 +112,7 @@ impl Device for HeldDevice {
 struct HeldEngine {
     /// None of a group that does not exist.
     port: Option<Port>,
+    grip: Grip,
     queue: Option<Queue>,
     /// Counts the starts: a request of an earlier one has no chain any more.
     run: u64,
@@ -107,11 +121,22 @@ struct HeldEngine {
     /// What has ended and the driver does not know yet.
     ended: Vec<Completion>,
     quiesced: bool,
+    /// What is cancelled from now on stays recorded, where the ring keeps a log.
+    cancelled: bool,
 }
 
 impl HeldEngine {
-    fn new(port: Option<Port>) -> Self {
-        HeldEngine { port, queue: None, run: 0, flying: 0, ended: Vec::new(), quiesced: false }
+    fn new(port: Option<Port>, grip: Grip) -> Self {
+        HeldEngine {
+            port,
+            grip,
+            queue: None,
+            run: 0,
+            flying: 0,
+            ended: Vec::new(),
+            quiesced: false,
+            cancelled: false,
+        }
     }
 
     /// Takes what the store has ended.
@@ -122,6 +147,9 @@ impl HeldEngine {
         }
         ended.retain(|completion| completion.tag >> 16 == self.run);
         self.flying = self.flying.saturating_sub(ended.len());
+        if self.cancelled && self.queue.as_ref().is_some_and(|queue| queue.ring.keeps_log()) {
+            ended.retain(|completion| completion.result != Err(Errno::CANCELED));
+        }
         self.ended.append(&mut ended);
     }
 }
@@ -129,7 +157,7 @@ impl HeldEngine {
 impl Engine for HeldEngine {
     fn start_queue(&mut self, queue: Queue) {
         self.run = self.run.wrapping_add(1);
-        (self.flying, self.quiesced) = (0, false);
+        (self.flying, self.quiesced, self.cancelled) = (0, false, false);
         self.ended.clear();
         self.queue = Some(queue);
     }
@@ -142,7 +170,8 @@ impl Engine for HeldEngine {
     }
 
     fn cancel(&mut self, _index: u16) {
-        if let Some(port) = &mut self.port {
+        self.cancelled = true;
+        if let Some(port) = self.port.as_mut().filter(|_| self.grip != Grip::Stubborn) {
             port.cancel();
         }
     }
@@ -161,7 +190,7 @@ impl Engine for HeldEngine {
 
     fn poll(&mut self) -> u32 {
         self.collect();
-        let Self { port: Some(port), queue: Some(queue), run, flying, ended, quiesced } = self else {
+        let Self { port: Some(port), queue: Some(queue), run, flying, ended, quiesced, .. } = self else {
             return 0;
         };
         if !queue.ready() {

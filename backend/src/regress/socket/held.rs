@@ -23,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     bound: SECOND,
     shows: "a request does not end: the message that takes its memory away fails in bounded time, the region is closed, \
             other regions and devices go on, and a later message succeeds; from a device that copies the memory is \
-            taken all the same, and the request ends in the void",
+            taken all the same, and the request ends in the void; a request that can be cancelled is",
     body: Body::Play(stubborn_device),
 }];
 
@@ -32,12 +32,13 @@ pub fn store() -> Held {
     Held::new((0..BLOCKS).map(|at| (at / 7) as u8).collect())
 }
 
-fn await_pending(held: &Held, count: usize) -> Outcome {
+/// Waits until the store has so many requests.
+pub fn await_pending(held: &Held, count: usize) -> Outcome {
     await_that("the store has the requests", || held.pending().len() == count)
 }
 
 /// The block of a slot in the store.
-fn stored(held: &Held, slot: u16) -> Vec<u8> {
+pub fn stored(held: &Held, slot: u16) -> Vec<u8> {
     let first = usize::from(slot) * BLOCK as usize;
     held.bytes().into_iter().skip(first).take(BLOCK as usize).collect()
 }
@@ -163,7 +164,7 @@ pub fn vanishing(run: &Run) -> Outcome {
 fn stubborn_device(run: &Run) -> Outcome {
     for mut random in run.rounds(40) {
         let (held, others) = (store(), store());
-        let (server, other) = (Server::held(&held, 2, SHORT)?, Server::held(&others, 1, SHORT)?);
+        let (server, other) = (Server::stubborn(&held, 2, SHORT)?, Server::held(&others, 1, SHORT)?);
         let (memory, rings) = Memory::new(3, 2)?;
         let Ok([mut stuck, mut second, mut apart]) = <[Ring; 3]>::try_from(rings) else {
             return Err(Failure::new("there are not three rings"));
@@ -212,7 +213,32 @@ fn stubborn_device(run: &Run) -> Outcome {
         server.end()?;
         other.end()?;
     }
-    diverted(run)
+    diverted(run)?;
+    cancelled(run)
+}
+
+/// The kernel is at work on the memory, and the device cancels what does not end in time: the removal succeeds, and the device
+/// asks for a reset.
+fn cancelled(run: &Run) -> Outcome {
+    for mut random in run.rounds(40) {
+        let held = store();
+        let server = Server::held(&held, 1, SHORT)?;
+        let (memory, mut rings) = Memory::new(1, 1)?;
+        let ring = rings.first_mut().ok_or_else(|| Failure::new("there is no ring"))?;
+        let mut front = connect(&server, &memory)?;
+        ring.start(&mut front, &memory, 0)?;
+        let slot = random.below(SLOTS.into()) as u16;
+        ring.ask(Asked { slot, operation: Operation::Read, region: 1 })?;
+        await_pending(&held, 1)?;
+        run.time("removal", || front.client().remove_mem_region(memory.named(1)?).map_err(Failure::from))?;
+        expect_equal(needs_reset(&mut front)?, true, "whether the device asks for a reset")?;
+        expect_equal(held.pending().len(), 0, "requests in flight")?;
+        let failed: Vec<u32> = ring.await_used(1)?.into_iter().map(|(_, moved)| moved).collect();
+        expect_equal(failed, vec![0], "bytes of a request that was cancelled")?;
+        drop((front, rings, memory));
+        server.end()?;
+    }
+    Ok(())
 }
 
 /// The device copies by itself, and a request does not end: the removal succeeds, and the copy does not reach the guest.

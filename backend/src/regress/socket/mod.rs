@@ -8,4 +8,5 @@ pub mod iommu;
 pub mod leaving;
 pub mod memory;
 mod requests;
+pub mod restart;
 mod server;

@@ -2,7 +2,7 @@
 use super::device::HEADER;
 use super::server::Server;
 use crate::driver::{
-    FrontEnd, GuestMemory, MemoryOptions, Part, Piece, RingFds, RingOptions, SplitQueue, Used,
+    FrontEnd, GuestMemory, InFlightRecord, MemoryOptions, Part, Piece, RingFds, RingOptions, SplitQueue, Used,
 };
 use crate::regress::scenario::{Failure, Outcome, expect_equal};
 use crate::regress::space::{PAGE, await_that};
@@ -82,6 +82,26 @@ pub fn connect(server: &Server, memory: &Memory) -> Result<FrontEnd, Failure> {
     let mut front = FrontEnd::over(server.client()?, VIRTIO_F_VERSION_1, 0, protocol)?;
     front.share(&memory.guest)?;
     Ok(front)
+}
+
+/// The same, of a front-end that has the device record what is in flight: in this record, or in one that is made now.
+pub fn connect_recorded(
+    server: &Server,
+    memory: &Memory,
+    record: Option<InFlightRecord>,
+) -> Result<(FrontEnd, InFlightRecord), Failure> {
+    let protocol = FrontEnd::usual_protocol()
+        | ProtocolFeatures::STATUS
+        | ProtocolFeatures::INFLIGHT_SHMFD
+        | ProtocolFeatures::GET_VRING_BASE_INFLIGHT;
+    let mut front = FrontEnd::over(server.client()?, VIRTIO_F_VERSION_1, 0, protocol)?;
+    let record = match record {
+        Some(record) => record,
+        None => front.make_record(1, 4 * SLOTS)?,
+    };
+    front.record_in(&record)?;
+    front.share(&memory.guest)?;
+    Ok((front, record))
 }
 
 /// A request of a ring.

@@ -1,5 +1,5 @@
 //! A daemon in this process.
-use super::device::HeldDevice;
+use super::device::{Grip, HeldDevice};
 use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options};
 use crate::device::net::{self, NetConfig, NetDevice};
 use crate::device::{Device, QueueCounters, QueueNames, blk};
@@ -45,13 +45,19 @@ impl Server {
 
     /// Starts a device on this store, with so many queues, that may keep memory for `barrier` when it is taken away.
     pub fn held(held: &Held, queues: u16, barrier: Duration) -> Result<Server, Failure> {
-        let device = Arc::new(HeldDevice::new(held.clone(), queues, false)?);
+        let device = Arc::new(HeldDevice::new(held.clone(), queues, Grip::Kernel)?);
+        Server::of_held(device, barrier)
+    }
+
+    /// The same with a device that cannot cancel its requests.
+    pub fn stubborn(held: &Held, queues: u16, barrier: Duration) -> Result<Server, Failure> {
+        let device = Arc::new(HeldDevice::new(held.clone(), queues, Grip::Stubborn)?);
         Server::of_held(device, barrier)
     }
 
     /// The same with one queue and a device that reaches guest memory by nothing but the processor.
     pub fn copying(held: &Held, barrier: Duration) -> Result<Server, Failure> {
-        Server::of_held(Arc::new(HeldDevice::new(held.clone(), 1, true)?), barrier)
+        Server::of_held(Arc::new(HeldDevice::new(held.clone(), 1, Grip::Copies)?), barrier)
     }
 
     fn of_held(device: Arc<HeldDevice>, barrier: Duration) -> Result<Server, Failure> {

@@ -27,12 +27,15 @@ pub struct MockDevice {
     pub announced: AtomicU64,
     /// It copies, and gives no memory to the kernel.
     pub copies: AtomicBool,
+    /// It keeps requests in flight.
+    pub tracks: AtomicBool,
 }
 
 impl MockDevice {
     pub fn new(queues: u16) -> Self {
         let [resets, mtu] = Default::default();
-        MockDevice { queues, resets, mtu, announced: AtomicU64::new(0), copies: AtomicBool::new(false) }
+        let [copies, tracks] = Default::default();
+        MockDevice { queues, resets, mtu, announced: AtomicU64::new(0), copies, tracks }
     }
 }
 
@@ -47,6 +50,10 @@ impl Device for MockDevice {
 
     fn gives_memory_to_kernel(&self) -> bool {
         !self.copies.load(Ordering::Relaxed)
+    }
+
+    fn tracks_in_flight(&self) -> bool {
+        self.tracks.load(Ordering::Relaxed)
     }
 
     fn queue_number(&self) -> u64 {

@@ -9,6 +9,7 @@ mod features;
 mod front;
 mod hostile;
 mod inband;
+mod inflight;
 mod iommu;
 mod iotlb;
 mod messages;
