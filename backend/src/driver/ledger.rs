@@ -228,6 +228,11 @@ impl Ledger {
         }
     }
 
+    /// Writes that were begun.
+    pub fn begun(&self) -> u64 {
+        self.next - 1
+    }
+
     /// Blocks that were written.
     pub fn written(&self) -> usize {
         self.blocks.len()

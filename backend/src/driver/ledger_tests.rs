@@ -238,7 +238,7 @@ fn read_may_find_what_was_there_when_it_began_and_what_began_since() {
     let first = bench.write(1);
     let expected = bench.ledger.expect(1);
     let second = bench.write(1);
-    let mut read = |generation| {
+    let read = |generation| {
         let bytes = bench.bytes(1, generation);
         bench.ledger.check_read(1, &expected, &bytes).map_err(|finding| finding.damage)
     };

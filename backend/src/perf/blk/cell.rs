@@ -116,8 +116,10 @@ fn measure_on<Q: Virtqueue>(
     attached.loads.iter().for_each(|load| result.faults.merge(load.faults()));
     match done {
         // The ring is of no use any more, and what it says is what was to be found out.
-        Err(RunError::Driver(DriverError::UsedTwice(chain))) if options.verify => {
-            let what = format!("chain {chain} of a ring ended, but the device did not have it");
+        Err(RunError::Driver(error @ (DriverError::UsedTwice(_) | DriverError::UsedIndexJump { .. })))
+            if options.verify =>
+        {
+            let what = error.to_string();
             let finding = Finding { damage: Damage::Doubled, block: 0, sector: 0, what };
             result.faults.findings.add(finding);
             return Ok(result);

@@ -252,7 +252,7 @@ impl<Q: Virtqueue> Load<Q> {
                     *random ^= *random >> 7;
                     *random ^= *random << 17;
                     let write = match rw {
-                        Rw::Mixed => (*random & 0xffff) * 100 >> 16 >= MIXED_READS,
+                        Rw::Mixed => ((*random & 0xffff) * 100) >> 16 >= MIXED_READS,
                         _ => rw == Rw::RandWrite,
                     };
                     // Each queue's blocks are its own where a ledger is kept of them.
@@ -346,3 +346,7 @@ impl Check {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

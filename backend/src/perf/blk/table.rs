@@ -78,7 +78,7 @@ mod tests {
         let at = lines[0].find(" kIOPS").unwrap() + " kIOPS".len();
         assert!(lines[1][..at].ends_with("  5000.0"), "{text}");
         assert!(lines[1].starts_with("null  randread  4k    128  packed"), "{text}");
-        assert!(lines[1].ends_with("61  ok") && lines[2].ends_with("FAILED"), "{text}");
+        assert!(lines[1].ends_with("61      ok") && lines[2].ends_with("FAILED"), "{text}");
         assert!(text.contains("up to 10 % of a cell"));
         assert!(lines.iter().all(|line| line.len() <= 130));
         assert_eq!(figures(&outcomes).len(), 2);
