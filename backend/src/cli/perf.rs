@@ -1,5 +1,7 @@
 //! `mdevd perf`: what a device does under load.
 
+mod blk;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::perf::against::{Against, MOST};
+use crate::perf::blk::run as measure_blk;
 use crate::perf::delays::{Load, parse_rate};
 use crate::perf::drive::Direction;
 use crate::perf::search::SearchOptions;
@@ -95,6 +98,9 @@ enum Device {
     /// Measure a virtio network device: packets/s, bits/s, core time, drops, latency
     #[command(after_long_help = MEANINGS, after_help = "--help explains the figures")]
     Net(NetArgs),
+    /// Measure a virtio block device: requests/s, bytes/s, core time, latency; find damage
+    #[command(after_long_help = blk::MEANINGS, after_help = "--help explains the figures")]
+    Blk(blk::BlkArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -213,6 +219,19 @@ fn parse_cell_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Whether the turns of a comparison are long enough.
+fn turns_fit(duration: Duration, against: &[PathBuf], pairs: u32) -> Result<(), String> {
+    let turns = if against.is_empty() { 1 } else { pairs };
+    if duration / turns >= SHORTEST {
+        return Ok(());
+    }
+    Err(format!(
+        "{turns} turns of at least {} ms do not fit into a --duration of {} ms",
+        SHORTEST.as_millis(),
+        duration.as_millis()
+    ))
+}
+
 impl NetArgs {
     /// The same for the part that measures.
     fn options(&self, command: String) -> Result<Options, String> {
@@ -238,14 +257,7 @@ impl NetArgs {
                     .to_owned());
             }
         }
-        let turns = if self.against.is_empty() { 1 } else { self.pairs };
-        if self.duration / turns < SHORTEST {
-            return Err(format!(
-                "{turns} turns of at least {} ms do not fit into a --duration of {} ms",
-                SHORTEST.as_millis(),
-                self.duration.as_millis()
-            ));
-        }
+        turns_fit(self.duration, &self.against, self.pairs)?;
         if self.burst > self.ring_size.into() {
             return Err(format!("a --burst of {} does not fit into rings of {}", self.burst, self.ring_size));
         }
@@ -273,14 +285,17 @@ impl NetArgs {
 
 /// Measures, prints, and says whether the results may be believed.
 pub(super) fn run(args: &Args) -> Result<(), String> {
-    let Device::Net(net) = &args.device;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, stop.clone())
             .map_err(|error| format!("cannot catch signals: {error}"))?;
     }
-    let options = net.options(command())?;
-    measure(&options, &stop, &mut io::stdout().lock()).map_err(|error| error.to_string())
+    let mut out = io::stdout().lock();
+    let measured = match &args.device {
+        Device::Net(net) => measure(&net.options(command())?, &stop, &mut out),
+        Device::Blk(blk) => measure_blk(&blk.options(command())?, &stop, &mut out),
+    };
+    measured.map_err(|error| error.to_string())
 }
 
 /// The command as it was typed, without the program's path.

@@ -10,8 +10,10 @@ struct Cli {
 fn parse(text: &str) -> Result<NetArgs, String> {
     let words = ["perf", "net"].into_iter().chain(text.split_whitespace());
     let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
-    let Device::Net(net) = cli.args.device;
-    Ok(net)
+    match cli.args.device {
+        Device::Net(net) => Ok(net),
+        Device::Blk(_) => Err("another device".to_owned()),
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //!   *offered* any number of times, *published* in batches, and taken back *used*.
 //!   [`PackedQueue`] is the same for packed virtqueues, [`Virtqueue`] what they have in common.
 //!   [`RawRing`] and [`RawPacked`] write anything at all into the same rings.
+//! - [`blk`]: request queues of a block device; [`pattern`] and [`ledger`] tell what was written from what should have been.
 //! - [`net`]: receive and transmit queues of a network device on top of it; [`datagram`] makes frames for offloads.
 //! - [`FrontEnd`]: the vhost-user conversation: features, memory, rings, enable, stop.
 //!
@@ -23,15 +24,18 @@
 //! # What it does not implement
 //!
 //! The control queue, an IOMMU between driver and device.
+pub mod blk;
 pub mod datagram;
 mod error;
 mod front_end;
+pub mod ledger;
 mod memory;
 #[cfg(test)]
 mod model_tests;
 pub mod net;
 mod order;
 mod packed;
+pub mod pattern;
 mod raw;
 mod split;
 mod virtqueue;

@@ -29,7 +29,7 @@ enum Holder {
 #[derive(Clone, Debug, Default)]
 struct Chain {
     holder: Holder,
-    pieces: SmallVec<[Piece; 2]>,
+    pieces: SmallVec<[Piece; 3]>,
     /// Slots that it takes in the ring.
     slots: u16,
     /// Bytes that the device may write.
@@ -158,6 +158,14 @@ fn tail(len: u32, id: u16, flags: u16) -> u64 {
     u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48
 }
 
+/// Writes an indirect table.
+fn write_table(table: &GuestSlice<'_>, pieces: &[Piece]) {
+    for (place, piece) in pieces.iter().enumerate() {
+        let desc = Desc { addr: piece.at.0, len: piece.len, id: 0, flags: flags_of(piece) };
+        let _ = table.write(place * DESC_LEN, desc);
+    }
+}
+
 fn flags_of(piece: &Piece) -> u16 {
     if piece.device_writes { VIRTQ_DESC_F_WRITE } else { 0 }
 }
@@ -222,10 +230,7 @@ impl Virtqueue for PackedQueue {
         }
         let Some(head) = self.free_ids.pop() else { return Err(none) };
         if indirect && let Some((_, table)) = self.table_at(head) {
-            for (place, piece) in pieces.iter().enumerate() {
-                let desc = Desc { addr: piece.at.0, len: piece.len, id: 0, flags: flags_of(piece) };
-                let _ = table.write(place * DESC_LEN, desc);
-            }
+            write_table(&table, pieces);
         }
         if let Some(chain) = self.chains.get_mut(usize::from(head)) {
             *chain = Chain {
@@ -236,6 +241,27 @@ impl Virtqueue for PackedQueue {
             };
         }
         self.free -= needed as u16;
+        Ok(head)
+    }
+
+    #[inline]
+    fn rewrite(&mut self, head: u16, pieces: &[Piece]) -> Result<u16, DriverError> {
+        let Chain { pieces: before, .. } = self.held(head)?;
+        let count = before.len();
+        if pieces.len() != count {
+            self.release(head)?;
+            return self.prepare(pieces);
+        }
+        if self.tables.is_some()
+            && count > 1
+            && let Some((_, table)) = self.table_at(head)
+        {
+            write_table(&table, pieces);
+        }
+        if let Some(chain) = self.chains.get_mut(usize::from(head)) {
+            chain.pieces = SmallVec::from_slice(pieces);
+            chain.writable = writable(pieces);
+        }
         Ok(head)
     }
 

@@ -16,6 +16,16 @@ use std::sync::atomic::{Ordering, fence};
 pub(super) const INDIRECT_PIECES: usize = 16;
 /// Bytes of such a table.
 pub(super) const INDIRECT_LEN: u64 = (INDIRECT_PIECES * size_of::<Desc>()) as u64;
+/// The places of an indirect table, in order.
+const PLACES: [u16; INDIRECT_PIECES] = {
+    let mut places = [0; INDIRECT_PIECES];
+    let mut place = 0;
+    while place < INDIRECT_PIECES {
+        places[place] = place as u16;
+        place += 1;
+    }
+    places
+};
 /// Each part of a ring starts on lines of its own: the two sides write to different parts.
 pub(super) const LINES: u64 = 128;
 
@@ -135,8 +145,7 @@ impl SplitQueue {
         if indirect {
             let at = Iova(self.table_at(head).map_or(0, |(at, _)| at.0));
             if let Some((_, table)) = self.table_at(head) {
-                let places: Vec<u16> = (0..pieces.len() as u16).collect();
-                write_chain(&table, &places, pieces);
+                write_chain(&table, &PLACES, pieces);
             }
             let whole = Desc {
                 addr: at.0,
@@ -157,6 +166,31 @@ impl SplitQueue {
             *chain = Chain::Held;
             *own = members;
             *count = pieces.len() as u8;
+            *writable = writable_of(pieces);
+        }
+        Ok(head)
+    }
+
+    /// Makes the pieces of a held chain others, and returns its head: a new one if there are not as many as before.
+    ///
+    /// # Errors
+    /// [`DriverError::NotHeld`], [`DriverError::NoDescriptors`]; the chain is then released.
+    #[inline]
+    pub fn rewrite(&mut self, head: u16, pieces: &[Piece]) -> Result<u16, DriverError> {
+        self.held(head)?;
+        if pieces.len() != self.pieces(head) {
+            self.release(head)?;
+            return self.prepare(pieces);
+        }
+        let members = self.members.get(usize::from(head)).map_or(&[][..], Vec::as_slice);
+        if members.len() == pieces.len() {
+            if let Some(table) = self.desc.slice() {
+                write_chain(&table, members, pieces);
+            }
+        } else if let Some((_, table)) = self.table_at(head) {
+            write_chain(&table, &PLACES, pieces);
+        }
+        if let Some(writable) = self.writable.get_mut(usize::from(head)) {
             *writable = writable_of(pieces);
         }
         Ok(head)
@@ -419,7 +453,7 @@ fn writable_of(pieces: &[Piece]) -> [u32; 2] {
 /// Writes pieces into the given places of a descriptor table, each linked to the next.
 fn write_chain(table: &GuestSlice<'_>, places: &[u16], pieces: &[Piece]) {
     for (position, (&place, piece)) in places.iter().zip(pieces).enumerate() {
-        let next = places.get(position + 1);
+        let next = places.get(position + 1).filter(|_| position + 1 < pieces.len());
         let flags = if piece.device_writes { VIRTQ_DESC_F_WRITE } else { 0 }
             | if next.is_some() { VIRTQ_DESC_F_NEXT } else { 0 };
         let desc = Desc { addr: piece.at.0, len: piece.len, flags, next: next.copied().unwrap_or(0) };

@@ -85,6 +85,12 @@ pub trait Virtqueue: Sized + Send {
     /// [`DriverError::NoDescriptors`].
     fn prepare(&mut self, pieces: &[Piece]) -> Result<u16, DriverError>;
 
+    /// Makes the pieces of a held chain others, and returns its head: a new one if there are not as many as before.
+    ///
+    /// # Errors
+    /// [`DriverError::NotHeld`], [`DriverError::NoDescriptors`]; the chain is then released.
+    fn rewrite(&mut self, head: u16, pieces: &[Piece]) -> Result<u16, DriverError>;
+
     /// How many pieces the chain of this head has; 0 if it heads none.
     fn pieces(&self, head: u16) -> usize;
 
@@ -160,6 +166,11 @@ impl Virtqueue for SplitQueue {
 
     fn prepare(&mut self, pieces: &[Piece]) -> Result<u16, DriverError> {
         self.prepare(pieces)
+    }
+
+    #[inline]
+    fn rewrite(&mut self, head: u16, pieces: &[Piece]) -> Result<u16, DriverError> {
+        self.rewrite(head, pieces)
     }
 
     #[inline]

@@ -13,6 +13,7 @@ use super::table::{aligned, disturbance, value};
 use super::{Findings, Options, PerfError};
 use crate::report::html::{Bar, Figure};
 use crate::report::{Measurement, Status};
+use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -30,10 +31,46 @@ pub struct Against {
 /// The most others: they have a letter each.
 pub const MOST: usize = 25;
 
+/// What back-ends are compared in.
+pub(super) trait Contest {
+    /// A line of the table is for each of these, and each of the others.
+    type Cell: Copy;
+    /// What a rate is in, and with how many digits it is printed.
+    const RATE: (&'static str, usize);
+    /// What the first columns are called: those that name a cell.
+    const COLUMNS: &'static [&'static str];
+    /// What explains the figures.
+    const HELP: &'static str;
+
+    /// Where the first back-end listens; `None`: a device of our own.
+    fn first(&self) -> Option<&Path>;
+
+    /// The cells, one behind the other.
+    fn cells(&self) -> Vec<Self::Cell>;
+
+    /// What is in the first columns; between slashes it is the name of results, between blanks that of a line.
+    fn columns(&self, cell: Self::Cell) -> Vec<String>;
+
+    /// One back-end for a part of the time.
+    ///
+    /// # Errors
+    /// [`PerfError`]: it could not be measured to the end.
+    fn turn(&self, at: Option<&Path>, cell: Self::Cell, pairs: u32) -> Result<Turn, PerfError>;
+}
+
+/// What came of a turn.
+pub(super) struct Turn {
+    /// The median rate.
+    pub rate: f64,
+    /// The part of the time, from 0 to 1, that the front-end had its processor.
+    pub share: f64,
+    /// What is wrong.
+    pub complaints: Vec<String>,
+}
+
 /// One line of the table.
 struct Row {
-    direction: Direction,
-    size: PacketSize,
+    columns: Vec<String>,
     other: String,
     comparison: Comparison,
     /// Parts of the turns' time that the front-end had its processor.
@@ -51,28 +88,74 @@ pub(super) fn run(
     let cells = options.directions.len() * options.sizes.len();
     let ground =
         Ground::new(options, layout, stop, cells * against.sockets.len() * against.pairs as usize * 2);
-    let mut rows = Vec::new();
-    let result = all(&ground, against, &mut rows);
-    ground.bar.finish_and_clear();
-    let places = std::iter::once(options.socket.as_deref())
-        .chain(against.sockets.iter().map(|socket| Some(socket.as_path())));
-    let who: String = places.enumerate().map(|(number, at)| described(number, at)).collect();
-    (findings(&who, &rows), result)
+    compete(&ground, against, layout, &ground.bar)
 }
 
-fn all(ground: &Ground<'_>, against: &Against, rows: &mut Vec<Row>) -> Result<(), PerfError> {
+impl Contest for Ground<'_> {
+    type Cell = (Direction, PacketSize);
+    const RATE: (&'static str, usize) = ("Mpps", 2);
+    const COLUMNS: &'static [&'static str] = &["", "size"];
+    const HELP: &'static str = "mdevd perf net --help";
+
+    fn first(&self) -> Option<&Path> {
+        self.options.socket.as_deref()
+    }
+
+    fn cells(&self) -> Vec<Self::Cell> {
+        Ground::cells(self)
+    }
+
+    fn columns(&self, (direction, size): Self::Cell) -> Vec<String> {
+        vec![direction.to_string(), size.to_string()]
+    }
+
+    fn turn(&self, at: Option<&Path>, (direction, size): Self::Cell, pairs: u32) -> Result<Turn, PerfError> {
+        let cell = self.measure(at, direction, size, self.options.duration / pairs.max(1), || ())?;
+        let outcome = Outcome::of(direction, size, &cell, &[]);
+        Ok(Turn {
+            rate: outcome.rate.median,
+            share: outcome.share.median,
+            complaints: outcome.complaints().collect(),
+        })
+    }
+}
+
+/// Compares in all cells of a contest.
+pub(super) fn compete<C: Contest>(
+    contest: &C,
+    against: &Against,
+    layout: &Layout,
+    bar: &ProgressBar,
+) -> (Findings, Result<(), PerfError>) {
+    let mut rows = Vec::new();
+    let result = all(contest, against, layout, bar, &mut rows);
+    bar.finish_and_clear();
+    let places =
+        std::iter::once(contest.first()).chain(against.sockets.iter().map(|socket| Some(socket.as_path())));
+    let who: String = places.enumerate().map(|(number, at)| described(number, at)).collect();
+    (findings::<C>(&who, &rows), result)
+}
+
+fn all<C: Contest>(
+    contest: &C,
+    against: &Against,
+    layout: &Layout,
+    bar: &ProgressBar,
+    rows: &mut Vec<Row>,
+) -> Result<(), PerfError> {
     // In the order of the letters; a device of our own lives during its turns only.
-    let first = ground.options.socket.as_deref();
+    let first = contest.first();
     let paused = match against.pause {
         true => Paused::new(first.into_iter().chain(against.sockets.iter().map(PathBuf::as_path)))?,
         false => Paused::default(),
     };
     let place = |number: usize| if first.is_some() { number } else { number.wrapping_sub(1) };
-    for (direction, size) in ground.cells() {
+    for cell in contest.cells() {
         for (other, socket) in against.sockets.iter().enumerate().map(|(number, at)| (number + 1, at)) {
+            let columns = contest.columns(cell);
+            let (line, name) = (columns.join(" "), columns.join("/"));
             let mut row = Row {
-                direction,
-                size,
+                columns,
                 other: letter(other),
                 comparison: Comparison::of("", ["", ""], &[]),
                 shares: Vec::new(),
@@ -81,54 +164,44 @@ fn all(ground: &Ground<'_>, against: &Against, rows: &mut Vec<Row>) -> Result<()
             let mut pairs = Vec::new();
             let mut result = Ok(());
             for pair in 0..against.pairs {
-                ground.say(format!("{direction} {size} A {} {}/{}", letter(other), pair + 1, against.pairs));
+                bar.set_message(format!("{line} A {} {}/{}", letter(other), pair + 1, against.pairs));
+                bar.tick();
                 let mut turn = |number: usize, at: Option<&Path>| {
                     paused.turn(place(number), || {
-                        one_turn(ground, at, direction, size, against.pairs, &mut row)
+                        let turn = contest.turn(at, cell, against.pairs)?;
+                        bar.inc(1);
+                        let name =
+                            at.map_or("the device of our own".to_owned(), |at| at.display().to_string());
+                        row.shares.push(turn.share);
+                        row.faults
+                            .extend(turn.complaints.iter().map(|complaint| format!("{name}: {complaint}")));
+                        Ok::<_, PerfError>(turn.rate)
                     })
                 };
-                let before = ground.layout.round_trip();
+                let before = layout.round_trip();
                 let both = turn(0, first).and_then(|first| {
-                    let between = ground.layout.round_trip();
+                    let between = layout.round_trip();
                     let second = turn(other, Some(socket))?;
                     Ok((first, between, second))
                 });
                 match both {
                     Ok((first, between, second)) => {
-                        let lines = [before, between, ground.layout.round_trip()];
+                        let lines = [before, between, layout.round_trip()];
                         pairs.push(Pairing { first, second, lines: lines.into_iter().flatten().collect() });
                     }
                     Err(error) => {
-                        row.faults.push(format!("{direction} {size} {}: not measured to the end", row.other));
+                        row.faults.push(format!("{line} {}: not measured to the end", row.other));
                         result = Err(error);
                         break;
                     }
                 }
             }
-            row.comparison = Comparison::of(&format!("{direction}/{size}"), ["A", &row.other], &pairs);
+            row.comparison = Comparison::in_unit(C::RATE.0, &name, ["A", &row.other], &pairs);
             rows.push(row);
             result?;
         }
     }
     Ok(())
-}
-
-/// One back-end for a part of the time; its rate in millions of packets a second.
-fn one_turn(
-    ground: &Ground<'_>,
-    at: Option<&Path>,
-    direction: Direction,
-    size: PacketSize,
-    pairs: u32,
-    row: &mut Row,
-) -> Result<f64, PerfError> {
-    let cell = ground.measure(at, direction, size, ground.options.duration / pairs.max(1), || ())?;
-    ground.bar.inc(1);
-    let outcome = Outcome::of(direction, size, &cell, &[]);
-    let name = at.map_or("the device of our own".to_owned(), |at| at.display().to_string());
-    row.shares.push(outcome.share.median);
-    row.faults.extend(outcome.complaints().map(|complaint| format!("{name}: {complaint}")));
-    Ok(outcome.rate.median)
 }
 
 /// A, B, C ...
@@ -144,28 +217,28 @@ fn described(number: usize, at: Option<&Path>) -> String {
     }
 }
 
-fn findings(who: &str, rows: &[Row]) -> Findings {
+fn findings<C: Contest>(who: &str, rows: &[Row]) -> Findings {
     let results = |row: &Row| {
         let good = row.faults.is_empty();
         let status = |result: Measurement| if good { result } else { result.with_status(Status::Failed) };
         row.comparison.measurements().map(status).collect::<Vec<Measurement>>()
     };
     Findings {
-        table: format!("{who}\n{}{}{}", table(rows), legend(), remarks(rows)),
+        table: format!("{who}\n{}{}{}", table::<C>(rows), legend(C::HELP), remarks(rows)),
         faults: rows.iter().flat_map(|row| row.faults.clone()).collect(),
         failed: rows.iter().filter(|row| !row.faults.is_empty()).count(),
         results: rows.iter().flat_map(results).collect(),
-        figures: figures(rows),
+        figures: figures(C::RATE.0, rows),
         lines: rows.iter().flat_map(|row| row.comparison.cache_line.samples.clone()).collect(),
     }
 }
 
 /// Rates side by side, and ratios.
-fn figures(rows: &[Row]) -> Vec<Figure> {
+fn figures(rate: &str, rows: &[Row]) -> Vec<Figure> {
     let figure =
         |title: &str, unit: &str, series: &[&str], bars: &dyn Fn(&Comparison) -> Vec<Option<Bar>>| {
             let group =
-                |row: &Row| (format!("{} {} {}", row.direction, row.size, row.other), bars(&row.comparison));
+                |row: &Row| (format!("{} {}", row.columns.join(" "), row.other), bars(&row.comparison));
             Figure::Bars {
                 title: title.to_owned(),
                 unit: unit.to_owned(),
@@ -174,26 +247,29 @@ fn figures(rows: &[Row]) -> Vec<Figure> {
             }
         };
     vec![
-        figure("Rates in turns", "Mpps, median and range of pairs", &["A", "the other"], &|each| {
-            vec![Bar::of(&each.first), Bar::of(&each.second)]
-        }),
+        figure(
+            "Rates in turns",
+            &format!("{rate}, median and range of pairs"),
+            &["A", "the other"],
+            &|each| vec![Bar::of(&each.first), Bar::of(&each.second)],
+        ),
         figure("A by the other", "ratio, median and range of pairs", &["A / other"], &|each| {
             vec![Bar::of(&each.ratio)]
         }),
     ]
 }
 
-fn table(rows: &[Row]) -> String {
-    let heading = [
-        "", "size", "", "A Mpps", "range", "other", "range", "A/other", "range", "pairs", "dropped", "line",
-        "",
-    ];
-    let mut cells = vec![heading.map(str::to_owned).to_vec()];
-    for Row { direction, size, other, comparison, faults, .. } in rows {
+fn table<C: Contest>(rows: &[Row]) -> String {
+    let (rate, digits) = C::RATE;
+    let rate = format!("A {rate}");
+    let others = ["", &rate, "range", "other", "range", "A/other", "range", "pairs", "dropped", "line", ""];
+    let mut cells = vec![C::COLUMNS.iter().chain(&others).map(|&name| name.to_owned()).collect()];
+    for Row { columns, other, comparison, faults, .. } in rows {
         let Comparison { first, second, ratio, cache_line, kept, dropped } = comparison;
-        let mut row = vec![direction.to_string(), size.to_string(), other.clone()];
-        for result in [first, second, ratio] {
-            row.extend([value(result, 2), range(result)]);
+        let mut row = columns.clone();
+        row.push(other.clone());
+        for (result, digits) in [(first, digits), (second, digits), (ratio, 2)] {
+            row.extend([value(result, digits), range(result, digits)]);
         }
         row.extend([kept.to_string(), dropped.to_string(), value(cache_line, 0)]);
         row.push(if faults.is_empty() { "" } else { "FAILED" }.to_owned());
@@ -203,20 +279,20 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// The least and the greatest.
-fn range(result: &Measurement) -> String {
+fn range(result: &Measurement, digits: usize) -> String {
     match result.samples.is_empty() {
         true => "-".to_owned(),
-        false => format!("{:.2}-{:.2}", result.min, result.max),
+        false => format!("{:.digits$}-{:.digits$}", result.min, result.max),
     }
 }
 
-fn legend() -> String {
+fn legend(help: &str) -> String {
     format!(
         "
 Medians and ranges of the pairs that count; A/other: of the two rates of each pair.
 dropped: pairs in which the cache line's round trip changed by more than {:.0} %:
 the machine was not the same for both. line: the round trip in ns.
-More: mdevd perf net --help
+More: {help}
 ",
         100.0 * (STEADY - 1.0)
     )
@@ -240,8 +316,7 @@ mod tests {
     fn row(faults: Vec<String>, lines: [f64; 3]) -> Row {
         let pairs = [Pairing { first: 10.0, second: 4.0, lines: lines.to_vec() }];
         Row {
-            direction: Direction::Loop,
-            size: PacketSize::Bytes(64),
+            columns: vec![Direction::Loop.to_string(), PacketSize::Bytes(64).to_string()],
             other: "B".to_owned(),
             comparison: Comparison::of("loop/64", ["A", "B"], &pairs),
             shares: vec![1.0, 0.99],
@@ -251,7 +326,7 @@ mod tests {
 
     #[test]
     fn table_shows_both_rates_and_their_ratio() {
-        let text = table(&[row(vec![], [60.0; 3])]);
+        let text = table::<Ground<'_>>(&[row(vec![], [60.0; 3])]);
         let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(
             words,
@@ -274,7 +349,7 @@ mod tests {
 
     #[test]
     fn table_shows_dashes_where_every_pair_was_dropped_and_failures_at_the_end() {
-        let text = table(&[row(vec!["lost".to_owned()], [60.0, 500.0, 60.0])]);
+        let text = table::<Ground<'_>>(&[row(vec!["lost".to_owned()], [60.0, 500.0, 60.0])]);
         let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(words, ["loop", "64", "B", "-", "-", "-", "-", "-", "-", "0", "1", "-", "FAILED"]);
     }

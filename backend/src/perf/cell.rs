@@ -51,6 +51,9 @@ pub enum CellError {
     /// No descriptors.
     #[error("no event counters: {0}")]
     EventFd(#[source] io::Error),
+    /// It is no block device that can be measured in this way.
+    #[error(transparent)]
+    Blk(#[from] super::blk::cell::BlkError),
     /// The run ended early.
     #[error(transparent)]
     Run(#[from] RunError),

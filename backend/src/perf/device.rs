@@ -102,14 +102,18 @@ impl DeviceOptions {
         let mut arguments = vec!["net".to_owned(), "--socket-path".to_owned(), socket.display().to_string()];
         arguments.extend(["--link".to_owned(), self.link()]);
         arguments.extend(["--queue-pairs".to_owned(), self.queue_pairs.to_string()]);
-        if self.cpus.is_empty() {
-            arguments.extend(["--mode".to_owned(), "adaptive".to_owned()]);
-        } else {
-            let list: Vec<String> = self.cpus.iter().map(usize::to_string).collect();
-            arguments.extend(["--mode".to_owned(), "busy".to_owned(), "--cpus".to_owned(), list.join(",")]);
-        }
+        arguments.extend(workers(&self.cpus));
         arguments
     }
+}
+
+/// The options that say where a device's workers run, and how.
+pub fn workers(cpus: &[usize]) -> Vec<String> {
+    if cpus.is_empty() {
+        return vec!["--mode".to_owned(), "adaptive".to_owned()];
+    }
+    let list: Vec<String> = cpus.iter().map(usize::to_string).collect();
+    ["--mode", "busy", "--cpus", &list.join(",")].map(str::to_owned).into()
 }
 
 /// The device's process. It ends when this is dropped, and also when this process dies.
@@ -117,6 +121,7 @@ pub struct DeviceProcess {
     child: Child,
     counters: BufReader<UnixStream>,
     directory: PrivateDirectory,
+    socket: PathBuf,
 }
 
 impl DeviceProcess {
@@ -125,9 +130,23 @@ impl DeviceProcess {
     /// # Errors
     /// [`DeviceError`].
     pub fn start(options: &DeviceOptions) -> Result<Self, DeviceError> {
+        Self::launch(options.program.as_deref(), "net.sock", |socket| options.arguments(socket))
+    }
+
+    /// Starts a device of whatever kind, which listens at a socket of this name, and waits for the socket. `arguments` says what it
+    /// is told; `program` is this very one if `None`.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn launch(
+        program: Option<&Path>,
+        socket: &str,
+        arguments: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Result<Self, DeviceError> {
         let directory = PrivateDirectory::new()?;
-        let program = match &options.program {
-            Some(program) => program.clone(),
+        let socket = directory.0.join(socket);
+        let program = match program {
+            Some(program) => program.to_owned(),
             None => std::env::current_exe().map_err(DeviceError::Start)?,
         };
         let log = File::create(directory.0.join("log")).map_err(DeviceError::Start)?;
@@ -139,7 +158,7 @@ impl DeviceProcess {
         let (ours, theirs) = pair().map_err(DeviceError::Start)?;
         ours.set_read_timeout(Some(ANSWER)).map_err(DeviceError::Start)?;
         let mut command = Command::new(program);
-        command.args(options.arguments(&directory.0.join("net.sock")));
+        command.args(arguments(&socket));
         // The other end stays open across exec and is the device's under the same number.
         command.arg("--counters-fd").arg(theirs.as_raw_fd().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -150,9 +169,9 @@ impl DeviceProcess {
         }
         let child = command.spawn().map_err(DeviceError::Start)?;
         drop(theirs);
-        let mut device = DeviceProcess { child, counters: BufReader::new(ours), directory };
+        let mut device = DeviceProcess { child, counters: BufReader::new(ours), directory, socket };
         let deadline = Instant::now() + START;
-        while !device.socket().exists() {
+        while !device.socket.exists() {
             if let Some(error) = device.ended(Duration::ZERO) {
                 return Err(error);
             }
@@ -166,7 +185,7 @@ impl DeviceProcess {
 
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
-        self.directory.0.join("net.sock")
+        self.socket.clone()
     }
 
     /// Its counters now.

@@ -1,6 +1,6 @@
 //! What all measurements of a run stand on: options, processors, the means to end early, and a back-end for each.
 use super::cell::{CellError, CellOptions, CellResult, measure};
-use super::device::{DeviceOptions, DeviceProcess};
+use super::device::{DeviceError, DeviceOptions, DeviceProcess};
 use super::drive::Direction;
 use super::layout::Layout;
 use super::run::RunError;
@@ -14,6 +14,37 @@ use std::time::Duration;
 
 /// How long a device may take from closing its socket to having ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A bar on the terminal, of so many steps.
+pub fn progress(steps: usize) -> ProgressBar {
+    let bar = ProgressBar::new(steps as u64);
+    // A template that does not parse leaves the default one.
+    if let Ok(style) = ProgressStyle::with_template("{msg:20} [{bar:40}] {elapsed} of about {duration}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+/// Runs `work` on a device and ends it.
+///
+/// # Errors
+/// The device died during the work; else the result is that of the work.
+pub fn on_device<T>(
+    mut device: DeviceProcess,
+    stop: &AtomicBool,
+    work: impl FnOnce(&Path, &mut dyn FnMut() -> Option<CounterLine>) -> Result<T, CellError>,
+) -> Result<Result<T, CellError>, DeviceError> {
+    let socket = device.socket();
+    let done = work(&socket, &mut || device.counters().ok());
+    // The device's own last words say more than that its socket closed.
+    if done.is_err()
+        && !stop.load(Ordering::Relaxed)
+        && let Some(error) = device.ended(LAST_WORDS)
+    {
+        return Err(error);
+    }
+    Ok(done)
+}
 
 /// What a run stands on.
 pub struct Ground<'r> {
@@ -30,12 +61,7 @@ pub struct Ground<'r> {
 impl<'r> Ground<'r> {
     /// A run that has `steps` steps.
     pub fn new(options: &'r Options, layout: &'r Layout, stop: &'r AtomicBool, steps: usize) -> Self {
-        let bar = ProgressBar::new(steps as u64);
-        // A template that does not parse leaves the default one.
-        if let Ok(style) = ProgressStyle::with_template("{msg:20} [{bar:40}] {elapsed} of about {duration}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        Ground { options, layout, stop, bar }
+        Ground { options, layout, stop, bar: progress(steps) }
     }
 
     /// The cells of the run, one behind the other.
@@ -88,23 +114,14 @@ impl<'r> Ground<'r> {
         let done = match at {
             Some(socket) => work(socket, &mut || None),
             None => {
-                let mut device = DeviceProcess::start(&DeviceOptions {
+                let device = DeviceProcess::start(&DeviceOptions {
                     program: None,
                     direction,
                     size,
                     queue_pairs: self.options.queue_pairs,
                     cpus: self.layout.device.clone(),
                 })?;
-                let socket = device.socket();
-                let done = work(&socket, &mut || device.counters().ok());
-                // The device's own last words say more than that its socket closed.
-                if done.is_err()
-                    && !self.stop.load(Ordering::Relaxed)
-                    && let Some(error) = device.ended(LAST_WORDS)
-                {
-                    return Err(error.into());
-                }
-                done
+                on_device(device, self.stop, work)?
             }
         };
         done.map_err(|source| match source {

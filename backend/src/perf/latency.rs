@@ -18,8 +18,14 @@ impl Latencies {
 
     /// Adds one.
     pub fn record(&mut self, latency: Duration) {
+        self.record_ns(latency.as_nanos() as u64);
+    }
+
+    /// Adds one, in nanoseconds.
+    #[inline]
+    pub fn record_ns(&mut self, latency: u64) {
         if let Some(histogram) = &mut self.0 {
-            histogram.saturating_record(latency.as_nanos() as u64);
+            histogram.saturating_record(latency);
         }
     }
 

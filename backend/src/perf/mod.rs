@@ -14,6 +14,7 @@
 //! - [`against`] measures several back-ends in turns, [`pairs::Comparison`] is what may be concluded from that.
 //! - [`drive::Pair`] is a queue pair under load, [`run::drive`] the threads that poll pairs.
 //! - [`device::DeviceProcess`] is a device of our own; it answers questions for its counters.
+//! - [`blk`] does the same for block devices, with requests instead of packets.
 //! - [`outcome::Outcome`] is a judged cell, [`table::table`] and [`crate::report::Report`] what is written of it.
 //!
 //! # Threads, blocking, failing
@@ -25,9 +26,10 @@
 //!
 //! # What it does not do
 //!
-//! Offloads, devices other than network devices.
+//! Offloads, devices other than network and block devices.
 pub mod against;
 pub mod attached;
+pub mod blk;
 pub mod cell;
 pub mod delays;
 pub mod device;
@@ -136,6 +138,14 @@ pub enum PerfError {
         /// Why.
         source: CellError,
     },
+    /// The same of a block device.
+    #[error("{cell}: {source}")]
+    BlkCell {
+        /// The cell.
+        cell: String,
+        /// Why.
+        source: CellError,
+    },
     /// The device could not be started, or died.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -164,50 +174,82 @@ pub enum PerfError {
 /// [`PerfError`]; what was measured before is written nonetheless.
 pub fn run(options: &Options, stop: &AtomicBool, out: &mut dyn Write) -> Result<(), PerfError> {
     let layout = Layout::of(&online_cpus(), options.queue_pairs);
-    let mut report = Report::new(options.command.clone());
-    let quiet = options.json.as_ref().is_some_and(|path| path.as_os_str() == "-");
-    let mut print = |text: String| {
-        // A reader that is gone does not change what is measured.
-        if !quiet {
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        }
-    };
+    let report = Report::new(options.command.clone());
     let introduction = introduction(options, &layout, &report);
-    print(introduction.clone());
-    let (findings, mut result) = match &options.mode {
+    let written = Written { json: options.json.as_deref(), html: options.html.as_deref() };
+    written.around(report, introduction, out, || match &options.mode {
         Mode::Greatest => greatest::run(options, &layout, stop),
         Mode::Against(others) => against::run(options, others, &layout, stop),
         Mode::ZeroLoss(how) => zero_loss::run(options, how, &layout, stop),
         Mode::Latency(loads) => delays::run(options, loads, &layout, stop),
-    };
-    let faults = findings.faults.iter().map(|fault| format!("{fault}\n"));
-    let table = std::iter::once(findings.table).chain(faults).collect::<String>();
-    print(table.clone());
-    report.results = findings.results;
-    let mut lines = findings.lines;
-    lines.sort_by(f64::total_cmp);
-    report.machine.cacheline_round_trip_ns = (!lines.is_empty()).then(|| median(&lines));
-    if result.is_ok() && (findings.failed > 0 || report.failed()) {
-        result = Err(PerfError::Faults(findings.failed.max(1)));
+    })
+}
+
+/// Where a report is written to.
+struct Written<'r> {
+    json: Option<&'r Path>,
+    html: Option<&'r Path>,
+}
+
+impl Written<'_> {
+    /// Prints what is measured, measures, prints what was found, and writes the report.
+    fn around(
+        &self,
+        mut report: Report,
+        introduction: String,
+        out: &mut dyn Write,
+        measure: impl FnOnce() -> (Findings, Result<(), PerfError>),
+    ) -> Result<(), PerfError> {
+        let quiet = self.json.is_some_and(|path| path.as_os_str() == "-");
+        let mut print = |text: &str| {
+            // A reader that is gone does not change what is measured.
+            if !quiet {
+                let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            }
+        };
+        print(&introduction);
+        let (findings, mut result) = measure();
+        let faults = findings.faults.iter().map(|fault| format!("{fault}\n"));
+        let table = std::iter::once(findings.table).chain(faults).collect::<String>();
+        print(&table);
+        report.results = findings.results;
+        let mut lines = findings.lines;
+        lines.sort_by(f64::total_cmp);
+        report.machine.cacheline_round_trip_ns = (!lines.is_empty()).then(|| median(&lines));
+        if result.is_ok() && (findings.failed > 0 || report.failed()) {
+            result = Err(PerfError::Faults(findings.failed.max(1)));
+        }
+        let refused = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| PerfError::Write { path, source }
+        };
+        if let Some(path) = self.json {
+            result = result.and(report.write_to(path).map_err(refused(path)));
+        }
+        if let Some(path) = self.html {
+            let page = html::page(&report, &(introduction + &table), &findings.figures);
+            result = result.and(fs::write(path, page).map_err(refused(path)));
+        }
+        result
     }
-    let refused = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| PerfError::Write { path, source }
-    };
-    if let Some(path) = &options.json {
-        result = result.and(report.write_to(path).map_err(refused(path)));
-    }
-    if let Some(path) = &options.html {
-        let page = html::page(&report, &(introduction + &table), &findings.figures);
-        result = result.and(fs::write(path, page).map_err(refused(path)));
-    }
-    result
 }
 
 fn introduction(options: &Options, layout: &Layout, report: &Report) -> String {
+    format!(
+        "{}; {} queue pair{}, {}, {} s each\n\n",
+        whereabouts(options.socket.as_deref(), layout, report),
+        options.queue_pairs,
+        if options.queue_pairs == 1 { "" } else { "s" },
+        options.shape,
+        options.duration.as_secs_f64(),
+    )
+}
+
+/// Who measures what, and on which processors.
+fn whereabouts(socket: Option<&Path>, layout: &Layout, report: &Report) -> String {
     let list = |cpus: &[usize]| cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
     let machine = &report.machine;
-    let place = match (&options.socket, layout.device.is_empty()) {
+    let place = match (socket, layout.device.is_empty()) {
         (Some(path), true) => format!("back-end at {}, one processor for all", path.display()),
         (Some(path), false) => {
             format!("back-end at {}, front-end on processor {}", path.display(), list(&layout.driver))
@@ -218,14 +260,7 @@ fn introduction(options: &Options, layout: &Layout, report: &Report) -> String {
         }
     };
     format!(
-        "mdevd {} ({}), {}, Linux {}\n{place}; {} queue pair{}, {}, {} s each\n\n",
-        report.version,
-        report.commit,
-        machine.cpu,
-        machine.kernel,
-        options.queue_pairs,
-        if options.queue_pairs == 1 { "" } else { "s" },
-        options.shape,
-        options.duration.as_secs_f64(),
+        "mdevd {} ({}), {}, Linux {}\n{place}",
+        report.version, report.commit, machine.cpu, machine.kernel
     )
 }

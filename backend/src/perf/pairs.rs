@@ -7,7 +7,7 @@ pub const STEADY: f64 = 1.25;
 /// Two measurements one behind the other, with the cache line's round trips before, between and after them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pairing {
-    /// Millions of packets a second of the first back-end.
+    /// The rate of the first back-end, such as millions of packets a second.
     pub first: f64,
     /// Of the second.
     pub second: f64,
@@ -46,8 +46,13 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Compares; results are named `place/...`, the two back-ends by `names`.
+    /// Compares rates of packets; results are named `place/...`, the two back-ends by `names`.
     pub fn of(place: &str, names: [&str; 2], pairs: &[Pairing]) -> Self {
+        Self::in_unit("Mpps", place, names, pairs)
+    }
+
+    /// The same of rates in whatever unit.
+    pub fn in_unit(rate: &str, place: &str, names: [&str; 2], pairs: &[Pairing]) -> Self {
         let [first, second] = names;
         let steady: Vec<&Pairing> = pairs.iter().filter(|pair| pair.steady()).collect();
         let measured = |what: String, unit: &str, samples: Vec<f64>| {
@@ -59,8 +64,8 @@ impl Comparison {
         };
         let each = |value: &dyn Fn(&Pairing) -> f64| steady.iter().map(|pair| value(pair)).collect();
         Comparison {
-            first: measured(format!("{first}-beside-{second}/rate"), "Mpps", each(&|pair| pair.first)),
-            second: measured(format!("{second}/rate"), "Mpps", each(&|pair| pair.second)),
+            first: measured(format!("{first}-beside-{second}/rate"), rate, each(&|pair| pair.first)),
+            second: measured(format!("{second}/rate"), rate, each(&|pair| pair.second)),
             ratio: measured(
                 format!("{first}-by-{second}/ratio"),
                 "ratio",

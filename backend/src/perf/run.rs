@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const ROUNDS: u32 = 16;
 /// After this long without an arrival, what is under way in a loop is lost. A device that shares its processor is away
 /// for a good part of it.
-const GIVE_UP: Duration = Duration::from_secs(1);
+pub const GIVE_UP: Duration = Duration::from_secs(1);
 /// After this long without an arrival the device is taken for dead.
 const STALL: Duration = Duration::from_secs(4);
 /// A gap between two looks counts as no more silence than this.
@@ -30,6 +30,12 @@ pub enum RunError {
     /// The device gave up on a ring.
     #[error("the device has given up on a ring of pair {0} (its err counter was signalled); look at its log")]
     RingFailed(usize),
+    /// The device gave up on a ring.
+    #[error("the device has given up on queue {0} (its err counter was signalled); look at its log")]
+    QueueFailed(usize),
+    /// No request ends.
+    #[error("no request has ended for {} s; look at the back-end's log", .0.as_secs())]
+    Unanswered(Duration),
     /// Nothing arrives.
     #[error("no packet for {} s: does the back-end's configuration suit this direction?", .0.as_secs())]
     Stalled(Duration),
@@ -52,6 +58,33 @@ pub enum RunError {
     Thread,
 }
 
+/// What a driving thread polls.
+pub trait Driven: Send {
+    /// What is counted of it.
+    type Counts: Counted;
+
+    /// One poll, with the kicks it takes; how much arrived. Only if `send`, more is submitted.
+    ///
+    /// # Errors
+    /// [`DriverError`]: the device broke the rules of a ring.
+    fn poll(&mut self, send: bool) -> Result<u32, DriverError>;
+
+    /// What was counted since the last time.
+    fn take(&mut self) -> Self::Counts;
+
+    /// Nothing has arrived for so long, more than [`GIVE_UP`]. This is number `number` of all.
+    ///
+    /// # Errors
+    /// [`RunError`], if that is too long or the device has given up.
+    fn silent(&mut self, number: usize, since: Duration) -> Result<(), RunError>;
+}
+
+/// What is counted, to be added up.
+pub trait Counted: Default + Send {
+    /// Adds another's.
+    fn merge(&mut self, other: &Self);
+}
+
 /// A pair with the counters by which its rings are kicked.
 pub struct Member<Q = SplitQueue> {
     /// The pair.
@@ -60,6 +93,42 @@ pub struct Member<Q = SplitQueue> {
     pub rx: RingFds,
     /// Of the transmit ring.
     pub tx: RingFds,
+}
+
+impl<Q: Virtqueue> Driven for Member<Q> {
+    type Counts = Counts;
+
+    #[inline]
+    fn poll(&mut self, send: bool) -> Result<u32, DriverError> {
+        let polled = self.pair.poll(send)?;
+        if polled.kick_rx {
+            self.rx.kick.signal();
+        }
+        if polled.kick_tx {
+            self.tx.kick.signal();
+        }
+        Ok(polled.packets)
+    }
+
+    fn take(&mut self) -> Counts {
+        self.pair.take()
+    }
+
+    fn silent(&mut self, number: usize, since: Duration) -> Result<(), RunError> {
+        if [&self.rx, &self.tx].into_iter().any(|fds| matches!(fds.err.drain(), Kicks::Some(_))) {
+            return Err(RunError::RingFailed(number));
+        }
+        if self.pair.direction() == Direction::Loop {
+            self.pair.give_up_in_flight();
+        }
+        if since > STALL { Err(RunError::Stalled(since)) } else { Ok(()) }
+    }
+}
+
+impl Counted for Counts {
+    fn merge(&mut self, other: &Self) {
+        Counts::merge(self, other);
+    }
 }
 
 /// How long to run.
@@ -73,15 +142,15 @@ pub struct Plan {
     pub slices: usize,
 }
 
-/// What happened in a slice, all pairs together.
+/// What happened in a slice, all members together.
 #[derive(Clone, Debug)]
-pub struct Slice {
+pub struct Slice<C = Counts> {
     /// Its true length in seconds.
     pub seconds: f64,
     /// The part of that time that the driving thread had its processor, from 0 to 1; of several threads the least.
     pub share: f64,
     /// What was counted in it.
-    pub counts: Counts,
+    pub counts: C,
 }
 
 /// Drives all members for the time of the plan, spread over `cpus`, one thread on each (none of them: one thread, not pinned).
@@ -89,14 +158,14 @@ pub struct Slice {
 ///
 /// # Errors
 /// [`RunError`]. The rings are then in an undefined state.
-pub fn drive<Q: Virtqueue>(
-    members: &mut [Member<Q>],
+pub fn drive<D: Driven>(
+    members: &mut [D],
     plan: &Plan,
     cpus: &[usize],
     stop: &AtomicBool,
     mut at_boundary: impl FnMut(usize),
     alive: impl Fn() -> bool,
-) -> Result<Vec<Slice>, RunError> {
+) -> Result<Vec<Slice<D::Counts>>, RunError> {
     let each = members.len().div_ceil(cpus.len().max(1)).max(1);
     let threads = members.len().div_ceil(each);
     let barrier = Barrier::new(threads);
@@ -121,7 +190,7 @@ pub fn drive<Q: Virtqueue>(
         }
         drop(boundaries);
         let gone = watch(&events, plan.slices, &abort, &mut at_boundary, alive);
-        let mut all: Vec<Slice> = Vec::new();
+        let mut all: Vec<Slice<D::Counts>> = Vec::new();
         let mut failure = None;
         for thread in running {
             match thread.join().unwrap_or(Err(RunError::Thread)) {
@@ -171,14 +240,14 @@ fn watch(
     !alive()
 }
 
-fn one_thread<Q: Virtqueue>(
-    members: &mut [Member<Q>],
+fn one_thread<D: Driven>(
+    members: &mut [D],
     first: usize,
     plan: &Plan,
     stop: &AtomicBool,
     abort: &AtomicBool,
     boundaries: Option<Sender<()>>,
-) -> Result<Vec<Slice>, RunError> {
+) -> Result<Vec<Slice<D::Counts>>, RunError> {
     let mut slices = Vec::with_capacity(plan.slices);
     let mut started = Instant::now();
     let mut silence = Silence::new();
@@ -188,14 +257,14 @@ fn one_thread<Q: Virtqueue>(
         let mut arrived = 0;
         for _ in 0..ROUNDS {
             for member in &mut *members {
-                arrived += round(member, true)?;
+                arrived += member.poll(true)?;
             }
         }
         let now = Instant::now();
         idle(members, first, silence.look(arrived > 0, now))?;
         if now >= ends {
-            let mut counts = Counts::default();
-            members.iter_mut().for_each(|member| counts.merge(&member.pair.take()));
+            let mut counts = D::Counts::default();
+            members.iter_mut().for_each(|member| counts.merge(&member.take()));
             if warm {
                 let seconds = (now - started).as_secs_f64();
                 slices.push(Slice { seconds, share: (processor_time() - had) / seconds, counts });
@@ -219,19 +288,6 @@ fn processor_time() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// One poll of one pair, with the kicks it takes; how many packets arrived.
-#[inline]
-fn round<Q: Virtqueue>(member: &mut Member<Q>, send: bool) -> Result<u32, DriverError> {
-    let polled = member.pair.poll(send)?;
-    if polled.kick_rx {
-        member.rx.kick.signal();
-    }
-    if polled.kick_tx {
-        member.tx.kick.signal();
-    }
-    Ok(polled.packets)
-}
-
 /// How long nothing has arrived, as far as somebody looked: a thread that was kept off its processor has seen no silence
 /// meanwhile, and a clock that jumps (those of virtual machines do) has brought none.
 struct Silence {
@@ -240,12 +296,12 @@ struct Silence {
 }
 
 impl Silence {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Silence { length: Duration::ZERO, looked: Instant::now() }
     }
 
     /// Something arrived, or nothing, by `now`. The length of the silence.
-    fn look(&mut self, arrived: bool, now: Instant) -> Duration {
+    pub fn look(&mut self, arrived: bool, now: Instant) -> Duration {
         let gap = now.saturating_duration_since(self.looked).min(GAP);
         self.length = if arrived { Duration::ZERO } else { self.length + gap };
         self.looked = now;
@@ -254,19 +310,41 @@ impl Silence {
 }
 
 /// Nothing arrived for a while.
-fn idle<Q: Virtqueue>(members: &mut [Member<Q>], first: usize, since: Duration) -> Result<(), RunError> {
+fn idle<D: Driven>(members: &mut [D], first: usize, since: Duration) -> Result<(), RunError> {
     if since < GIVE_UP {
         return Ok(());
     }
-    for (number, member) in members.iter_mut().enumerate() {
-        if [&member.rx, &member.tx].into_iter().any(|fds| matches!(fds.err.drain(), Kicks::Some(_))) {
-            return Err(RunError::RingFailed(first + number));
+    let mut numbered = members.iter_mut().enumerate();
+    numbered.try_for_each(|(number, member)| member.silent(first + number, since))
+}
+
+/// Polls members on this thread until each of them is done.
+///
+/// # Errors
+/// [`RunError`].
+pub fn complete<D: Driven>(
+    members: &mut [D],
+    send: bool,
+    stop: &AtomicBool,
+    alive: impl Fn() -> bool,
+    done: impl Fn(&D) -> bool,
+) -> Result<(), RunError> {
+    let mut silence = Silence::new();
+    while !members.iter().all(&done) {
+        let mut arrived = 0;
+        for member in &mut *members {
+            arrived += member.poll(send)?;
         }
-        if member.pair.direction() == Direction::Loop {
-            member.pair.give_up_in_flight();
+        let length = silence.look(arrived > 0, Instant::now());
+        if length >= GIVE_UP && !alive() {
+            return Err(RunError::PeerGone);
+        }
+        idle(members, 0, length)?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(RunError::Interrupted);
         }
     }
-    if since > STALL { Err(RunError::Stalled(since)) } else { Ok(()) }
+    Ok(())
 }
 
 /// Drives members on this thread, checking every byte, until `packets` have arrived, then lets what is under way come in.
@@ -288,7 +366,7 @@ pub fn verify<Q: Virtqueue>(
         let send = counts.packets < packets;
         let mut arrived = 0;
         for member in &mut *members {
-            arrived += round(member, send)?;
+            arrived += member.poll(send)?;
             counts.merge(&member.pair.take());
         }
         let length = silence.look(arrived > 0, Instant::now());
@@ -323,7 +401,7 @@ pub fn drain<Q: Virtqueue>(
     while members.iter().any(|member| member.pair.in_flight() > 0) {
         let mut arrived = 0;
         for member in &mut *members {
-            arrived += round(member, false)?;
+            arrived += member.poll(false)?;
         }
         let length = silence.look(arrived > 0, Instant::now());
         if length >= GIVE_UP {

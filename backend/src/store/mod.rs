@@ -68,7 +68,7 @@ use smallvec::SmallVec;
 use crate::sys::EventFd;
 
 pub use file::{File, FileOptions};
-pub use kind::{StoreError, StoreKind};
+pub use kind::{StoreError, StoreKind, parse_size};
 pub use memory::Memory;
 pub use null::Null;
 pub use port::{Immediate, Port, Queued};

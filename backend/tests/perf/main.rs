@@ -1,4 +1,7 @@
-//! `mdevd perf net` from outside: what it prints and writes, and what it leaves behind.
+//! `mdevd perf` from outside: what it prints and writes, and what it leaves behind. Here of network devices; block devices are in
+//! [`blk`].
+
+mod blk;
 
 use std::fs;
 use std::io::Read;
@@ -25,10 +28,15 @@ struct Run {
 
 impl Run {
     fn start(arguments: &str) -> Run {
+        Run::of("net", arguments)
+    }
+
+    /// Of a kind of device.
+    fn of(device: &str, arguments: &str) -> Run {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let temporary = tempfile::tempdir().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_mdevd"))
-            .args(["perf", "net"])
+            .args(["perf", device])
             .args(arguments.split_whitespace())
             .env("TMPDIR", temporary.path())
             .stdout(Stdio::piped())
@@ -50,7 +58,10 @@ impl Run {
     fn device(&self) -> Pid {
         wait_for(|| {
             let device = self.devices().first().copied()?;
-            self.left_behind().iter().any(|path| Path::new(path).join("net.sock").exists()).then_some(device)
+            let listens = |path: &String| {
+                ["net.sock", "blk.sock"].iter().any(|name| Path::new(path).join(name).exists())
+            };
+            self.left_behind().iter().any(listens).then_some(device)
         })
     }
 
@@ -180,9 +191,15 @@ struct Other {
 
 impl Other {
     fn start(link: &str) -> Other {
+        Other::of(&["net", "--link", link])
+    }
+
+    /// Of any kind.
+    fn of(arguments: &[&str]) -> Other {
         let folder = tempfile::tempdir().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_mdevd"))
-            .args(["net", "--link", link, "--socket-path"])
+            .args(arguments)
+            .arg("--socket-path")
             .arg(folder.path().join("net.sock"))
             .stderr(Stdio::null())
             .spawn()
