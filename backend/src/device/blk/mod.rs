@@ -235,6 +235,10 @@ impl Device for BlkDevice {
         self.shared.store.is_queued()
     }
 
+    fn tracks_in_flight(&self) -> bool {
+        true
+    }
+
     fn max_ring_size(&self) -> u16 {
         MAX_RING_SIZE
     }
