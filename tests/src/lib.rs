@@ -6,6 +6,7 @@
 //! - [`stage`] puts several of the product's devices on one worker of this process, for tests in which one guest must not notice another.
 //! - [`attached`](fn@attached) shows a device of this process the memory of a guest of this process.
 //! - [`disk`] drives a block device and knows what must be on it, whoever is killed meanwhile.
+//! - [`blocks`] makes blocks that can be told from all others.
 //! - [`random`] makes numbers that look random and can be had again.
 //! - [`steady`] counts what a burst costs that no clock shows.
 //! - [`versus`] measures the product and DPDK's vhost back-end under the same front-end, in turns.
@@ -14,6 +15,7 @@
 
 mod attached;
 pub mod disk;
+pub mod blocks;
 pub mod documents;
 pub mod house;
 pub mod lab;

@@ -100,6 +100,7 @@ impl<Q: Virtqueue> Guest<Q> {
                 event_idx: false,
                 indirect: false,
                 state: QueueState::fresh(packed),
+                log: None,
             };
             let setup = QueueSetup {
                 index,
