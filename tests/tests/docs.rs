@@ -114,6 +114,24 @@ fn the_options_of_mdevd_perf_net_are_those_of_its_help() {
 }
 
 #[test]
+fn the_options_of_mdevd_perf_blk_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let blk =
+        command.find_subcommand("perf").and_then(|perf| perf.find_subcommand("blk")).expect("mdevd perf blk");
+    none(&documents::options(&page("docs/operating.md"), "mdevd perf blk", blk));
+}
+
+#[test]
+fn the_columns_of_perf_blk_are_those_of_its_table() {
+    let page = page("docs/operating.md");
+    let columns = page.tables("mdevd perf blk").into_iter().nth(1).expect("a table of columns");
+    let written: Vec<&str> = columns.iter().flat_map(|row| row[0].split(", ")).collect();
+    let table = mdevd::perf::blk::table::table(&[]);
+    let printed: Vec<&str> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(written, printed);
+}
+
+#[test]
 fn the_options_of_mdevd_regress_are_those_of_its_help() {
     let command = mdevd::cli::command();
     let regress = command.find_subcommand("regress").expect("mdevd regress");

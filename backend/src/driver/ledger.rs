@@ -217,12 +217,12 @@ impl Ledger {
         match (stale, other) {
             (None, _) => Ok(()),
             (Some((number, generation)), None) => {
-                let what = format!("generation {generation} is there, and {} may be there", may());
+                let what = format!("{} is there, and {} may be there", named(generation), may());
                 wrong(Damage::Lost, number, what)
             }
             (Some((number, generation)), Some((_, second))) => {
                 let beside = if second == generation { begun.unwrap_or(0) } else { second };
-                let what = format!("generation {generation} beside {beside}; {} may be there", may());
+                let what = format!("{} beside {}; {} may be there", named(generation), named(beside), may());
                 wrong(Damage::Torn, number, what)
             }
         }
@@ -239,11 +239,19 @@ impl Ledger {
     }
 }
 
+/// A generation in words.
+fn named(generation: u64) -> String {
+    match generation {
+        0 => "what was there before the run".to_owned(),
+        generation => format!("generation {generation}"),
+    }
+}
+
 /// Generations in words.
 fn list(generations: &[u64]) -> String {
     match generations {
-        [one] => format!("only {one}"),
-        several => several.iter().map(u64::to_string).collect::<Vec<_>>().join(" or "),
+        [one] => format!("only {}", named(*one)),
+        several => several.iter().map(|&one| named(one)).collect::<Vec<_>>().join(" or "),
     }
 }
 

@@ -228,7 +228,7 @@ fn acknowledged_write_of_which_nothing_is_there_is_lost() {
     let finding = bench.check(2).unwrap_err();
     assert_eq!(
         finding.to_string(),
-        "LOST: sector 8 (block 2): generation 0 is there, and only 1 may be there"
+        "LOST: sector 8 (block 2): what was there before the run is there, and only generation 1 may be there"
     );
 }
 

@@ -41,7 +41,7 @@ pub struct Report {
 pub struct Measurement {
     /// What was measured, from the general to the particular, separated by slashes: `to/64/rate`.
     pub name: String,
-    /// The unit of all values: `Mpps`, `Gbit/s`, `ns`, `us`, `packets`, `ratio`.
+    /// The unit of all values: `Mpps`, `Gbit/s`, `kIOPS`, `GB/s`, `ns`, `us`, `packets`, `requests`, `blocks`, `ratio`.
     pub unit: String,
     /// The median of the samples; 0 where there are none. Of an even number: the mean of the middle two.
     pub median: f64,

@@ -65,8 +65,9 @@ fn device_at_a_socket_is_only_read_unless_it_is_to_be_written() {
     assert!(status.success(), "{err}{out}");
     assert!(out.lines().any(|line| line.starts_with("-  randread  4k      4  split")), "{out}");
     assert!(fs::read(&file).unwrap() == bytes, "nothing was written");
-    let arguments =
-        format!("--socket-path {socket} --iodepth 4 --duration 300ms --rw randwrite --verify --span 512k");
+    let arguments = format!(
+        "--socket-path {socket} --iodepth 1,4 --duration 300ms --rw randwrite,mixed --verify --span 512k"
+    );
     let (status, out, err) = perf(&arguments).end();
     assert!(status.success(), "{err}{out}");
     let after = fs::read(&file).unwrap();

@@ -15,7 +15,7 @@ use crate::perf::{Findings, PerfError};
 use crate::store::StoreKind;
 use indicatif::ProgressBar;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What a run stands on.
@@ -25,7 +25,8 @@ pub struct Bench<'r> {
     stop: &'r AtomicBool,
     /// How far it is.
     pub bar: ProgressBar,
-    seed: u64,
+    /// Another one for every measurement, so that what an earlier one has left is not taken for its own.
+    seed: AtomicU64,
 }
 
 /// One cell: the number of a store, if stores are ours, and what is asked of it.
@@ -39,8 +40,7 @@ impl<'r> Bench<'r> {
     /// A run that has not begun.
     pub fn new(options: &'r BlkOptions, layout: &'r Layout, stop: &'r AtomicBool) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Another one in every run, so that what an earlier one has left is not taken for ours.
-        let seed = mix(since.as_nanos() as u64 ^ u64::from(std::process::id()) << 32);
+        let seed = AtomicU64::new(mix(since.as_nanos() as u64 ^ u64::from(std::process::id()) << 32));
         let mut bench = Bench { options, layout, stop, bar: ProgressBar::hidden(), seed };
         let cells = bench.all_cells().len();
         let steps = match &options.against {
@@ -141,7 +141,7 @@ impl<'r> Bench<'r> {
             span: self.options.span,
             prefill: at.is_none() && matches!(self.store(cell), Some(StoreKind::Memory { .. })),
             verify: self.options.verify,
-            seed: self.seed,
+            seed: mix(self.seed.fetch_add(1, Ordering::Relaxed)),
             duration,
             cpus: self.layout.driver.clone(),
         };

@@ -23,7 +23,7 @@ mod bench;
 pub mod cell;
 pub mod load;
 pub mod outcome;
-mod table;
+pub mod table;
 pub mod workload;
 
 use super::against::{Against, compete};
