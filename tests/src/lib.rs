@@ -14,8 +14,8 @@
 //! - [`documents`] reads the Markdown files and says where they disagree with the rest of the tree.
 
 mod attached;
-pub mod disk;
 pub mod blocks;
+pub mod disk;
 pub mod documents;
 pub mod house;
 pub mod lab;

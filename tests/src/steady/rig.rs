@@ -101,7 +101,6 @@ impl<Q: Virtqueue> Guest<Q> {
                 indirect: false,
                 log: None,
                 state: QueueState::fresh(packed),
-                log: None,
             };
             let setup = QueueSetup {
                 index,
