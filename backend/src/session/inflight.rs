@@ -3,6 +3,11 @@
 //!
 //! The file is checked as files of guest memory are, and mapped like them, so that a front-end that truncates it does
 //! no harm but to its own rings. What is in it is nobody's word: rings check it when they start ([`crate::ring::RingLog`]).
+//!
+//! What a ring with a log does not finish is not failed but left recorded: when the connection ends, and, where
+//! `GET_VRING_BASE_INFLIGHT` was negotiated, when the ring is stopped. Whoever serves the ring next, on whatever connection
+//! or host the front-end sends the buffer to, takes it again. `RESET_DEVICE` empties the logs, `SET_OWNER` forgets the buffer.
+//! Both features are offered for devices that keep requests in flight, and for no others.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -38,7 +38,7 @@
 //! |---|---|---|
 //! | `REM_MEM_REG`, `SET_MEM_TABLE`, `ADD_MEM_REG` | what is not in the table is out of reach | lanes to leave the bursts in which they could see it, then its pins; 30 s |
 //! | `IOTLB_MSG` that invalidates or changes | what was translated is out of reach | as above |
-//! | `GET_VRING_BASE` | every request of the ring is finished, or recorded and given up (below); the base is final | the worker, as long as the I/O takes |
+//! | `GET_VRING_BASE` | every request of the ring is finished, or recorded (`inflight`); the base is final | the worker, as long as the I/O takes |
 //! | `RESET_DEVICE`, `SET_STATUS` 0 | no ring of this connection runs | all its workers; 30 s |
 //! | `SET_OWNER` | nothing of the session before is left | all its workers, then its whole memory; 30 s each |
 //!
@@ -52,13 +52,6 @@
 //! the rings stop, the device cancels what it has in flight and asks for a reset, and gets one more second. Only if something
 //! remains then, the message is answered with an error, and a line in the log says that the front-end may take no notice
 //! of that.
-//!
-//! # Requests in flight
-//!
-//! Rings of a device that keeps requests in flight record them in a buffer of the front-end's ([`crate::ring::RingLog`]), if
-//! it has handed one over. What such a ring does not finish is not failed but left recorded: when the connection ends, and, where
-//! `GET_VRING_BASE_INFLIGHT` was negotiated, when the ring is stopped. Whoever serves the ring next, on whatever connection
-//! or host the front-end sends the buffer to, takes it again. `RESET_DEVICE` empties the logs, `SET_OWNER` forgets the buffer.
 //!
 //! # Behind an IOMMU
 //!
