@@ -1,7 +1,7 @@
 //! What a disk may hold: a model of writes that were begun and acknowledged, and the damage that it finds.
 //!
 //! A [`Ledger`] knows for every block which writes may be what a read finds there now. Each write has a *generation*, the number of the
-//! write in the run, and puts a [`pattern`](super::pattern) into its block that names block and generation. A write that
+//! write in the run, and puts a [`pattern`] into its block that names block and generation. A write that
 //! is acknowledged supersedes all that had ended before it began; writes that were under way together may have come in any
 //! order, or each in part of the block; one that failed, or whose device died, may be there wholly, partly, or not at all. What
 //! the block held before the run is generation 0.

@@ -33,7 +33,7 @@ impl Session {
             M::GetFeatures => Ok(self.get_features()),
             M::SetFeatures(features) => self.set_features(queues, asker, features),
             M::GetProtocolFeatures => {
-                let offered = offered(self.device.as_ref());
+                let offered = offered(self.device.as_ref(), &self.options);
                 Ok(Outcome::Reply(FrontendReply::GetProtocolFeatures(offered)))
             }
             M::SetProtocolFeatures(features) => self.set_protocol_features(features),

@@ -12,7 +12,7 @@ use super::error::Refusal;
 use super::memory::Keys;
 use super::reply::{Asker, Outcome};
 use super::vring::Vring;
-use super::{Queues, Session};
+use super::{Queues, Session, SessionOptions};
 use crate::device::{Device, Enabled};
 
 /// What is offered whatever the device: what works.
@@ -29,9 +29,10 @@ pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::GPA_ADDRESSES);
 
-/// What is offered for this device.
-pub fn offered(device: &dyn Device) -> ProtocolFeatures {
-    match device.tracks_in_flight() {
+/// What is offered for this device. A record of requests in flight says where a ring stands, and must not do so for one that was reset
+/// by itself: either is offered.
+pub fn offered(device: &dyn Device, options: &SessionOptions) -> ProtocolFeatures {
+    match device.tracks_in_flight() && !options.ring_reset {
         true => OFFERED | ProtocolFeatures::INFLIGHT_SHMFD | ProtocolFeatures::GET_VRING_BASE_INFLIGHT,
         false => OFFERED,
     }
@@ -153,7 +154,7 @@ impl Session {
     }
 
     pub(super) fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<Outcome, Refusal> {
-        let unknown = features.difference(offered(self.device.as_ref()));
+        let unknown = features.difference(offered(self.device.as_ref(), &self.options));
         if !unknown.is_empty() {
             return Err(Refusal::ProtocolNotOffered(unknown));
         }

@@ -9,12 +9,12 @@
 //! # Objects
 //!
 //! - [`File`]: the open file, its lock, its size and what it can do; shared by all engines.
-//! - [`Port`]: the end of one engine, with a ring of its own ([`crate::sys::uring`]), which owns the requests in flight.
+//! - [`Port`]: the end of one engine, with a ring of its own (`sys::uring`), which owns the requests in flight.
 //! - `Job`: one request, between the operations it takes.
 //!
 //! # Locks
 //!
-//! None in this process. Other processes are kept away by locks on bytes of the file as QEMU has them ([`lock`]), so an
+//! None in this process. Other processes are kept away by locks on bytes of the file as QEMU has them (`lock`), so an
 //! image that QEMU or `qemu-img` uses is refused, and the other way round. These locks belong to the open file, and what the kernel
 //! still does for a daemon that was killed keeps that file open: once a new daemon has the locks, no write of the old one
 //! can come after its own. That makes a restart safe, and is why opening waits up to two seconds for them. (Of two

@@ -21,7 +21,7 @@
 //! |---|---|---|
 //! | [`null`] | immediate | none: reads leave the guest's memory as it is, writes are forgotten |
 //! | [`memory`] | immediate | memory of this process |
-//! | [`file`] | queued | a file or block device, through io_uring |
+//! | [`mod@file`] | queued | a file or block device, through io_uring |
 //! | [`held`] | queued | memory, and every request ends when somebody says so: for tests |
 //!
 //! # What a store promises
@@ -50,11 +50,11 @@
     )
 )]
 
-mod file;
+pub mod file;
 pub mod held;
 mod kind;
-mod memory;
-mod null;
+pub mod memory;
+pub mod null;
 mod port;
 
 use std::io;

@@ -9,10 +9,10 @@
 //!   queues for a time that is cut into slices, verifies if it was asked to, and detaches.
 //! - [`load::Load`] is a queue under load: it submits requests, takes back those that have ended, times some of them.
 //! - A [`Ledger`](crate::driver::ledger::Ledger) for each queue knows what a read must find, if that is verified.
-//! - [`bench::Bench`] is the run: its cells, and a back-end for each. [`outcome::BlkOutcome`] is a judged cell,
+//! - `bench::Bench` is the run: its cells, and a back-end for each. [`outcome::BlkOutcome`] is a judged cell,
 //!   [`table::table`] what is printed of it.
 //!
-//! Threads, and what waits for what, are those of [`super::run`]. Requests that fail and blocks that are damaged are results with
+//! Threads, and what waits for what, are those of [`super::run`](mod@super::run). Requests that fail and blocks that are damaged are results with
 //! the status "failed"; a device that dies ends the run with an error.
 //!
 //! # What it does not do

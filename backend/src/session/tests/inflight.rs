@@ -13,7 +13,7 @@ use super::House;
 use super::front::{FEATURES, Front, MIB, USER, ack, eventfd, memfd, region, state};
 use super::mock::Note;
 use crate::ring::{Ring, RingLog};
-use crate::session::{OFFERED_PROTOCOL_FEATURES as OFFERED, offered_protocol_features};
+use crate::session::{OFFERED_PROTOCOL_FEATURES as OFFERED, SessionOptions, offered_protocol_features};
 
 const TRACKING: P = P::INFLIGHT_SHMFD.union(P::GET_VRING_BASE_INFLIGHT);
 
@@ -55,9 +55,12 @@ fn set(house: &mut House, front: &mut Front, inflight: Inflight, fd: BorrowedFd<
 fn tracking_is_offered_for_devices_that_keep_requests_in_flight() {
     let (mut plain, mut tracks) = (House::new(2), tracking(2));
     assert_eq!(plain.connect().ask(&mut plain, M::GetProtocolFeatures), R::GetProtocolFeatures(OFFERED));
-    let offered = offered_protocol_features(tracks.device.as_ref());
+    let mut options = SessionOptions::default();
+    let offered = offered_protocol_features(tracks.device.as_ref(), &options);
     assert_eq!(offered, OFFERED | TRACKING);
     assert_eq!(tracks.connect().ask(&mut tracks, M::GetProtocolFeatures), R::GetProtocolFeatures(offered));
+    options.ring_reset = true;
+    assert_eq!(offered_protocol_features(tracks.device.as_ref(), &options), OFFERED);
     // Not negotiated, not served; and the stream stays in step.
     let mut front = tracks.connect();
     front.negotiate(&mut tracks, OFFERED);
