@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use mdev_protocol::virtio::blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
 use super::flying::Flying;
+use super::gathered::Gathered;
 use super::request::Rules;
 use super::{Shared, immediate};
 use crate::device::{Bell, DropCause, Enabled, Engine, EventFd, Queue};
@@ -33,6 +34,7 @@ pub(super) struct BlkEngine {
     pub(super) ended: Vec<(u16, u32)>,
     /// Bytes that they have moved.
     pub(super) moved: u64,
+    pub(super) gathered: Gathered,
     /// What one poll passes on; kept for its memory.
     pub(super) completions: Vec<Completion>,
     pub(super) requests: Vec<Request>,
@@ -61,6 +63,7 @@ impl BlkEngine {
             flying: Flying::new(),
             ended: Vec::new(),
             moved: 0,
+            gathered: Gathered::default(),
             completions: Vec::new(),
             requests: Vec::new(),
             quiesced: false,
@@ -136,9 +139,13 @@ impl Engine for BlkEngine {
     }
 
     fn poll(&mut self) -> u32 {
-        let Self { shared, features, port, queue: Some(queue), quiesced, .. } = self else { return 0 };
+        let Self { shared, features, port, queue: Some(queue), quiesced, gathered, .. } = self else {
+            return 0;
+        };
         match port {
-            Some(Port::Immediate(port)) if !*quiesced => immediate::poll(queue, port, shared, *features),
+            Some(Port::Immediate(port)) if !*quiesced => {
+                immediate::poll(queue, port, gathered, shared, *features)
+            }
             Some(Port::Immediate(_)) => 0,
             Some(Port::Queued(_)) => self.poll_queued(),
             None => {

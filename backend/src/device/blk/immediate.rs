@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::Shared;
 use super::engine::{BURST, cause, rules};
+use super::gathered::Gathered;
 use super::request::{Data, Refused, Rules, What, parse, write_id, write_status};
 use crate::device::{Enabled, Queue, QueueStats, Wait};
 use crate::ring::{Chain, RingError, Vring};
@@ -15,7 +16,13 @@ use crate::sys::tsc;
 
 /// One burst. How many chains were used.
 #[inline(always)]
-pub(super) fn poll(queue: &mut Queue, port: &mut Immediate, shared: &Shared, features: u64) -> u32 {
+pub(super) fn poll(
+    queue: &mut Queue,
+    port: &mut Immediate,
+    gathered: &mut Gathered,
+    shared: &Shared,
+    features: u64,
+) -> u32 {
     if queue.switch.get() != Enabled::Yes || !queue.ready() {
         return 0;
     }
@@ -29,7 +36,7 @@ pub(super) fn poll(queue: &mut Queue, port: &mut Immediate, shared: &Shared, fea
                 stats.add_empty_poll();
                 Ok((0, false))
             }
-            Ok((_, vring)) => serve(vring, port, shared, &rules(shared, features), wait, stats),
+            Ok((_, vring)) => serve(vring, port, gathered, shared, &rules(shared, features), wait, stats),
             Err(error) => Err(error),
         }
     };
@@ -53,31 +60,33 @@ pub(super) fn poll(queue: &mut Queue, port: &mut Immediate, shared: &Shared, fea
 fn serve(
     mut vring: Vring<'_, '_>,
     port: &mut Immediate,
+    gathered: &mut Gathered,
     shared: &Shared,
     rules: &Rules,
     wait: Wait,
     stats: &QueueStats,
 ) -> Result<(u32, bool), RingError> {
     let began = tsc::now();
-    let mut done: SmallVec<[(u16, u32); BURST]> = SmallVec::new();
     let mut bytes = 0u64;
+    let mut used = 0usize;
     let burst = vring.burst();
-    vring.take(
-        BURST,
-        #[inline(always)]
-        |chain| {
-            let (used, moved) = one(burst, &chain, port, shared, rules, wait, stats)?;
-            done.push((chain.head, used));
-            bytes = bytes.wrapping_add(moved);
-            Ok(())
-        },
-    )?;
-    for (head, used) in &done {
-        vring.complete(*head, *used)?;
+    gathered.take(&mut vring, BURST)?;
+    while let Some(chain) = gathered.chain(used) {
+        match one(burst, &chain, port, shared, rules, wait, stats) {
+            Ok((len, moved)) => {
+                vring.complete(chain.head, len)?;
+                bytes = bytes.wrapping_add(moved);
+            }
+            Err(error) if used == 0 => return Err(error),
+            // Those before it are used first; it is met again.
+            Err(_) => break,
+        }
+        used = used.wrapping_add(1);
     }
+    vring.untake(gathered.len().wrapping_sub(used));
     let call = vring.publish()?;
-    stats.add_burst(done.len() as u64, bytes, tsc::now().wrapping_sub(began));
-    Ok((done.len() as u32, call))
+    stats.add_burst(used as u64, bytes, tsc::now().wrapping_sub(began));
+    Ok((used as u32, call))
 }
 
 /// One chain: its used length, and how many bytes were moved.

@@ -9,6 +9,7 @@
 //! | `request` | what does a chain ask for |
 //! | `engine` | how does a burst of chains become requests, and their ends used chains |
 //! | `immediate`, `queued` | the same for stores that need no time, and for those that do |
+//! | `gathered` | which chains does a burst have |
 //! | `flying` | which chains are in flight |
 //!
 //! [`BlkDevice`] is the configuration, the store and the counters; each queue is a group of its own with an engine of its
@@ -55,6 +56,7 @@ mod config;
 mod engine;
 mod flying;
 pub mod fuzzing;
+mod gathered;
 mod immediate;
 mod queued;
 mod request;

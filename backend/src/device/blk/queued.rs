@@ -9,9 +9,10 @@ use smallvec::SmallVec;
 use super::Shared;
 use super::engine::{BURST, BlkEngine, cause, rules};
 use super::flying::{Flown, Flying};
+use super::gathered::Gathered;
 use super::request::{Data, Refused, Rules, What, parse, write_id, write_status};
 use crate::device::{Enabled, Queue, QueueStats, Wait};
-use crate::ring::{Chain, RingError};
+use crate::ring::{Chain, RingError, Vring};
 use crate::store::{Completion, Pins, Port, Queued, Request};
 use crate::sys::tsc;
 
@@ -35,6 +36,7 @@ impl BlkEngine {
             rules: rules(shared, *features),
             flying: &mut self.flying,
             requests: &mut self.requests,
+            gathered: &mut self.gathered,
             done: SmallVec::new(),
             wait: queue.wait(),
         };
@@ -101,6 +103,7 @@ struct Queuing<'e> {
     rules: Rules,
     flying: &'e mut Flying,
     requests: &'e mut Vec<Request>,
+    gathered: &'e mut Gathered,
     /// Chains that need no store.
     done: SmallVec<[(u16, u32); BURST]>,
     wait: Wait,
@@ -135,13 +138,11 @@ impl Queuing<'_> {
         for (head, used) in ended {
             vring.complete(*head, *used)?;
         }
-        if takes {
-            let most = BURST.min(self.flying.room());
-            let took = vring.take(most, |chain| self.one(&burst, &chain, stats));
-            if ended.is_empty() {
-                // Otherwise the driver hears of what has ended first, and this is met again.
-                took?;
-            }
+        if takes && let Err(error) = self.take(&mut vring, stats)
+            // Otherwise the driver hears of what has ended first, and this is met again.
+            && ended.is_empty()
+        {
+            return Err(error);
         }
         for (head, used) in &self.done {
             vring.complete(*head, *used)?;
@@ -162,6 +163,27 @@ impl Queuing<'_> {
             stats.add_burst(used.into(), moved, tsc::now().wrapping_sub(began));
         }
         Ok(Served { taken, used, call })
+    }
+
+    /// Takes chains, as many as there is room for.
+    ///
+    /// # Errors
+    /// What is wrong with the first of them: nothing was taken.
+    fn take(&mut self, vring: &mut Vring<'_, '_>, stats: &QueueStats) -> Result<(), RingError> {
+        self.gathered.take(vring, self.flying.room())?;
+        let gathered = std::mem::take(self.gathered);
+        let mut taken = 0usize;
+        let mut outcome = Ok(());
+        while let Some(chain) = gathered.chain(taken) {
+            outcome = self.one(vring.burst(), &chain, stats);
+            if outcome.is_err() {
+                break;
+            }
+            taken = taken.wrapping_add(1);
+        }
+        vring.untake(gathered.len().wrapping_sub(taken));
+        *self.gathered = gathered;
+        if taken == 0 { outcome } else { Ok(()) }
     }
 
     /// One chain.
