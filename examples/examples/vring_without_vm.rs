@@ -15,7 +15,7 @@ use mdev_protocol::vhost_user::Client;
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::daemon::{Daemon, Endpoint, Options};
-use mdevd::device::net::{NetConfig, NetDevice};
+use mdevd::device::net::{NetConfig, NetDevice, QUEUE_NAMES};
 use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
 use mdevd::driver::{FrontEnd, GuestMemory, MemoryOptions, RingFds};
 use mdevd::link::LinkKind;
@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = NetDevice::new(NetConfig { name, queue_pairs: 1, mac: None, mtu: None, link })?;
     let options = Options {
         mode: Mode::Event,
-        queue_names: &["receive", "transmit"],
+        queue_names: QUEUE_NAMES,
         cpus: vec![],
         stats: None,
         sessions: Default::default(),

@@ -1,6 +1,6 @@
 #!/bin/sh
-# setup.sh DIR: make the lab's root in DIR: Debian trixie's QEMU 11, DPDK testpmd and busybox with all their libraries, and in DIR/guest a
-# kernel with the modules of the devices under test.
+# setup.sh DIR: make the lab's root in DIR: Debian trixie's QEMU 11 with its tools for images, DPDK testpmd, fio, the tools of ext4 and
+# busybox with all their libraries, and in DIR/guest a kernel with the modules of the devices under test.
 #
 # Packages are fetched by this machine's apt (its mirror, proxies and keys) into a state of their own and only unpacked: nothing is
 # installed on this machine, no maintainer script runs, and no service can start. DIR appears by a rename at the very end, so a DIR
@@ -12,7 +12,7 @@ WORK=$DIR.partial
 ROOT=$WORK/root
 APT=$WORK/apt
 KERNEL=7.3.4+deb13-cloud-amd64
-MODULES="virtio_net"
+MODULES="virtio_net virtio_blk"
 
 fail() { echo "lab: $*" >&2; exit 1; }
 [ -e "$DIR" ] && exit 0
@@ -59,11 +59,13 @@ apt-get autoclean -qq # what an earlier run fetched and the mirror has replaced 
 
 # testpmd lives in a development package whose headers and static libraries nobody here needs: take its libraries, not its -dev friends.
 testpmd_needs=$(apt-cache depends dpdk-dev | awk '$1 == "Depends:" && $2 !~ /-dev$|^python|^<|-support$/ { print $2 }')
-apt-get install -qq -y --download-only base-files libc-bin busybox-static kmod liblzma5 qemu-system-x86 seabios \
-    librte-net-virtio25 librte-net-vhost25 librte-mempool-ring25 $testpmd_needs >/dev/null ||
+# fio wants an interpreter for its scripts, and QEMU's block drivers the libraries of all of them: one driver is of use here, libblkio.
+fio_needs=$(apt-cache depends fio | awk '$1 == "Depends:" && $2 !~ /^python|^init-system/ { print $2 }')
+apt-get install -qq -y --download-only base-files libc-bin busybox-static kmod liblzma5 qemu-system-x86 seabios qemu-utils libblkio1 \
+    e2fsprogs librte-net-virtio25 librte-net-vhost25 librte-mempool-ring25 $testpmd_needs $fio_needs >/dev/null ||
     fail "apt-get could not fetch the packages"
-(cd "$APT/archives" && apt-get download -qq dpdk-dev "linux-binary-$KERNEL" "linux-modules-$KERNEL") ||
-    fail "apt-get could not fetch testpmd or kernel $KERNEL"
+(cd "$APT/archives" && apt-get download -qq dpdk-dev fio qemu-block-extra "linux-binary-$KERNEL" "linux-modules-$KERNEL") ||
+    fail "apt-get could not fetch testpmd, fio, QEMU's block drivers or kernel $KERNEL"
 
 mkdir -p "$ROOT/usr/bin" "$ROOT/usr/sbin" "$ROOT/usr/lib" "$ROOT/usr/lib64"
 for d in bin sbin lib lib64; do ln -s usr/$d "$ROOT/$d"; done
@@ -93,8 +95,9 @@ while read -r file; do
 done < "$WORK/load"
 rm -r "$ROOT/usr/lib/modules"
 
-for program in qemu-system-x86_64 dpdk-testpmd; do
-    chroot "$ROOT" /lib64/ld-linux-x86-64.so.2 --list "/usr/bin/$program" | grep 'not found' && fail "$program misses libraries"
+blkio=$(cd "$ROOT" && find usr/lib -name block-blkio.so) # where QEMU's tools look for it
+for program in usr/bin/qemu-system-x86_64 usr/bin/dpdk-testpmd usr/bin/qemu-img usr/bin/fio usr/sbin/mkfs.ext4 "$blkio"; do
+    chroot "$ROOT" /lib64/ld-linux-x86-64.so.2 --list "/$program" | grep 'not found' && fail "$program misses libraries"
 done
 sync -f "$ROOT" 2>/dev/null || true
 mv -T "$ROOT" "$DIR"

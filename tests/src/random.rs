@@ -16,6 +16,11 @@ impl Random {
         Random(seed)
     }
 
+    /// The sequence of a number.
+    pub fn of_number(seed: u64) -> Random {
+        Random(step(seed))
+    }
+
     /// The next number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -14,7 +14,7 @@ use super::reply::{Asker, Outcome};
 use super::vring::{Run, Vring, base_of, state_of};
 use super::{POLL, Queues, Session};
 
-/// How long a device gets for what it has cancelled.
+/// How long a device gets at most for what it has cancelled.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// A message whose reply has to wait.
@@ -150,7 +150,7 @@ impl Session {
         log::warn!("{}: {late}; its requests are cancelled, and it asks for a reset", self.name);
         self.needs_reset = true;
         self.cancel_rings(queues);
-        let within = LAST_CHANCE.min(self.options.barrier);
+        let within = LAST_CHANCE.min(self.options.barrier.saturating_mul(8));
         let Barrier { asker, wait, then, .. } = barrier;
         let wait = match wait {
             Wait::Table(change) => {

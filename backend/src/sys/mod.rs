@@ -2,10 +2,10 @@
 //! descriptors.
 //!
 //! Nothing here knows of devices, rings or messages. Only [`Poll::wait`] blocks, and [`OwnerProcess`] waits for the
-//! process that it is; dropping a ring waits for what is in flight. Eight files need `unsafe`: one signals a peer without
+//! process that it is; dropping a ring waits for what is in flight. Nine files need `unsafe`: one signals a peer without
 //! waiting for it, one holds signals back, one takes over a descriptor by its number, one reads the processor's time
 //! stamp counter, one makes a process that owns memory, one moves frames between guest memory and a tap interface, one
-//! locks bytes of a file, one gives memory to an io_uring.
+//! locks bytes of a file, two give memory to an io_uring.
 
 #[allow(unsafe_code)]
 mod bell;

@@ -163,7 +163,7 @@ impl Slot {
                 if self.translated {
                     queue = queue.behind_iommu(self.asking(member.index, sink));
                 }
-                if state != QueueState::fresh(state.next_used.is_some()) {
+                if state != QueueState::fresh(state.next_used.is_some()) || queue.ring.keeps_log() {
                     // Whoever served it before may have used chains and called nobody, or nobody who listens now.
                     queue.call();
                 }

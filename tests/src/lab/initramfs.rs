@@ -8,6 +8,9 @@ use std::process::Command;
 use super::Lab;
 use super::setup::script;
 
+/// The loader of the lab's root, which can say what a program needs.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
 /// What an entry of the archive is.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum FileKind {
@@ -45,9 +48,29 @@ impl Initramfs {
 
     /// Add a program of this machine with the shared libraries it needs, as `/bin/NAME`.
     pub fn add_program(&mut self, name: &str, program: &Path) -> std::io::Result<()> {
-        for library in shared_libraries(program)? {
-            let inside = library.to_string_lossy();
-            self.add(inside.trim_start_matches('/'), FileKind::Program, &fs::read(&library)?);
+        self.add_with_libraries(name, program, &shared_libraries(program)?, Path::new("/"))
+    }
+
+    /// Add a program of the lab's root with the shared libraries it needs, by its own name in `/bin`. They come before programs of this
+    /// machine, whose libraries are older: those work with newer ones.
+    pub fn add_lab_program(&mut self, lab: &Lab, program: &str) -> std::io::Result<()> {
+        let path = lab.root().join(program.trim_start_matches('/'));
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let answer = lab.command(LOADER).args(["--list", program]).output()?;
+        self.add_with_libraries(&name, &path, &listed(&answer.stdout), lab.root())
+    }
+
+    fn add_with_libraries(
+        &mut self,
+        name: &str,
+        program: &Path,
+        libraries: &[PathBuf],
+        root: &Path,
+    ) -> std::io::Result<()> {
+        for library in libraries {
+            let inside = library.strip_prefix("/").unwrap_or(library);
+            let data = fs::read(root.join(inside))?;
+            self.add(&inside.to_string_lossy(), FileKind::Program, &data);
         }
         self.add(&format!("bin/{name}"), FileKind::Program, &fs::read(program)?);
         Ok(())
@@ -100,9 +123,13 @@ impl Initramfs {
 /// The shared libraries `program` is linked with and the loader that finds them, each under the path by which it is asked for.
 pub fn shared_libraries(program: &Path) -> std::io::Result<Vec<PathBuf>> {
     let answer = Command::new("ldd").arg(program).output()?;
-    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)" or "/lib64/ld-linux-x86-64.so.2 (0x...)"
-    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+    Ok(listed(&answer.stdout))
+}
+
+/// The libraries in a loader's list: "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)" or "/lib64/ld-linux-x86-64.so.2 (0x...)".
+fn listed(list: &[u8]) -> Vec<PathBuf> {
+    let text = String::from_utf8_lossy(list);
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::{Ended, Lab, Running, dying_with_us};
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
 
-/// A running `mdevd net`.
+/// A running `mdevd`.
 #[derive(Debug)]
 pub struct Mdevd {
     run: Running,
@@ -27,6 +27,11 @@ impl Counters {
     /// One counter, by the title of its column; a column that is not printed stands for 0.
     pub fn get(&self, title: &str) -> u64 {
         self.0.get(title).copied().unwrap_or_default()
+    }
+
+    /// Requests that went through the queue of a disk.
+    pub fn requests(&self) -> u64 {
+        self.get("requests")
     }
 
     /// Packets that went through the queue.
@@ -72,6 +77,22 @@ impl Mdevd {
             assert!(!ended && Instant::now() < deadline, "mdevd does not listen on {socket}");
         }
         Mdevd { run, queues: 2 * queue_pairs }
+    }
+
+    /// Start `mdevd blk` on `socket` in the test's working folder with this many queues, this store and more arguments, and wait until it
+    /// serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn blk(lab: &Lab, socket: &str, queues: u16, store: &str, arguments: &[&str]) -> Mdevd {
+        let mut command = lab.product();
+        command
+            .args(["blk", "--socket-path", socket, "--queues", &queues.to_string(), "--store", store])
+            .args(arguments);
+        command.env("RUST_LOG", "info");
+        let mut run = served(command);
+        run.expect("serving a block device", START); // a killed one has left its socket
+        Mdevd { run, queues }
     }
 
     /// Start `mdevd net` so that it connects to whoever listens on `socket`, now or later.
@@ -179,6 +200,11 @@ impl Mdevd {
         targets.filter(|target| target.to_string_lossy().starts_with("/memfd:")).count()
     }
 
+    /// Kill it without a word to anybody.
+    pub fn kill(self) {
+        self.run.end(Signal::KILL, STOP);
+    }
+
     /// Whether it still runs.
     pub fn alive(&mut self) -> bool {
         self.run.wait(Duration::ZERO).is_none()
@@ -189,7 +215,7 @@ impl Mdevd {
         self.run.expect(what, within)
     }
 
-    /// Ask for its counters: one entry for each queue, receive queues (even) and transmit queues (odd) in turn.
+    /// Ask for its counters: one entry for each queue; those of a NIC are receive queues (even) and transmit queues (odd) in turn.
     ///
     /// # Panics
     /// When it prints no such table in time.
@@ -199,7 +225,7 @@ impl Mdevd {
     }
 
     fn table(&mut self) -> Vec<Counters> {
-        let up_to_titles = self.run.expect(" packets ", STOP);
+        let up_to_titles = self.run.expect("  queue ", STOP);
         let titles = up_to_titles.lines().last().unwrap_or_default().to_owned();
         let mut row = || self.run.expect("\n", STOP);
         let rows: Vec<String> = (0..self.queues).map(|_| row()).collect();

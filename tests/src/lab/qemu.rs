@@ -18,6 +18,7 @@ pub struct Guest<'a> {
     pub(super) name: String,
     script: String,
     programs: Vec<(String, PathBuf)>,
+    lab_programs: Vec<String>,
     memory_mib: u32,
     /// More options of the file that is the memory.
     memory_options: &'static str,
@@ -37,6 +38,13 @@ impl<'a> Guest<'a> {
     /// Give the guest a program of this machine, as `/bin/NAME`.
     pub fn program(mut self, name: &str, path: impl AsRef<Path>) -> Guest<'a> {
         self.programs.push((name.into(), path.as_ref().into()));
+        self
+    }
+
+    /// Give the guest programs of the lab's root, and memory that holds what they bring along.
+    pub fn lab_programs(mut self, paths: &[&str]) -> Guest<'a> {
+        self.memory_mib = 448;
+        self.lab_programs.extend(paths.iter().map(ToString::to_string));
         self
     }
 
@@ -94,6 +102,19 @@ impl<'a> Guest<'a> {
         ])
     }
 
+    /// A virtio-blk disk `disk0` on the vhost-user socket of these options (`path=S`, with more behind commas), behind the port `port0`, where
+    /// it can be unplugged. `options` are more options of the disk, each behind a comma: `,packed=on`.
+    pub fn vhost_user_blk(self, socket: &str, queues: u16, options: &str) -> Guest<'a> {
+        self.arguments(&[
+            "-device",
+            "pcie-root-port,id=port0,slot=1,chassis=1",
+            "-chardev",
+            &format!("socket,id=c0,{socket}"),
+            "-device",
+            &format!("vhost-user-blk-pci,id=disk0,chardev=c0,bus=port0,num-queues={queues}{options}"),
+        ])
+    }
+
     /// Power on. Returns at once; wait for `guest: running` with [`QemuGuest::booted`].
     ///
     /// # Panics
@@ -110,6 +131,9 @@ impl<'a> Guest<'a> {
 
     pub(super) fn spawn(self) -> (Running, PathBuf) {
         let mut files = Initramfs::for_guest(self.lab, &self.script).expect("the guest's files");
+        for path in &self.lab_programs {
+            files.add_lab_program(self.lab, path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        }
         for (name, path) in &self.programs {
             files.add_program(name, path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
@@ -156,6 +180,7 @@ impl QemuGuest {
             name: name.into(),
             script: script.into(),
             programs: Vec::new(),
+            lab_programs: Vec::new(),
             memory_mib: 256,
             memory_options: "",
             cores: 1,
@@ -172,6 +197,11 @@ impl QemuGuest {
     /// Wait for `what` on the console; see [`Running::expect`].
     pub fn expect(&mut self, what: &str, within: Duration) -> String {
         self.run.expect(what, within)
+    }
+
+    /// Have the next wait look only at what the guest says from now on.
+    pub fn forget_output(&mut self) {
+        self.run.forget_output();
     }
 
     /// Type on the serial console.
@@ -200,8 +230,8 @@ impl QemuGuest {
         self.run.ended(Duration::from_secs(60))
     }
 
-    /// Kill QEMU without a word to anybody.
-    pub fn kill(self) {
-        self.run.end(Signal::KILL, Duration::from_secs(10));
+    /// Kill QEMU without a word to anybody. What the guest has said on its console comes back.
+    pub fn kill(self) -> Ended {
+        self.run.end(Signal::KILL, Duration::from_secs(10))
     }
 }

@@ -99,6 +99,7 @@ impl<Q: Virtqueue> Guest<Q> {
                 in_order: options.in_order,
                 event_idx: false,
                 indirect: false,
+                log: None,
                 state: QueueState::fresh(packed),
             };
             let setup = QueueSetup {

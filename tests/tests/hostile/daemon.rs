@@ -10,7 +10,7 @@ use mdev_protocol::vhost_user::{Client, FrontendMessage as M};
 use mdev_tests::random::Random;
 use mdev_tests::stage::{Alone, Guest, GuestOptions, Traffic, WATCHDOG, await_that};
 use mdevd::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, MAX_CONNECTIONS, Options};
-use mdevd::device::net::{NetConfig, NetDevice};
+use mdevd::device::net::{NetConfig, NetDevice, QUEUE_NAMES};
 use mdevd::device::{Device, QueueCounters};
 use mdevd::link::LinkKind;
 use mdevd::report::{CounterLine, MemoryLine};
@@ -52,7 +52,7 @@ impl House {
             mode: Mode::Adaptive,
             cpus: Vec::new(),
             stats: None,
-            queue_names: &["receive", "transmit"],
+            queue_names: QUEUE_NAMES,
             sessions: Default::default(),
             counters: Some(CounterSocket::new(theirs.into()).expect("a socket")),
         };

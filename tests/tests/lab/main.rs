@@ -1,5 +1,12 @@
 //! The product against peers nobody here wrote. `tests/lab/README.md` says what these tests need and change.
 
+mod blk_client;
+mod blk_guest;
+mod blk_image;
+mod blk_lifecycle;
+mod blk_restart;
+mod blk_update;
+mod disk;
 mod net_bridge;
 mod net_client;
 mod net_connections;
@@ -42,5 +49,11 @@ fn main() -> std::process::ExitCode {
     trials.extend(net_lifecycle::trials());
     trials.extend(net_update::trials());
     trials.extend(scenarios::trials());
+    trials.extend(blk_client::trials());
+    trials.extend(blk_guest::trials());
+    trials.extend(blk_image::trials());
+    trials.extend(blk_lifecycle::trials());
+    trials.extend(blk_restart::trials());
+    trials.extend(blk_update::trials());
     runner::main(&trials)
 }

@@ -31,6 +31,7 @@
 //! Of a ring without a log, one branch for each burst. Otherwise a few stores for each chain; recovery, once for each start,
 //! allocates a copy of the log.
 
+mod entries;
 mod packed;
 mod split;
 
@@ -43,7 +44,8 @@ use mdev_protocol::virtio::split::MAX_SIZE;
 
 use super::RingError;
 
-pub(super) use packed::{Again, Entry, PackedLog};
+pub(super) use entries::{Again, Entry};
+pub(super) use packed::PackedLog;
 pub(super) use split::SplitLog;
 
 /// Logs of several rings in one buffer begin at multiples of so many bytes.
@@ -146,7 +148,7 @@ impl RingLog {
 
 /// Bytes of a log with so many entries.
 fn bytes_of(packed: bool, entries: u16) -> usize {
-    let (header, entry) = if packed { packed::LAYOUT } else { split::LAYOUT };
+    let (header, entry) = if packed { entries::LAYOUT } else { split::LAYOUT };
     usize::from(entries).saturating_mul(entry).saturating_add(header)
 }
 

@@ -44,27 +44,11 @@ use super::super::RingError;
 use super::super::batch::Batch;
 use super::super::packed_chain::Slot;
 use super::super::place::LOST;
+use super::entries::{ADDR, Again, COUNTER, DESC, MARK, NEXT, NONE, Read, Recorded, at, chain, meet};
 use super::{CURRENT, RingLog, VERSION, before_store, word_at};
-
-/// Bytes of the header and of an entry.
-pub(super) const LAYOUT: (usize, usize) = (32, 32);
 
 /// The word of the header with the used positions: slots, now and before; wrap counters, now and before.
 const USED_IDX: usize = 16;
-
-/// In an entry: the word with the mark, the link, the last entry and the number of entries; the counter; and the descriptor, id and
-/// flags in front of the length, then the address.
-const MARK: usize = 0;
-const NEXT: usize = 2;
-const COUNTER: usize = 8;
-const DESC: usize = 16;
-const ADDR: usize = 24;
-
-/// Where no entry is.
-const NONE: u16 = u16::MAX;
-
-/// A descriptor as it lies in a ring: its address, and length, id and flags.
-pub(in super::super) type Entry = [u64; 2];
 
 /// The log of a packed ring that runs.
 pub(in super::super) struct PackedLog {
@@ -86,25 +70,6 @@ pub(in super::super) struct PackedLog {
     freed: Vec<u16>,
     /// Where the batch that is being published ends.
     end: Position,
-}
-
-/// The entries of a chain.
-#[derive(Copy, Clone)]
-struct Recorded {
-    first: u16,
-    last: u16,
-}
-
-/// A chain that was recorded.
-pub(in super::super) struct Again {
-    pub(in super::super) id: u16,
-    counter: u64,
-    entries: Recorded,
-    pub(in super::super) descriptors: Vec<Entry>,
-}
-
-impl Recorded {
-    const NOT: Recorded = Recorded { first: NONE, last: NONE };
 }
 
 impl PackedLog {
@@ -355,61 +320,6 @@ impl PackedLog {
     }
 }
 
-/// What an entry said.
-struct Read {
-    marked: bool,
-    next: u16,
-    last: u16,
-    num: u16,
-    counter: u64,
-    descriptor: Entry,
-}
-
-impl Read {
-    fn of(copy: &[u8], index: u16) -> Result<Read, RingError> {
-        let [mark, counter, word, address] =
-            [MARK, COUNTER, DESC, ADDR].map(|offset| word_at(copy, at(index, offset)));
-        let mark = mark?;
-        let [next, last, num] = [16, 32, 48].map(|shift| (mark >> shift) as u16);
-        let descriptor = [address?, word?.rotate_left(32)];
-        Ok(Read { marked: mark as u8 != 0, next, last, num, counter: counter?, descriptor })
-    }
-}
-
-/// The chain whose first entry is this one. No entry is met twice.
-fn chain(read: &[Read], met: &mut [bool], first: u16, size: u16) -> Result<Again, RingError> {
-    let head = read.get(usize::from(first)).ok_or(RingError::LogCorrupt)?;
-    if head.num == 0 || head.num > size {
-        return Err(RingError::LogCorrupt);
-    }
-    let mut descriptors = Vec::with_capacity(head.num.into());
-    let (mut index, mut last) = (first, first);
-    for _ in 0..head.num {
-        let entry = read.get(usize::from(index)).ok_or(RingError::LogCorrupt)?;
-        meet(met, index)?;
-        descriptors.push(entry.descriptor);
-        last = index;
-        index = entry.next;
-    }
-    let [_, word] = descriptors.last().ok_or(RingError::LogCorrupt)?;
-    let id = (word >> 32) as u16;
-    if last != head.last {
-        return Err(RingError::LogCorrupt);
-    }
-    Ok(Again { id, counter: head.counter, entries: Recorded { first, last }, descriptors })
-}
-
-/// An entry has one owner: the list of free ones, or a chain.
-fn meet(met: &mut [bool], index: u16) -> Result<(), RingError> {
-    match met.get_mut(usize::from(index)) {
-        Some(place) if !*place => {
-            *place = true;
-            Ok(())
-        }
-        _ => Err(RingError::LogCorrupt),
-    }
-}
-
 /// Whether a slot shows a descriptor that is available to who stands there.
 fn is_available(ring: &[Slot], position: Position) -> Result<bool, RingError> {
     let [_, word] = ring.get(usize::from(position.slot)).ok_or(LOST)?;
@@ -421,10 +331,4 @@ fn positions(word: u64) -> [Position; 2] {
     let position =
         |slot: u32, wrap: u32| Position { slot: (word >> slot) as u16, wrap: (word >> wrap) as u8 != 0 };
     [position(0, 32), position(16, 40)]
-}
-
-/// Where a field of an entry is.
-fn at(index: u16, field: usize) -> usize {
-    let (header, entry) = LAYOUT;
-    usize::from(index).wrapping_mul(entry).wrapping_add(header).wrapping_add(field)
 }

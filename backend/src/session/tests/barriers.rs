@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use mdev_dma::{Iova, Perm};
 use mdev_pin::Pin;
@@ -179,6 +180,26 @@ fn a_device_that_does_not_let_go_in_time_is_an_error_and_asks_for_a_reset() {
     assert_eq!(front.status(&mut house), 0);
     front.start(&mut house, 0, 0);
     assert!(pin_at(&mut house, DIMM).is_some());
+}
+
+#[test]
+fn a_device_that_lets_go_when_it_is_told_to_cancel_has_obeyed_but_asks_for_a_reset() {
+    let mut house = House::new(2);
+    house.options.barrier = Duration::from_millis(100);
+    let (mut front, pin) = with_pin(&mut house);
+    house.queues.hold_stops = true;
+    assert_eq!(front.ask_with(&mut house, &remove_dimm(), &[]), None);
+    let cancelled = Note::Cancel { conn: 1, index: 0 };
+    house.pump_until(|house| house.queues.notes.contains(&cancelled));
+    drop(pin);
+    let mut reply = None;
+    house.pump_until(|_| {
+        reply = front.receive();
+        reply.is_some()
+    });
+    assert_eq!(reply, ack(&remove_dimm(), 0));
+    assert_eq!(house.session(1).ioas.areas().len(), 1);
+    assert_eq!(front.status(&mut house), NEEDS_RESET);
 }
 
 /// A front-end as [`with_pin`], of a device that copies and does not let go; all it keeps is the processor's.

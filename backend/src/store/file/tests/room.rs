@@ -73,6 +73,57 @@ fn zeroes_longer_than_what_is_written_at_once_are_written_to_their_end() {
     assert!(head.iter().chain(tail).all(|byte| *byte == 0xff));
 }
 
+/// A block device, as long as this lives.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn new(image: &Image) -> Option<Loop> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(image.path()).output().ok()?;
+        let name = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| Loop(PathBuf::from(name.trim())))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_a_store_as_a_file_is() {
+    for direct in [false, true] {
+        let image = Image::on_disk(&vec![0xff; SIZE]);
+        let Some(device) = Loop::new(&image) else {
+            println!("skipped: no block device can be made");
+            return;
+        };
+        let options = FileOptions { direct, ..FileOptions::new(device.0.clone()) };
+        let (guest, file) = (Guest::new(), File::open(&options).unwrap());
+        assert_eq!((file.size(), file.limits().block, file.look()), (SIZE as u64, 512, false));
+        let mut port = file.port(Arc::new(EventFd::new().unwrap())).unwrap();
+        guest.write(1, &[7; 1024]);
+        assert_eq!(end(&mut port, guest.request(1, Operation::WRITE, 512, 1, 1024)), Ok(1024));
+        assert_eq!(end(&mut port, without_memory(2, Operation::Discard, 65536, 65536)), Ok(65536));
+        for (tag, unmap) in [(3, false), (4, true)] {
+            let zeroes = Operation::WriteZeroes { unmap };
+            assert_eq!(end(&mut port, without_memory(tag, zeroes, tag * 131072, 65536)), Ok(65536));
+        }
+        assert_eq!(end(&mut port, without_memory(5, Operation::Flush, 0, 0)), Ok(0));
+        let half = SIZE as u32 / 2;
+        for (tag, offset) in [(6, 0), (7, half)] {
+            let read = guest.request(tag, Operation::Read, offset.into(), offset.into(), half);
+            assert_eq!(end(&mut port, read), Ok(half.into()));
+        }
+        let bytes = guest.read(0, SIZE);
+        assert_eq!(bytes[..512], [0xff; 512]);
+        assert_eq!(bytes[512..1536], [7; 1024]);
+        assert!(bytes[1536..65536].iter().all(|byte| *byte == 0xff));
+        assert!([3, 4].iter().all(|part| bytes[part * 131072..][..65536].iter().all(|byte| *byte == 0)));
+        assert!(bytes[5 * 131072..].iter().all(|byte| *byte == 0xff));
+    }
+}
+
 #[test]
 fn a_full_disk_fails_what_needs_room_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
