@@ -71,7 +71,7 @@ struct Write {
 /// What a block held before the run.
 const BEFORE: Write = Write { generation: 0, state: State::Ended { before: 1 } };
 
-/// What a read that begins now may find: see [`Ledger::expect`].
+/// What a read that begins now may find: see [`Ledger::expected`].
 #[derive(Clone, Debug)]
 pub struct Expected {
     generations: SmallVec<[u64; 2]>,
@@ -161,7 +161,7 @@ impl Ledger {
     }
 
     /// What a read of the block that is submitted now may find. (A write that begins meanwhile it may find too.)
-    pub fn expect(&self, block: u64) -> Expected {
+    pub fn expected(&self, block: u64) -> Expected {
         let generations = match self.blocks.get(&block) {
             Some(writes) => writes.iter().map(|write| write.generation).collect(),
             None => smallvec![BEFORE.generation],
@@ -174,7 +174,7 @@ impl Ledger {
     /// # Errors
     /// The damage.
     pub fn check(&self, block: u64, bytes: &[u8]) -> Result<(), Finding> {
-        self.check_read(block, &self.expect(block), bytes)
+        self.check_read(block, &self.expected(block), bytes)
     }
 
     /// Looks at a block that was read while others were written; `expected` is from when the read was submitted.

@@ -236,14 +236,14 @@ fn acknowledged_write_of_which_nothing_is_there_is_lost() {
 fn read_may_find_what_was_there_when_it_began_and_what_began_since() {
     let mut bench = Bench::new();
     let first = bench.write(1);
-    let expected = bench.ledger.expect(1);
+    let expected = bench.ledger.expected(1);
     let second = bench.write(1);
     let read = |generation| {
         let bytes = bench.bytes(1, generation);
         bench.ledger.check_read(1, &expected, &bytes).map_err(|finding| finding.damage)
     };
     assert_eq!((read(first), read(second)), (Ok(()), Ok(())));
-    let late = bench.ledger.expect(1);
+    let late = bench.ledger.expected(1);
     let bytes = bench.bytes(1, first);
     assert_eq!(bench.ledger.check_read(1, &late, &bytes).unwrap_err().damage, Damage::Lost);
 }

@@ -36,6 +36,7 @@ pub mod net;
 mod order;
 mod packed;
 pub mod pattern;
+mod pieces;
 mod raw;
 mod split;
 mod virtqueue;

@@ -2,13 +2,14 @@
 use super::error::DriverError;
 use super::memory::{GuestMemory, Part};
 use super::order::Order;
+use super::pieces::{PLACES, write_chain};
 use super::raw::RawRing;
 use super::virtqueue::{Piece, RingAddresses, RingOptions, Used};
 use mdev_dma::{GuestSlice, Iova};
 use mdev_protocol::virtio::split::{
     AVAIL_ALIGN, DESC_ALIGN, Desc, FLAGS_OFFSET, IDX_OFFSET, USED_ALIGN, VIRTQ_AVAIL_F_NO_INTERRUPT,
-    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY, avail_entry,
-    avail_len, desc_len, is_size, needs_event, used_entry, used_len,
+    VIRTQ_DESC_F_INDIRECT, VIRTQ_USED_F_NO_NOTIFY, avail_entry, avail_len, desc_len, is_size, needs_event,
+    used_entry, used_len,
 };
 use std::sync::atomic::{Ordering, fence};
 
@@ -16,16 +17,6 @@ use std::sync::atomic::{Ordering, fence};
 pub(super) const INDIRECT_PIECES: usize = 16;
 /// Bytes of such a table.
 pub(super) const INDIRECT_LEN: u64 = (INDIRECT_PIECES * size_of::<Desc>()) as u64;
-/// The places of an indirect table, in order.
-const PLACES: [u16; INDIRECT_PIECES] = {
-    let mut places = [0; INDIRECT_PIECES];
-    let mut place = 0;
-    while place < INDIRECT_PIECES {
-        places[place] = place as u16;
-        place += 1;
-    }
-    places
-};
 /// Each part of a ring starts on lines of its own: the two sides write to different parts.
 pub(super) const LINES: u64 = 128;
 
@@ -448,17 +439,6 @@ fn writable_of(pieces: &[Piece]) -> [u32; 2] {
     let writable = |piece: &Piece| if piece.device_writes { piece.len } else { 0 };
     let Some((last, before)) = pieces.split_last() else { return [0; 2] };
     [writable(last), before.iter().map(writable).fold(0, u32::saturating_add)]
-}
-
-/// Writes pieces into the given places of a descriptor table, each linked to the next.
-fn write_chain(table: &GuestSlice<'_>, places: &[u16], pieces: &[Piece]) {
-    for (position, (&place, piece)) in places.iter().zip(pieces).enumerate() {
-        let next = places.get(position + 1).filter(|_| position + 1 < pieces.len());
-        let flags = if piece.device_writes { VIRTQ_DESC_F_WRITE } else { 0 }
-            | if next.is_some() { VIRTQ_DESC_F_NEXT } else { 0 };
-        let desc = Desc { addr: piece.at.0, len: piece.len, flags, next: next.copied().unwrap_or(0) };
-        let _ = table.write(usize::from(place) * size_of::<Desc>(), desc);
-    }
 }
 
 #[cfg(test)]

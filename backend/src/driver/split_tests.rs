@@ -2,6 +2,7 @@ use super::*;
 use crate::driver::model_tests::{self as model, Taken, agrees, piece, steps};
 use crate::driver::{MemoryError, MemoryOptions};
 use mdev_protocol::virtio::split::UsedElem;
+use mdev_protocol::virtio::split::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 

@@ -12,7 +12,7 @@
 //! - [`trial`] offers frames at rates below the greatest, paced by [`pace::Pace`]: [`search`] halves the way to the highest rate
 //!   without a loss, [`delays`] takes every frame's latency.
 //! - [`against`] measures several back-ends in turns, [`pairs::Comparison`] is what may be concluded from that.
-//! - [`drive::Pair`] is a queue pair under load, [`run::drive`] the threads that poll pairs.
+//! - [`drive::Pair`] is a queue pair under load, [`driven::Driven`] whatever a thread polls, [`run::drive`] the threads that poll pairs.
 //! - [`device::DeviceProcess`] is a device of our own; it answers questions for its counters.
 //! - [`blk`] does the same for block devices, with requests instead of packets.
 //! - [`outcome::Outcome`] is a judged cell, [`table::table`] and [`crate::report::Report`] what is written of it.
@@ -34,6 +34,7 @@ pub mod cell;
 pub mod delays;
 pub mod device;
 pub mod drive;
+pub mod driven;
 pub mod frames;
 mod greatest;
 pub mod ground;

@@ -1,8 +1,8 @@
 //! Timing: threads that drive their pairs, cut into slices.
-use super::drive::{Care, Counts, Direction, Pair};
+use super::drive::{Care, Counts};
+pub use super::driven::{Counted, Driven, Member};
 use super::roundtrip::pin_to;
-use crate::driver::{DriverError, RingFds, SplitQueue, Virtqueue};
-use crate::sys::Kicks;
+use crate::driver::{DriverError, Virtqueue};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,8 +14,6 @@ const ROUNDS: u32 = 16;
 /// After this long without an arrival, what is under way in a loop is lost. A device that shares its processor is away
 /// for a good part of it.
 pub const GIVE_UP: Duration = Duration::from_secs(1);
-/// After this long without an arrival the device is taken for dead.
-const STALL: Duration = Duration::from_secs(4);
 /// A gap between two looks counts as no more silence than this.
 const GAP: Duration = Duration::from_millis(20);
 /// How often the peer is looked after.
@@ -56,79 +54,6 @@ pub enum RunError {
     /// A driving thread died.
     #[error("a driving thread ended by itself: please report this")]
     Thread,
-}
-
-/// What a driving thread polls.
-pub trait Driven: Send {
-    /// What is counted of it.
-    type Counts: Counted;
-
-    /// One poll, with the kicks it takes; how much arrived. Only if `send`, more is submitted.
-    ///
-    /// # Errors
-    /// [`DriverError`]: the device broke the rules of a ring.
-    fn poll(&mut self, send: bool) -> Result<u32, DriverError>;
-
-    /// What was counted since the last time.
-    fn take(&mut self) -> Self::Counts;
-
-    /// Nothing has arrived for so long, more than [`GIVE_UP`]. This is number `number` of all.
-    ///
-    /// # Errors
-    /// [`RunError`], if that is too long or the device has given up.
-    fn silent(&mut self, number: usize, since: Duration) -> Result<(), RunError>;
-}
-
-/// What is counted, to be added up.
-pub trait Counted: Default + Send {
-    /// Adds another's.
-    fn merge(&mut self, other: &Self);
-}
-
-/// A pair with the counters by which its rings are kicked.
-pub struct Member<Q = SplitQueue> {
-    /// The pair.
-    pub pair: Pair<Q>,
-    /// Of the receive ring.
-    pub rx: RingFds,
-    /// Of the transmit ring.
-    pub tx: RingFds,
-}
-
-impl<Q: Virtqueue> Driven for Member<Q> {
-    type Counts = Counts;
-
-    #[inline]
-    fn poll(&mut self, send: bool) -> Result<u32, DriverError> {
-        let polled = self.pair.poll(send)?;
-        if polled.kick_rx {
-            self.rx.kick.signal();
-        }
-        if polled.kick_tx {
-            self.tx.kick.signal();
-        }
-        Ok(polled.packets)
-    }
-
-    fn take(&mut self) -> Counts {
-        self.pair.take()
-    }
-
-    fn silent(&mut self, number: usize, since: Duration) -> Result<(), RunError> {
-        if [&self.rx, &self.tx].into_iter().any(|fds| matches!(fds.err.drain(), Kicks::Some(_))) {
-            return Err(RunError::RingFailed(number));
-        }
-        if self.pair.direction() == Direction::Loop {
-            self.pair.give_up_in_flight();
-        }
-        if since > STALL { Err(RunError::Stalled(since)) } else { Ok(()) }
-    }
-}
-
-impl Counted for Counts {
-    fn merge(&mut self, other: &Self) {
-        Counts::merge(self, other);
-    }
 }
 
 /// How long to run.
@@ -439,8 +364,8 @@ mod tests {
     fn gap_between_two_looks_and_a_jump_of_the_clock_are_no_silence() {
         let mut silence = Silence::new();
         let start = silence.looked;
-        assert_eq!(silence.look(false, start + 2 * STALL), GAP);
+        assert_eq!(silence.look(false, start + 2 * GIVE_UP), GAP);
         assert_eq!(silence.look(false, start), GAP, "backwards");
-        assert_eq!(silence.look(false, start + STALL), 2 * GAP);
+        assert_eq!(silence.look(false, start + GIVE_UP), 2 * GAP);
     }
 }

@@ -41,7 +41,7 @@ fn table_has_a_line_for_each_cell_and_the_page_its_figures() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("page.html");
     let arguments = format!(
-        "--bs 512,64k --iodepth 1,16 --indirect --event-idx --rw randwrite --duration 300ms --html {}",
+        "--store null,size=1M --store mem,size=4M --bs 512,64k --iodepth 1,16 --indirect --event-idx --rw randwrite --duration 300ms --html {}",
         page.display()
     );
     let (status, out, err) = perf(&arguments).end();

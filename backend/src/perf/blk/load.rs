@@ -322,7 +322,7 @@ impl Check {
         } else {
             // What a read leaves as it was must not pass for what it has read.
             data.fill(0);
-            About::Read { block, expected: self.ledger.expect(block) }
+            About::Read { block, expected: self.ledger.expected(block) }
         };
         if let Some(place) = self.under_way.get_mut(usize::from(tag)) {
             *place = about;

@@ -115,14 +115,12 @@ impl BlkOutcome {
 
 /// Nanoseconds of the device's core for each request, slice by slice.
 fn device_times(cell: &BlkCellResult) -> Vec<f64> {
-    let time = |(two, slice): (&[CounterLine], &Slice<BlkCounts>)| {
+    let time = |two: &[CounterLine]| {
         let [before, after] = two else { return None };
         let line = after.total() - before.total();
-        // By the device's own count, since it is asked a moment after the slice has ended.
-        let requests = if line.packets > 0 { line.packets } else { slice.counts.requests };
-        (requests > 0).then(|| line.busy_ns as f64 / requests as f64)
+        (line.packets > 0).then(|| line.busy_ns as f64 / line.packets as f64)
     };
-    cell.counters.windows(2).zip(&cell.slices).filter_map(time).collect()
+    cell.counters.windows(2).filter_map(time).collect()
 }
 
 fn faults(cell: &BlkCellResult) -> Vec<String> {
