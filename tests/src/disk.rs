@@ -9,7 +9,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use mdev_protocol::vhost_user::ProtocolFeatures;
+use mdev_dma::GuestSlice;
+use mdev_protocol::vhost_user::{FrontendMessage, MemoryRegion, ProtocolFeatures};
 use mdev_protocol::virtio::feature::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use mdevd::driver::blk::{BlkQueue, BlkQueueOptions, Request};
 use mdevd::driver::ledger::{Expected, Ledger};
@@ -23,6 +24,8 @@ pub const BLOCK: u32 = 4096;
 pub const DEPTH: u16 = 32;
 /// Descriptors of the ring.
 const RING: u16 = 128;
+/// No byte of a pattern's beginning.
+const MARK: u8 = 0xa5;
 /// After that a device that does not answer hangs.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
@@ -49,6 +52,28 @@ pub struct Load<Q> {
     random: Random,
     /// Requests that have ended.
     pub ended: u64,
+    /// Its device may leave requests in the record when it stops.
+    pub suspends: bool,
+}
+
+/// How something is taken away from a device that has requests in flight.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `REM_MEM_REG`, of all its memory.
+    Region,
+    /// `GET_VRING_BASE`: it finishes what it has.
+    Stop,
+    /// `GET_VRING_BASE` where it may leave requests in the record.
+    Suspend,
+    /// `RESET_DEVICE`.
+    Reset,
+    /// `SET_STATUS` 0.
+    Status,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 5] = [Way::Region, Way::Stop, Way::Suspend, Way::Reset, Way::Status];
 }
 
 /// What a driver tells of its writes.
@@ -152,6 +177,7 @@ impl<Q: Virtqueue> Load<Q> {
             asked: HashMap::new(),
             random,
             ended: 0,
+            suspends: false,
         }
     }
 
@@ -160,7 +186,15 @@ impl<Q: Virtqueue> Load<Q> {
     /// # Panics
     /// The device refuses something, or is not there.
     pub fn connect(&mut self, path: &Path) {
-        let protocol = FrontEnd::usual_protocol() | ProtocolFeatures::INFLIGHT_SHMFD;
+        let protocol = FrontEnd::usual_protocol()
+            | ProtocolFeatures::INFLIGHT_SHMFD
+            | ProtocolFeatures::STATUS
+            | ProtocolFeatures::RESET_DEVICE
+            | if self.suspends {
+                ProtocolFeatures::GET_VRING_BASE_INFLIGHT
+            } else {
+                ProtocolFeatures::empty()
+            };
         let features = VIRTIO_F_VERSION_1 | if self.packed { VIRTIO_F_RING_PACKED } else { 0 };
         let mut front =
             FrontEnd::connect(path, WATCHDOG, features, 0, protocol).expect("a device that listens");
@@ -195,7 +229,7 @@ impl<Q: Virtqueue> Load<Q> {
                 let (request, ask) = match random.below(16) {
                     0 => (Request::Flush, Asked::Flush),
                     1..=4 => {
-                        let expected = ledger.expect(block);
+                        let expected = ledger.expected(block);
                         (Request::Read { sector, len: BLOCK }, Asked::Read { block, expected })
                     }
                     _ => {
@@ -239,6 +273,70 @@ impl<Q: Virtqueue> Load<Q> {
         reaped.expect("a device that keeps to the rules");
         self.ended += ended;
         ended > 0
+    }
+
+    /// Takes something away from the device, and says how many requests it had when it was told to let go. Afterwards none is under way.
+    ///
+    /// # Panics
+    /// The device refuses, or has finished less than the reply says.
+    pub fn release(&mut self, way: Way) -> usize {
+        let under_way = self.queue.under_way();
+        let mut front = self.front.take().expect("a device");
+        let client = front.client();
+        match way {
+            Way::Region => {
+                for region in self.memory.regions() {
+                    let region = MemoryRegion {
+                        guest_addr: region.range.first().0,
+                        size: region.size(),
+                        user_addr: region.user.0,
+                        mmap_offset: region.extent.offset,
+                    };
+                    client.remove_mem_region(region).expect("it lets go");
+                }
+            }
+            Way::Stop => {
+                let base = client.vring_base(0).expect("it stops").num;
+                self.step(false, &mut Unheard);
+                // Where it would go on is where its used chains end: it has none left.
+                let (next, used) = match self.packed {
+                    true => (base as u16, (base >> 16) as u16),
+                    false => (base as u16, self.queue.queue.base() as u16),
+                };
+                assert_eq!(next, used, "it has stopped with requests in flight");
+            }
+            Way::Suspend => {
+                client.vring_base(0).expect("it stops");
+            }
+            Way::Reset => {
+                client.call(&FrontendMessage::ResetDevice, &[]).expect("it resets");
+            }
+            Way::Status => {
+                client.call(&FrontendMessage::SetStatus(0), &[]).expect("it resets");
+            }
+        }
+        self.queue.reset();
+        self.asked.clear();
+        self.front = Some(front);
+        under_way
+    }
+
+    /// Fills the data of all requests with bytes of a kind.
+    pub fn mark(&self) {
+        self.buffers().for_each(|data| data.fill(MARK));
+    }
+
+    /// Whether they still have them.
+    pub fn is_marked(&self) -> bool {
+        let mut bytes = vec![0; BLOCK as usize];
+        self.buffers().all(|data| {
+            data.copy_to(&mut bytes);
+            bytes.iter().all(|byte| *byte == MARK)
+        })
+    }
+
+    fn buffers(&self) -> impl Iterator<Item = GuestSlice<'_>> {
+        (0..DEPTH).filter_map(|tag| self.queue.data(tag))
     }
 
     /// Waits until nothing is under way.

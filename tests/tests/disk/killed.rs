@@ -3,19 +3,19 @@
 //!
 //! `MDEV_KILLS` says how often for each format of the ring; 5 if it is not set.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::BufReader;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mdev_tests::disk::{BLOCK, Load, Unheard, follow};
 use mdev_tests::random::Random;
 use mdevd::driver::ledger::Ledger;
 use mdevd::driver::{PackedQueue, SplitQueue, Virtqueue};
-use tempfile::TempDir;
+use rustix::process::{Signal, kill_process};
 
-const BLOCKS: u64 = 512;
+use super::daemon::{BLOCKS, Disk};
+
 /// The longest a victim lives, in microseconds.
 const LIFE: u64 = 40_000;
 
@@ -23,65 +23,9 @@ fn kills() -> u32 {
     std::env::var("MDEV_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
 }
 
-/// A daemon with a disk in a file, which may be killed and started again.
-struct Disk {
-    folder: TempDir,
-    mode: &'static str,
-    daemon: Option<Child>,
-}
-
-impl Disk {
-    fn new(mode: &'static str) -> Disk {
-        let folder = TempDir::new().expect("a folder");
-        let file = File::create(folder.path().join("disk.img")).expect("a file");
-        file.set_len(BLOCKS * u64::from(BLOCK)).expect("a size");
-        let mut disk = Disk { folder, mode, daemon: None };
-        disk.start();
-        disk
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("disk.sock")
-    }
-
-    fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_victim-daemon"));
-        command.args(["blk", "--mode", self.mode, "--socket-path"]).arg(self.socket());
-        command.arg("--store").arg(format!("file={}", self.folder.path().join("disk.img").display()));
-        let mut daemon = command.stderr(Stdio::piped()).spawn().expect("the daemon starts");
-        let stderr = daemon.stderr.take().expect("a pipe");
-        let (told, serves) = std::sync::mpsc::channel();
-        // Reads to the end, so that the daemon never waits for us.
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if line.contains("serving") {
-                    let _ = told.send(());
-                } else {
-                    eprintln!("daemon: {line}");
-                }
-            }
-        });
-        serves.recv_timeout(Duration::from_secs(30)).expect("a daemon that serves");
-        self.daemon = Some(daemon);
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            daemon.kill().expect("a process");
-            daemon.wait().expect("a process that has ended");
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 fn daemon_dies<Q: Virtqueue>(packed: bool, mode: &'static str, name: &str) {
     let mut random = Random::seeded(name);
-    let mut disk = Disk::new(mode);
+    let mut disk = Disk::new("file=disk.img", mode);
     let mut load = Load::<Q>::new(packed, BLOCKS, random.number(), random.clone());
     load.connect(&disk.socket());
     for _ in 0..kills() {
@@ -90,11 +34,8 @@ fn daemon_dies<Q: Virtqueue>(packed: bool, mode: &'static str, name: &str) {
             load.step(true, &mut Unheard);
         }
         // It dies at an instant of its own: requests are submitted until nobody is there.
-        let daemon = disk.daemon.as_ref().map(|daemon| daemon.id()).expect("a daemon");
-        let killer = std::thread::spawn(move || {
-            let daemon = rustix::process::Pid::from_raw(daemon as i32).expect("a process");
-            rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("a process");
-        });
+        let daemon = disk.process();
+        let killer = std::thread::spawn(move || kill_process(daemon, Signal::KILL).expect("a process"));
         while !load.is_alone() {
             load.step(true, &mut Unheard);
         }
@@ -123,7 +64,7 @@ fn daemon_killed_at_any_instant_loses_doubles_and_tears_nothing_packed() {
 
 fn writer_dies<Q: Virtqueue>(packed: bool, name: &str) {
     let mut random = Random::seeded(name);
-    let disk = Disk::new("adaptive");
+    let disk = Disk::new("file=disk.img", "adaptive");
     let mut ended = 0;
     for _ in 0..kills() {
         let seed = random.number();
