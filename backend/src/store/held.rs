@@ -34,6 +34,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -115,6 +116,16 @@ enum Due {
 struct Outbox {
     completions: Mutex<Vec<Completion>>,
     bell: Arc<EventFd>,
+    /// The bell has been signalled since it was drained, or is about to be. A worker that polls must not pay for a system call in
+    /// every round.
+    signalled: AtomicBool,
+}
+
+impl Outbox {
+    fn signal(&self) {
+        self.signalled.store(true, Ordering::Release);
+        self.bell.signal();
+    }
 }
 
 impl Held {
@@ -125,7 +136,8 @@ impl Held {
 
     /// A worker's end, whose completions signal `bell`.
     pub fn open(&self, bell: Arc<EventFd>) -> Port {
-        let outbox = Arc::new(Outbox { completions: Mutex::default(), bell });
+        let outbox =
+            Arc::new(Outbox { completions: Mutex::default(), bell, signalled: AtomicBool::new(false) });
         Port { shared: self.shared.clone(), outbox }
     }
 
@@ -155,10 +167,10 @@ impl Held {
         };
         let Some(kept) = list.kept.get_mut(&id) else { return false };
         kept.due = due;
-        let bell = kept.outbox.bell.clone();
+        let outbox = kept.outbox.clone();
         drop(list);
         // Its worker may have to wake earlier than it knows, and ends what waits for no others.
-        bell.signal();
+        outbox.signal();
         true
     }
 
@@ -216,7 +228,9 @@ impl Port {
     /// Appends the completions that have come to `out`, in the order of their ends. Ends before what was to wait until
     /// now.
     pub fn take(&mut self, out: &mut Vec<Completion>) {
-        self.outbox.bell.drain();
+        if self.outbox.signalled.swap(false, Ordering::Acquire) {
+            self.outbox.bell.drain();
+        }
         if let Some(due) = self.next_deadline()
             && Instant::now() >= due
         {
@@ -278,7 +292,7 @@ impl Shared {
         let mut list = lock(&self.list);
         list.ended = list.ended.saturating_add(1);
         drop(list);
-        outbox.bell.signal();
+        outbox.signal();
     }
 
     /// Ends what has waited for others for long enough, the oldest first; each end may be what another waits for.
