@@ -164,11 +164,15 @@ impl Mdevd {
         Duration::from_millis(ticks.saturating_mul(1000) / per_second)
     }
 
-    /// The memory files that it has mapped, by inode: how often.
+    /// The memory files of guests that it has mapped, by inode: how often. Its own, and logs of requests in flight, are not among them.
     pub fn mapped_files(&self) -> BTreeMap<u64, usize> {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.run.id())).expect("it is there");
         let mut files = BTreeMap::new();
-        for line in maps.lines().filter(|line| line.contains("/memfd:")) {
+        let is_guests = |line: &&str| {
+            line.contains("/memfd:")
+                && !["vhost-inflight", "mdevd-store"].iter().any(|name| line.contains(name))
+        };
+        for line in maps.lines().filter(is_guests) {
             // proc(5): address, permissions, offset, device, inode, path
             let inode = line.split_whitespace().nth(4).and_then(|inode| inode.parse().ok());
             *files.entry(inode.expect("an inode")).or_default() += 1;

@@ -57,6 +57,15 @@ impl Lab {
         Lab { root, product, work }
     }
 
+    /// The product and nobody else: it is built, and runs in this folder.
+    ///
+    /// # Panics
+    /// When it cannot be built.
+    pub fn without_peers(work: &Path) -> Lab {
+        let product = mdevd::build().unwrap_or_else(|error| panic!("{error}"));
+        Lab::new(PathBuf::new(), product, work.into())
+    }
+
     /// The test's own folder; the runner removes it when the test is over, however it ended.
     pub fn work(&self) -> &Path {
         &self.work

@@ -8,8 +8,8 @@ use mdev_tests::lab::{Lab, Mdevd, QemuGuest, Skip, Trial};
 use super::disk::{SIZE, clean, guest, image, off, ran, runs, taken};
 
 /// Writes in pieces of many sizes on all queues, then reads and verifies.
-const FIO: &str = "fio --name=v --filename=/mnt/f --size=4m --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16 \
-                   --numjobs=2 --offset_increment=4m --verify=crc32c --verify_fatal=1 --group_reporting --output-format=terse";
+const FIO: &str = "fio --name=v --directory=/mnt --size=4m --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16 \
+                   --numjobs=2 --verify=crc32c --verify_fatal=1 --group_reporting --output-format=terse";
 
 const PROGRAMS: &[&str] = &["/usr/bin/fio", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck"];
 
@@ -52,7 +52,7 @@ fn file_system(guest: &mut QemuGuest, mdevd: &mut Mdevd) {
     println!("{}", runs(guest, FIO));
     runs(guest, "dd if=/dev/urandom of=/mnt/g bs=64k count=64 && md5sum /mnt/g > /tmp/sum && umount /mnt");
     runs(guest, "e2fsck -fn /dev/vda");
-    runs(guest, "mount /dev/vda /mnt && md5sum -c /tmp/sum && rm /mnt/f && fstrim -v /mnt");
+    runs(guest, "mount /dev/vda /mnt && md5sum -c /tmp/sum && rm /mnt/v* && sync && fstrim -v /mnt");
     runs(guest, "md5sum -c /tmp/sum && umount /mnt && e2fsck -fn /dev/vda");
     for queue in clean(mdevd) {
         assert!(queue.requests() > 50, "one queue did it all: {queue:?}");

@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use mdev_tests::lab::{Lab, Mdevd, Skip, Trial, rounds};
 use mdev_tests::random::Random;
+use serde_json::json;
 
+use super::blk_update::transfer;
 use super::disk::{SIZE, begin, goes_on, guest_on, image, off, rest};
+
+/// QEMU's end of the socket.
+const RECONNECTING: &str = "path=blk.sock,reconnect-ms=300";
 
 /// Ends of the device in a round.
 const ENDS: u32 = 5;
@@ -20,6 +25,11 @@ pub fn trials() -> Vec<Trial> {
             outlived(lab, "", ",packed=on")
         })
         .in_rounds(),
+        Trial::new(
+            "blk_daemon_killed_before_and_after_an_update_of_qemu_loses_no_request",
+            outlived_and_updated,
+        )
+        .in_rounds(),
     ]
 }
 
@@ -27,7 +37,7 @@ fn outlived(lab: &Lab, store: &str, disk: &str) -> Result<(), Skip> {
     let (_, store) = image(lab, "disk.img", SIZE, store);
     let serve = || Mdevd::blk(lab, "blk.sock", 2, &store, &[]);
     let mut mdevd = serve();
-    let mut guest = guest_on(lab, "guest", "path=blk.sock,reconnect-ms=300", 2, disk).start();
+    let mut guest = guest_on(lab, "guest", RECONNECTING, 2, disk).start();
     guest.booted();
     begin(&mut guest, 8);
     let mut random = Random::seeded("blk_restart");
@@ -42,6 +52,37 @@ fn outlived(lab: &Lab, store: &str, disk: &str) -> Result<(), Skip> {
         mdevd = serve();
         let gap = goes_on(&mut guest);
         println!("end {end}: {gap:.1?} without a request that ended");
+    }
+    // Between the two the guest does not run, and its rings do not either.
+    guest.qmp().execute("stop", json!({}));
+    mdevd.kill();
+    mdevd = serve();
+    guest.qmp().execute("cont", json!({}));
+    goes_on(&mut guest);
+    rest(&mut guest);
+    off(guest, mdevd);
+    Ok(())
+}
+
+/// The log of requests goes from one QEMU to the next, and each of them finds another device than it began with.
+fn outlived_and_updated(lab: &Lab) -> Result<(), Skip> {
+    let (_, store) = image(lab, "disk.img", SIZE, ",direct=on");
+    let serve = || Mdevd::blk(lab, "blk.sock", 2, &store, &[]);
+    let make = |name: &str| guest_on(lab, name, RECONNECTING, 2, ",inflight-migration=on").movable();
+    let mut mdevd = serve();
+    let mut guest = make("qemu0").start();
+    guest.booted();
+    begin(&mut guest, 8);
+    for round in 1..=rounds() {
+        mdevd.kill();
+        mdevd = serve();
+        goes_on(&mut guest);
+        let gap;
+        (guest, gap) = transfer(guest, make(&format!("qemu{round}")))?;
+        println!("round {round}: {gap:.1?} without a request that ended");
+        mdevd.kill();
+        mdevd = serve();
+        goes_on(&mut guest);
     }
     rest(&mut guest);
     off(guest, mdevd);

@@ -78,7 +78,8 @@ fn updates(lab: &Lab, how: Update, options: &str, module: &[&str]) -> Result<(),
     Ok(())
 }
 
-fn transfer(mut old: QemuGuest, successor: Guest<'_>) -> Result<(QemuGuest, Duration), Skip> {
+/// Hand a guest that writes and verifies over to another QEMU. The longest time without a request that ended comes back, too.
+pub fn transfer(mut old: QemuGuest, successor: Guest<'_>) -> Result<(QemuGuest, Duration), Skip> {
     let successor = successor.successor();
     goes_on(&mut old);
     old.hand_over(successor.name())?;
