@@ -1,7 +1,7 @@
 //! The chains of a burst, noted down before any of them is looked into.
 //!
 //! A request begins with a line that its driver has just written on another processor. While the first of a burst is served the
-//! lines of the others are on their way: that is what the detour by these notes brings (docs/performance.md).
+//! lines of the others are on their way.
 
 use mdev_dma::Perm;
 
