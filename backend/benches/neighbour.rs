@@ -168,7 +168,7 @@ fn churn(path: &Path, over: &AtomicBool) -> Outcome<u32> {
 
 /// Reads one block at a time for a phase.
 fn measure(guest: &mut Guest) -> Outcome<Histogram<u64>> {
-    let mut latencies = Histogram::new(3)?;
+    let mut latencies = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
     let end = Instant::now() + PHASE;
     loop {
         let begun = Instant::now();
