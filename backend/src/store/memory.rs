@@ -78,8 +78,8 @@ impl Memory {
             Operation::Read => self.copy(offset, memory, |store, guest| store.copy_to_slice(guest)),
             Operation::Write { .. } => self.copy(offset, memory, |store, guest| guest.copy_to_slice(store)),
             Operation::Flush => Ok(()),
-            Operation::Discard | Operation::WriteZeroes { unmap: true } => self.punch(offset, len),
-            Operation::WriteZeroes { unmap: false } => self.fill(offset, len),
+            Operation::Discard | Operation::WriteZeroes { unmap: true, .. } => self.punch(offset, len),
+            Operation::WriteZeroes { unmap: false, .. } => self.fill(offset, len),
         }
     }
 

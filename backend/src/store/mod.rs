@@ -96,6 +96,8 @@ pub enum Operation {
     WriteZeroes {
         /// Their room may be given back.
         unmap: bool,
+        /// It ends when they outlive a loss of power.
+        durable: bool,
     },
 }
 

@@ -11,7 +11,9 @@ const MAX_LEN: usize = 256;
 /// Data descriptors of a request: with header and status the rings of 128 that are usual, without indirect tables.
 const SEG_MAX: u32 = 126;
 /// Bytes of a descriptor.
-const SIZE_MAX: u32 = 1 << 20;
+const SIZE_MAX: u32 = 128 << 10;
+/// Bytes of a read or write: what these come to. A driver that goes beyond the one without the other is served.
+pub(super) const MAX_TRANSFER: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 
 /// The space at this moment.
 pub(super) fn space(store: &Store, queues: u16, write_back: bool) -> BlkConfig {

@@ -14,6 +14,9 @@ use crate::ring::{Chain, RingError, Vring};
 use crate::store::Immediate;
 use crate::sys::tsc;
 
+/// Bytes after which a burst ends: the other engines of the worker have their turn.
+const ENOUGH: u64 = 1 << 20;
+
 /// One burst. How many chains were used.
 #[inline(always)]
 pub(super) fn poll(
@@ -71,7 +74,7 @@ fn serve(
     let mut used = 0usize;
     let burst = vring.burst();
     gathered.take(&mut vring, BURST)?;
-    while let Some(chain) = gathered.chain(used) {
+    while let Some(chain) = gathered.chain(used).filter(|_| bytes < ENOUGH) {
         match one(burst, &chain, port, shared, rules, wait, stats) {
             Ok((len, moved)) => {
                 vring.complete(chain.head, len)?;

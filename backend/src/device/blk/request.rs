@@ -13,6 +13,7 @@ use mdev_protocol::virtio::blk::{
 };
 use zerocopy::IntoBytes;
 
+use super::config::MAX_TRANSFER;
 use crate::device::DropCause;
 use crate::ring::{Buffer, Chain, Direction, RingError};
 use crate::store::{Operation, SECTOR};
@@ -196,7 +197,7 @@ fn transfer<'c>(operation: Operation, sector: u64, data: Data<'c>, rules: &Rules
     if rules.read_only && operation.changes() {
         return What::Refused(Refused::ReadOnly);
     }
-    match within(sector, len, rules.size) {
+    match within(sector, len, rules.size).filter(|_| len <= MAX_TRANSFER) {
         Some(offset) => What::Store { operation, offset, len, data },
         None => What::Refused(Refused::OutOfRange),
     }
@@ -249,7 +250,11 @@ fn rare<'c>(
         return Ok(What::Refused(Refused::ReadOnly));
     }
     let len = u64::from(range.sectors()).saturating_mul(SECTOR);
-    let operation = if zeroes { Operation::WriteZeroes { unmap } } else { Operation::Discard };
+    let operation = if zeroes {
+        Operation::WriteZeroes { unmap, durable: rules.write_through }
+    } else {
+        Operation::Discard
+    };
     Ok(match within(range.sector(), len, rules.size).filter(|_| len <= max) {
         Some(offset) => What::Store { operation, offset, len, data: Data::none() },
         None => What::Refused(Refused::OutOfRange),

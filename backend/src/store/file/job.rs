@@ -30,6 +30,8 @@ pub(super) struct Job {
     len: u64,
     /// It was wanted to end.
     pub(super) cancelled: bool,
+    /// All is done, but not durable yet.
+    done: bool,
     /// Direct I/O does not take it.
     cached: bool,
     attempts: u8,
@@ -49,12 +51,12 @@ impl Job {
     pub(super) fn new(file: &Shared, tag: u64, operation: Operation, offset: u64, len: u64) -> Option<Job> {
         let how = match operation {
             Operation::Discard => Some(file.holes()?),
-            Operation::WriteZeroes { unmap: true } => file.holes().or(file.zeroes()),
-            Operation::WriteZeroes { unmap: false } => file.zeroes(),
+            Operation::WriteZeroes { unmap: true, .. } => file.holes().or(file.zeroes()),
+            Operation::WriteZeroes { unmap: false, .. } => file.zeroes(),
             Operation::Read | Operation::Write { .. } | Operation::Flush => None,
         };
-        let (left, cancelled, cached) = (len, false, false);
-        Some(Job { tag, operation, how, offset, left, len, cancelled, cached, attempts: 0 })
+        let (left, cancelled, done, cached) = (len, false, false, false);
+        Some(Job { tag, operation, how, offset, left, len, cancelled, done, cached, attempts: 0 })
     }
 
     /// The next operation, and the memory for it.
@@ -69,12 +71,14 @@ impl Job {
                 Ok(Order::Write { file: self.route(file, memory, true)?, offset, durable })
             }
             (Operation::Flush, _) => Ok(Order::Sync { file: MAIN }),
+            (Operation::WriteZeroes { .. }, _) if self.done => Ok(Order::Sync { file: MAIN }),
             (Operation::Discard | Operation::WriteZeroes { .. }, Some(how)) => {
                 Ok(Order::Allocate { file: MAIN, how, offset, len })
             }
             (Operation::Discard | Operation::WriteZeroes { .. }, None) => {
                 *memory = Memory::zeros(len);
-                Ok(Order::Write { file: self.route(file, memory, true)?, offset, durable: false })
+                let durable = matches!(self.operation, Operation::WriteZeroes { durable: true, .. });
+                Ok(Order::Write { file: self.route(file, memory, true)?, offset, durable })
             }
         }
     }
@@ -113,6 +117,12 @@ impl Job {
             Ok(count) => match order {
                 Order::Read { .. } => self.moved(memory, count, true),
                 Order::Write { .. } => self.moved(memory, count, false),
+                Order::Allocate { .. }
+                    if matches!(self.operation, Operation::WriteZeroes { durable: true, .. }) =>
+                {
+                    self.done = true;
+                    if self.cancelled { Step::End(Err(Errno::CANCELED)) } else { Step::Again }
+                }
                 Order::Sync { .. } | Order::Allocate { .. } => Step::End(Ok(self.len)),
             },
         }

@@ -53,7 +53,7 @@ fn what_lies_beyond_the_end_is_an_error() {
     assert_eq!(store.serve(Operation::Read, SIZE - 512, 1024, &[ours]), Err(Errno::INVAL));
     assert_eq!(store.serve(Operation::Read, u64::MAX, 1024, &[ours]), Err(Errno::INVAL));
     assert_eq!(
-        store.serve(Operation::WriteZeroes { unmap: false }, SIZE - 512, 1024, &[]),
+        store.serve(Operation::WriteZeroes { unmap: false, durable: false }, SIZE - 512, 1024, &[]),
         Err(Errno::INVAL)
     );
 }
@@ -71,7 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Operation::Read),
         4 => Just(Operation::WRITE),
         1 => Just(Operation::Discard),
-        1 => any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap }),
+        1 => any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap, durable: false }),
         1 => Just(Operation::Flush),
     ];
     let last = SIZE / 512;

@@ -5,9 +5,11 @@ use std::time::Duration;
 use mdev_dma::IovaRange;
 use mdev_pin::Within;
 use mdev_protocol::virtio::blk::{
-    VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    BlkRange, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use super::super::*;
 use super::config;
@@ -178,6 +180,22 @@ fn writes_are_durable_where_the_driver_cannot_or_does_not_want_to_flush() {
     let both = VIRTIO_BLK_F_FLUSH | VIRTIO_BLK_F_CONFIG_WCE;
     assert_eq!(operation_of(both, true), Operation::WRITE);
     assert_eq!(operation_of(both, false), durable);
+}
+
+#[test]
+fn zeroes_are_durable_where_writes_are() {
+    for (write_back, durable) in [(true, false), (false, true)] {
+        let held = Held::new(vec![0; SIZE as usize]);
+        let device = BlkDevice::on(config("null,size=512"), Store::Held(held.clone())).unwrap();
+        let at = mdev_protocol::virtio::blk::BlkConfig::WRITEBACK_OFFSET as u32;
+        device.set_config(at, &[write_back.into()]).unwrap();
+        let mut rig = Rig::<SplitQueue>::of(false, device, u64::MAX);
+        rig.data.range(0, 16).unwrap().copy_from(BlkRange::new(0, 8, 1).as_bytes());
+        let piece = rig.piece(0, 16, false);
+        rig.ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[piece]);
+        rig.engine.poll();
+        assert_eq!(held.pending()[0].operation, Operation::WriteZeroes { unmap: true, durable });
+    }
 }
 
 #[test]

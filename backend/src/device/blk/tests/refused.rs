@@ -59,6 +59,18 @@ fn requests_that_make_no_sense_end_with_a_status_and_a_cause() {
 }
 
 #[test]
+fn request_of_more_than_the_limits_come_to_is_refused() {
+    let device = BlkDevice::new(config("null,size=1G")).unwrap();
+    let mut rig = Rig::<SplitQueue>::of(false, device, u64::MAX);
+    // The same 64 KiB again and again: 126 descriptors of 128 KiB are what the configuration permits.
+    let piece = rig.piece(0, 64 << 10, true);
+    let mut data = vec![piece; 252];
+    assert_eq!(rig.status_of(VIRTIO_BLK_T_IN, 0, &data).0, 0);
+    data.push(rig.piece(0, 512, true));
+    assert_eq!(refused(&mut rig, VIRTIO_BLK_T_IN, 0, &data), (IOERR, vec![DropCause::OutOfRange]));
+}
+
+#[test]
 fn ranges_of_discards_and_zeroes_are_checked() {
     let mut rig = Rig::<SplitQueue>::new(false, "mem,size=1M");
     let last = SIZE / 512;

@@ -102,6 +102,17 @@ fn burst_of_requests_is_answered_by_one_poll() {
     assert_eq!(rig.engine.poll(), 0);
 }
 
+#[test]
+fn burst_ends_when_much_has_been_copied_and_goes_on_in_the_next() {
+    let mut rig = Rig::<SplitQueue>::new(false, "mem,size=1M");
+    let piece = rig.piece(0, 256 << 10, true);
+    for _ in 0..10 {
+        rig.ask(VIRTIO_BLK_T_IN, 0, &[piece]);
+    }
+    assert_eq!([rig.engine.poll(), rig.engine.poll(), rig.engine.poll(), rig.engine.poll()], [4, 4, 2, 0]);
+    assert_eq!(rig.used().len(), 10);
+}
+
 /// Cuts `len` bytes from `at` on into pieces at these places.
 fn cut(rig_at: u64, len: u32, cuts: &[u32], device_writes: bool) -> Vec<Piece> {
     let mut places: Vec<u32> = cuts.iter().map(|cut| cut % len).chain([0, len]).collect();

@@ -49,7 +49,7 @@ fn read_only_store_reads_and_does_not_write() {
         assert!(limits.read_only && limits.max_discard == 0 && limits.max_zeroes == 0);
         assert_eq!(end(&mut port, guest.request(1, Operation::Read, 0, 0, 4096)), Ok(4096));
         assert_eq!(end(&mut port, guest.request(2, Operation::WRITE, 0, 0, 512)), Err(Errno::ROFS));
-        for operation in [Operation::Discard, Operation::WriteZeroes { unmap: false }] {
+        for operation in [Operation::Discard, Operation::WriteZeroes { unmap: false, durable: false }] {
             assert_eq!(end(&mut port, without_memory(3, operation, 0, 512)), Err(Errno::ROFS));
         }
         assert_eq!(end(&mut port, without_memory(4, Operation::Flush, 0, 0)), Ok(0));

@@ -82,7 +82,7 @@ fn asked() -> impl Strategy<Value = Asked> {
         6 => any::<bool>().prop_map(|durable| Operation::Write { durable }),
         1 => Just(Operation::Flush),
         1 => Just(Operation::Discard),
-        2 => any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap }),
+        2 => any::<(bool, bool)>().prop_map(|(unmap, durable)| Operation::WriteZeroes { unmap, durable }),
     ];
     // As operating systems have it, in blocks of pages; and by sectors.
     let place = prop_oneof![

@@ -26,7 +26,7 @@ fn blocks(image: &Image) -> u64 {
 
 #[test]
 fn what_is_discarded_gives_its_room_back_and_reads_as_zeros() {
-    for operation in [Operation::Discard, Operation::WriteZeroes { unmap: true }] {
+    for operation in [Operation::Discard, Operation::WriteZeroes { unmap: true, durable: false }] {
         for image in images() {
             let (guest, (_file, mut port)) = (Guest::new(), image.open());
             let before = blocks(&image);
@@ -50,7 +50,7 @@ fn zeroes_that_keep_their_room_are_zeros_and_nothing_else_is() {
         // From a sector within a block to another: more than is written at once.
         let (first, len) = (512, SIZE - 3 * 512);
         for _ in 0..2 {
-            let zeroes = Operation::WriteZeroes { unmap: false };
+            let zeroes = Operation::WriteZeroes { unmap: false, durable: false };
             assert_eq!(end(&mut port, without_memory(1, zeroes, first as u64, len as u64)), Ok(len as u64));
         }
         let bytes = image.bytes();
@@ -64,7 +64,7 @@ fn zeroes_that_keep_their_room_are_zeros_and_nothing_else_is() {
 fn zeroes_longer_than_what_is_written_at_once_are_written_to_their_end() {
     let image = Image::in_memory(&vec![0xff; 5 << 20]);
     let (_file, mut port) = image.open();
-    let (zeroes, len) = (Operation::WriteZeroes { unmap: false }, (5 << 20) - 1024);
+    let (zeroes, len) = (Operation::WriteZeroes { unmap: false, durable: false }, (5 << 20) - 1024);
     assert_eq!(end(&mut port, without_memory(1, zeroes, 512, len)), Ok(len));
     let bytes = image.bytes();
     let (head, rest) = bytes.split_at(512);
@@ -106,7 +106,7 @@ fn a_block_device_is_a_store_as_a_file_is() {
         assert_eq!(end(&mut port, guest.request(1, Operation::WRITE, 512, 1, 1024)), Ok(1024));
         assert_eq!(end(&mut port, without_memory(2, Operation::Discard, 65536, 65536)), Ok(65536));
         for (tag, unmap) in [(3, false), (4, true)] {
-            let zeroes = Operation::WriteZeroes { unmap };
+            let zeroes = Operation::WriteZeroes { unmap, durable: false };
             assert_eq!(end(&mut port, without_memory(tag, zeroes, tag * 131072, 65536)), Ok(65536));
         }
         assert_eq!(end(&mut port, without_memory(5, Operation::Flush, 0, 0)), Ok(0));

@@ -89,7 +89,7 @@ fn a_request_that_names_bytes_it_has_not_is_refused() {
     for (offset, len) in [(4096, 512), (4096 - 512, 1024), (u64::MAX - 511, 1024), (u64::MAX, 512)] {
         assert_eq!(end(&mut port, guest.request(1, Operation::Read, offset, 0, len)), Err(Errno::INVAL));
     }
-    let zeroes = without_memory(2, Operation::WriteZeroes { unmap: true }, 4096, 512);
+    let zeroes = without_memory(2, Operation::WriteZeroes { unmap: true, durable: false }, 4096, 512);
     assert_eq!(end(&mut port, zeroes), Err(Errno::INVAL));
     let other = Request { len: 1024, ..guest.request(3, Operation::WRITE, 0, 0, 512) };
     assert_eq!(end(&mut port, other), Err(Errno::INVAL), "less memory than bytes");
