@@ -237,3 +237,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,64 +11,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mdev_dma::{Iova, Perm};
-use mdev_pin::{Access, IgnoreUnmap, Ioas, Pin};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+use super::super::tests::Guest;
 use super::super::{Completion, Operation, Pins, Request};
 use super::{File, FileOptions, Port};
-use crate::driver::{GuestMemory, MemoryOptions};
 use crate::sys::EventFd;
-
-const GUEST: u64 = 1 << 20;
-
-/// A guest's memory and a device's access to it.
-struct Guest {
-    memory: GuestMemory,
-    ioas: Ioas,
-    access: Access,
-}
-
-impl Guest {
-    fn new() -> Guest {
-        let memory =
-            GuestMemory::new(MemoryOptions { size: GUEST, first: Iova(0), huge_pages: false }).unwrap();
-        let ioas = Ioas::new(memory.windows().clone());
-        ioas.map(memory.regions()[0].area()).unwrap();
-        let access = Access::new(Arc::new(IgnoreUnmap));
-        access.attach(&ioas).unwrap();
-        Guest { memory, ioas, access }
-    }
-
-    fn pin(&self, at: u64, len: u32) -> Pin {
-        let mut lane = self.access.lane();
-        let burst = lane.enter();
-        burst.pin(Iova(at), len, Perm::READ | Perm::WRITE).unwrap()
-    }
-
-    fn pins(&self, pieces: &[(u64, u32)]) -> Pins {
-        let mut lane = self.access.lane();
-        let burst = lane.enter();
-        pieces.iter().map(|(at, len)| burst.pin(Iova(*at), *len, Perm::READ | Perm::WRITE).unwrap()).collect()
-    }
-
-    /// A transfer between the store and `len` bytes of the guest at `at`.
-    fn request(&self, tag: u64, operation: Operation, offset: u64, at: u64, len: u32) -> Request {
-        Request { tag, operation, offset, len: len.into(), memory: smallvec::smallvec![self.pin(at, len)] }
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) {
-        self.memory.slice(Iova(at), bytes.len() as u64).unwrap().copy_from(bytes);
-    }
-
-    fn read(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.slice(Iova(at), len as u64).unwrap().copy_to(&mut bytes);
-        bytes
-    }
-}
 
 /// What moves no bytes of the guest.
 fn without_memory(tag: u64, operation: Operation, offset: u64, len: u64) -> Request {

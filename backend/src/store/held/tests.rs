@@ -3,56 +3,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use mdev_dma::{Iova, Perm};
-use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use proptest::prelude::*;
 
 use super::*;
-use crate::driver::{GuestMemory, MemoryOptions};
+use crate::store::tests::Guest;
 use crate::sys::Kicks;
 
 const GUEST: u64 = 4096;
 const STORE: usize = 1024;
 const LATE: Duration = Duration::from_secs(3600);
-
-/// A guest's memory and a device's access to it.
-struct Guest {
-    memory: GuestMemory,
-    ioas: Ioas,
-    access: Access,
-}
-
-impl Guest {
-    fn new() -> Guest {
-        let memory =
-            GuestMemory::new(MemoryOptions { size: GUEST, first: Iova(0), huge_pages: false }).unwrap();
-        let ioas = Ioas::new(memory.windows().clone());
-        ioas.map(memory.regions()[0].area()).unwrap();
-        let access = Access::new(Arc::new(IgnoreUnmap));
-        access.attach(&ioas).unwrap();
-        Guest { memory, ioas, access }
-    }
-
-    fn pin(&self, at: u64, len: u32) -> Pin {
-        let mut lane = self.access.lane();
-        let burst = lane.enter();
-        burst.pin(Iova(at), len, Perm::READ | Perm::WRITE).unwrap()
-    }
-
-    fn request(&self, tag: u64, operation: Operation, offset: u64, at: u64, len: u32) -> Request {
-        Request { tag, operation, offset, len: len.into(), memory: smallvec::smallvec![self.pin(at, len)] }
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) {
-        self.memory.slice(Iova(at), bytes.len() as u64).unwrap().copy_from(bytes);
-    }
-
-    fn read(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.slice(Iova(at), len as u64).unwrap().copy_to(&mut bytes);
-        bytes
-    }
-}
 
 fn store() -> (Held, Port) {
     let held = Held::new((0..STORE).map(|at| at as u8).collect());
@@ -106,7 +65,7 @@ fn a_write_takes_what_the_guest_has_there_when_it_is_finished() {
     let (guest, (held, mut port)) = (Guest::new(), store());
     port.submit(Request {
         len: 3,
-        memory: smallvec::smallvec![guest.pin(0, 2), guest.pin(50, 1)],
+        memory: guest.pins(&[(0, 2), (50, 1)]),
         ..guest.request(1, Operation::WRITE, 4, 0, 1)
     });
     guest.write(0, &[1, 2]);

@@ -14,6 +14,7 @@ use super::super::*;
 use super::config;
 use super::rig::{Rig, SIZE};
 use crate::device::DropCause;
+use crate::device::fuzzing::corpus_and_noise;
 use crate::driver::{Piece, SplitQueue};
 
 const IOERR: u8 = 1;
@@ -159,24 +160,9 @@ fn status_where_there_is_no_memory_fails_the_queue_in_the_end() {
 
 #[test]
 fn corpus_and_noise_end_in_errors_or_statuses() {
-    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/requests");
-    let seeds: Vec<Vec<u8>> =
-        std::fs::read_dir(corpus).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
-    assert!(!seeds.is_empty());
-    seeds.iter().for_each(|seed| fuzz_requests(seed));
-    // A small generator of our own: the same noise every time.
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = move |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
-    };
-    for round in 0..400 {
-        let mut script = seeds[round % seeds.len()].clone();
-        for _ in 0..=random(8) {
-            // The ring is in the first bytes, headers and a table are behind.
-            let at = if random(2) == 0 { random(0x400) } else { 0x7c0 + random(0x400) };
-            script[at] = if random(2) == 0 { random(20) as u8 } else { random(256) as u8 };
-        }
-        fuzz_requests(&script);
-    }
+    // The ring is in the first bytes, headers and a table are behind.
+    corpus_and_noise("requests", fuzz_requests, |_, random| match random(2) {
+        0 => random(0x400),
+        _ => 0x7c0 + random(0x400),
+    });
 }

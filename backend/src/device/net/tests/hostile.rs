@@ -4,6 +4,7 @@ use mdev_pin::ResolveError;
 
 use super::super::fuzzing::fuzz_queue_pair;
 use super::pair::{HEADER, MEMORY, OUT, Pair, frame};
+use crate::device::fuzzing::corpus_and_noise;
 use crate::link::LinkKind;
 use crate::ring::tests::guest::{BASE, INDIRECT, NEXT, WRITE, descriptor};
 use crate::ring::{Direction, RingError};
@@ -260,24 +261,6 @@ fn hole_punched_into_the_file_reads_as_zeros_and_harms_nobody() {
 
 #[test]
 fn corpus_and_noise_end_in_errors_or_frames() {
-    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/queue_pair");
-    let seeds: Vec<Vec<u8>> =
-        std::fs::read_dir(corpus).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
-    assert!(!seeds.is_empty());
-    seeds.iter().for_each(|seed| fuzz_queue_pair(seed));
-    // A small generator of our own: the same noise every time.
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = move |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
-    };
-    for round in 0..400 {
-        let mut script = seeds[round % seeds.len()].clone();
-        for _ in 0..=random(8) {
-            // Rings and tables are in the first bytes; small values hit flags, indices and lengths.
-            let at = random(script.len().min(0x900));
-            script[at] = if random(2) == 0 { random(20) as u8 } else { random(256) as u8 };
-        }
-        fuzz_queue_pair(&script);
-    }
+    // Rings and tables are in the first bytes; small values hit flags, indices and lengths.
+    corpus_and_noise("queue_pair", fuzz_queue_pair, |script, random| random(script.len().min(0x900)));
 }

@@ -48,13 +48,7 @@ fn a_request_in_thousands_of_pieces_moves_each() {
 fn a_request_larger_than_the_buffer_of_misaligned_memory_goes_through_it_in_pieces() {
     let bytes: Vec<u8> = (0..3 << 20).map(|at: u32| (at / 4099) as u8).collect();
     let image = Image::on_disk(&bytes).direct();
-    let memory = MemoryOptions { size: 4 << 20, first: Iova(0), huge_pages: false };
-    let mut guest = Guest::new();
-    guest.memory = GuestMemory::new(memory).unwrap();
-    guest.ioas = Ioas::new(guest.memory.windows().clone());
-    guest.ioas.map(guest.memory.regions()[0].area()).unwrap();
-    guest.access = Access::new(Arc::new(IgnoreUnmap));
-    guest.access.attach(&guest.ioas).unwrap();
+    let guest = Guest::of(4 << 20);
     let (_file, mut port) = image.open();
     assert_eq!(end(&mut port, guest.request(1, Operation::Read, 0, 1, 3 << 20)), Ok(3 << 20));
     assert!(guest.read(1, 3 << 20) == bytes);
