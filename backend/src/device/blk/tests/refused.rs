@@ -14,7 +14,7 @@ use super::super::*;
 use super::config;
 use super::rig::{Rig, SIZE};
 use crate::device::DropCause;
-use crate::device::fuzzing::corpus_and_noise;
+use crate::device::fuzzing::tests::corpus_and_noise;
 use crate::driver::{Piece, SplitQueue};
 
 const IOERR: u8 = 1;

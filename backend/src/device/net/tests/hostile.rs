@@ -4,7 +4,7 @@ use mdev_pin::ResolveError;
 
 use super::super::fuzzing::fuzz_queue_pair;
 use super::pair::{HEADER, MEMORY, OUT, Pair, frame};
-use crate::device::fuzzing::corpus_and_noise;
+use crate::device::fuzzing::tests::corpus_and_noise;
 use crate::link::LinkKind;
 use crate::ring::tests::guest::{BASE, INDIRECT, NEXT, WRITE, descriptor};
 use crate::ring::{Direction, RingError};
