@@ -111,4 +111,4 @@ impl Guest {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
