@@ -1,10 +1,17 @@
 //! Two block devices on one worker: what a request that is held on one of them, with messages that wait for it, does to the
 //! latencies of the other.
 //!
-//! `cargo bench -p mdevd --bench neighbour`. The worker polls on processor 0, the driver of the other device runs on processor 1, one read at a
-//! time. Phases of three seconds take turns: nobody is there on the first device; then a request of it is held for all of the phase while memory is taken from it
-//! (`REM_MEM_REG` waits), or a ring of it is stopped, or it is reset, and a second front-end on it adds and removes memory all the
-//! while.
+//! `cargo bench -p mdevd --bench neighbour [-- MILLISECONDS]`. The worker polls on processor 0, the driver of the other device runs on processor 1,
+//! one read at a time. Phases of three seconds take turns:
+//!
+//! - *alone*: nobody is there on the first device.
+//! - *apart*: a request is held for all of the phase while memory is taken from its device (`REM_MEM_REG` waits), or a ring of it is
+//!   stopped, or it is reset, and a second front-end adds and removes memory every 100 milliseconds, or as often as the
+//!   argument says. But it is a device of another daemon: all of this costs the two processors the same as
+//!   beside, and the worker nothing.
+//! - *beside*: the same on the first device, which has the worker in common with the other one.
+//!
+//! What the worker has to do with it is the difference between the last two; what the machine has to do with it, that between the first two.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -22,13 +29,16 @@ use mdevd::device::Device;
 use mdevd::device::blk::{BlkConfig, BlkDevice};
 use mdevd::driver::blk::{BlkQueue, BlkQueueOptions, Request};
 use mdevd::driver::{FrontEnd, GuestMemory, MemoryOptions, Region, RingFds, RingOptions, SplitQueue};
+use mdevd::perf::roundtrip;
 use mdevd::store::held::{Delay, Held};
 use mdevd::store::{Store, StoreKind};
 use mdevd::worker::Mode;
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use tempfile::TempDir;
 
 const PHASE: Duration = Duration::from_secs(3);
+const PACE: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(20);
 const SIZE: u64 = 1 << 20;
 const BLOCK: u32 = 4096;
@@ -149,8 +159,8 @@ fn disturb(path: &Path, held: &Held, waits: Waits) -> Outcome {
     if begun.elapsed() < PHASE { Err("nothing has waited for the request".into()) } else { Ok(()) }
 }
 
-/// Adds and removes memory on the first device until it is told to end. How often.
-fn churn(path: &Path, over: &AtomicBool) -> Outcome<u32> {
+/// Adds and removes memory on the first device, once in each `pace`, until it is told to end. How often.
+fn churn(path: &Path, pace: Duration, over: &AtomicBool) -> Outcome<u32> {
     let mut guest = Guest::connect(path)?;
     let first = Iova(1 << 32);
     guest.memory.add_region(MemoryOptions { first, ..MemoryOptions::default() })?;
@@ -161,7 +171,7 @@ fn churn(path: &Path, over: &AtomicBool) -> Outcome<u32> {
         front.client().add_mem_region(named(region), region.extent.file.as_fd())?;
         front.client().remove_mem_region(named(region))?;
         rounds += 1;
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(pace);
     }
     Ok(rounds)
 }
@@ -183,10 +193,10 @@ fn measure(guest: &mut Guest) -> Outcome<Histogram<u64>> {
     }
 }
 
-fn row(what: &str, latencies: &Histogram<u64>) {
+fn row(what: &str, phase: &str, latencies: &Histogram<u64>) {
     let at = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1000.0;
     println!(
-        "{what:<10} {:>10} {:>8.2} {:>8.2} {:>8.2} {:>9.2} {:>9.1}",
+        "{what:<6} {phase:<7} {:>9} {:>8.2} {:>8.2} {:>8.2} {:>9.2} {:>9.1}",
         latencies.len(),
         at(0.5),
         at(0.99),
@@ -196,11 +206,18 @@ fn row(what: &str, latencies: &Histogram<u64>) {
     );
 }
 
-fn beside(path: &Path, held: &Held, waits: Waits, other: &mut Guest) -> Outcome<Histogram<u64>> {
+/// Measures the other device while something waits for a request of the device at `path`.
+fn disturbed(
+    path: &Path,
+    held: &Held,
+    waits: Waits,
+    pace: Duration,
+    other: &mut Guest,
+) -> Outcome<Histogram<u64>> {
     let over = Arc::new(AtomicBool::new(false));
     let churner: JoinHandle<Outcome<u32>> = {
         let (path, over) = (path.to_owned(), over.clone());
-        std::thread::spawn(move || churn(&path, &over))
+        std::thread::spawn(move || churn(&path, pace, &over))
     };
     let holder: JoinHandle<Outcome> = {
         let (path, held) = (path.to_owned(), held.clone());
@@ -213,34 +230,62 @@ fn beside(path: &Path, held: &Held, waits: Waits, other: &mut Guest) -> Outcome<
     if rounds == 0 { Err("nothing was unmapped".into()) } else { measured }
 }
 
+/// A daemon of two devices, in a thread of its own.
+struct Serving {
+    folder: TempDir,
+    held: Held,
+    thread: JoinHandle<Result<(), DaemonError>>,
+}
+
+impl Serving {
+    fn start(mode: Mode, worker: Option<usize>) -> Outcome<Serving> {
+        let folder = tempfile::tempdir()?;
+        let held = Held::new(vec![0; SIZE as usize]);
+        let plans = Two { folder: folder.path().to_owned(), held: held.clone() };
+        let shared = Shared { mode, workers: vec![worker], stats: None };
+        let daemon = Daemon::of_plans(Box::new(plans), &shared)?;
+        Ok(Serving { folder, held, thread: std::thread::spawn(move || daemon.run()) })
+    }
+
+    fn socket(&self, device: &str) -> PathBuf {
+        self.folder.path().join(device)
+    }
+}
+
 fn main() -> Outcome {
-    let folder = tempfile::tempdir()?;
-    let held = Held::new(vec![0; SIZE as usize]);
-    let plans = Two { folder: folder.path().to_owned(), held: held.clone() };
-    let shared = Shared { mode: Mode::Busy, workers: vec![Some(0)], stats: None };
-    let daemon = Daemon::of_plans(Box::new(plans), &shared)?;
-    let serving: JoinHandle<Result<(), DaemonError>> = std::thread::spawn(move || daemon.run());
+    // cargo passes options of its own.
+    let pace =
+        std::env::args().find_map(|argument| argument.parse().ok()).map_or(PACE, Duration::from_millis);
+    let beside = Serving::start(Mode::Busy, Some(0))?;
+    let apart = Serving::start(Mode::Event, None)?;
 
     let mut processor = CpuSet::new();
     processor.set(1);
     // Without a second processor the figures mean little, and are printed all the same.
     let _ = sched_setaffinity(None, &processor);
-    let mut other = Guest::connect(&folder.path().join("other"))?;
+    let mut other = Guest::connect(&beside.socket("other"))?;
     other.start()?;
-    println!("reads of the other device, latencies in us\n");
+    println!("reads of the other device, latencies in us; memory comes and goes every {pace:?}\n");
     println!(
-        "{:<10} {:>10} {:>8} {:>8} {:>8} {:>9} {:>9}",
-        "phase", "reads", "p50", "p99", "p99.9", "p99.99", "max"
+        "{:<6} {:<7} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9}",
+        "waits", "phase", "reads", "p50", "p99", "p99.9", "p99.99", "max"
     );
     measure(&mut other)?;
     for _ in 0..3 {
+        let trip = roundtrip::between(0, 1).map_or_else(|| "unknown".to_owned(), |ns| format!("{ns:.0} ns"));
+        println!("cache-line round trip: {trip}");
         for waits in [Waits::Unmap, Waits::Stop, Waits::Reset] {
-            row("alone", &measure(&mut other)?);
             let name = format!("{waits:?}").to_lowercase();
-            row(&name, &beside(&folder.path().join("held"), &held, waits, &mut other)?);
+            row(&name, "alone", &measure(&mut other)?);
+            for (phase, daemon) in [("apart", &apart), ("beside", &beside)] {
+                let held = daemon.socket("held");
+                row(&name, phase, &disturbed(&held, &daemon.held, waits, pace, &mut other)?);
+            }
         }
     }
     kill_process(getpid(), Signal::TERM)?;
-    serving.join().map_err(|_| "the daemon failed")??;
+    for daemon in [beside, apart] {
+        daemon.thread.join().map_err(|_| "a daemon failed")??;
+    }
     Ok(())
 }

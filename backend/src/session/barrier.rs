@@ -17,9 +17,13 @@ use super::{POLL, Queues, Session};
 /// How long a device gets at most for what it has cancelled.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
+/// The longest pause between two looks at an address space that has taken long already.
+const LONGEST: Duration = Duration::from_millis(10);
+
 /// A message whose reply has to wait.
 pub(super) struct Barrier {
     asker: Asker,
+    since: Instant,
     wait: Wait,
     then: Then,
     /// When to give up waiting for rings. Changes of the address space know their own deadline.
@@ -63,11 +67,12 @@ pub(super) enum Then {
 impl Session {
     /// Makes the message that is being served wait.
     pub(super) fn hold(&mut self, asker: Asker, wait: Wait, then: Then) {
+        let since = Instant::now();
         let deadline = match wait {
-            Wait::Rings => Instant::now().checked_add(self.options.barrier),
+            Wait::Rings => since.checked_add(self.options.barrier),
             Wait::Ring(_) | Wait::Table(_) => None,
         };
-        self.barrier = Some(Barrier { asker, wait, then, deadline, last_chance: false });
+        self.barrier = Some(Barrier { asker, since, wait, then, deadline, last_chance: false });
     }
 
     /// Goes on with what waited, as far as it can.
@@ -151,7 +156,7 @@ impl Session {
         self.needs_reset = true;
         self.cancel_rings(queues);
         let within = LAST_CHANCE.min(self.options.barrier.saturating_mul(8));
-        let Barrier { asker, wait, then, .. } = barrier;
+        let Barrier { asker, since, wait, then, .. } = barrier;
         let wait = match wait {
             Wait::Table(change) => {
                 drop(change);
@@ -163,7 +168,7 @@ impl Session {
             Wait::Table(_) => None,
             Wait::Ring(_) | Wait::Rings => Instant::now().checked_add(within),
         };
-        Ok(Barrier { asker, wait, then, deadline, last_chance: true })
+        Ok(Barrier { asker, since, wait, then, deadline, last_chance: true })
     }
 
     /// Begins a change anew that has failed because the device was late: what is wanted is known.
@@ -193,10 +198,14 @@ impl Barrier {
         matches!(&self.wait, Wait::Table(change) if change.revoked())
     }
 
-    /// When it wants to be looked at again.
+    /// When it wants to be looked at again. An address space that has taken long may take an eighth longer: somebody else may need
+    /// the processor meanwhile.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         match self.wait {
-            Wait::Table(_) => now.checked_add(POLL),
+            Wait::Table(_) => {
+                let waited = now.saturating_duration_since(self.since);
+                now.checked_add((waited / 8).min(LONGEST).max(POLL))
+            }
             Wait::Ring(_) | Wait::Rings => self.deadline,
         }
     }
