@@ -99,8 +99,12 @@ impl<M: Incoming> Connection<M> {
     /// # Errors
     ///
     /// [`SendError::Full`] if [`MAX_PENDING_BYTES`](super::MAX_PENDING_BYTES) or
-    /// [`MAX_PENDING_FDS`](super::MAX_PENDING_FDS) would be exceeded: nothing of the message was sent.
+    /// [`MAX_PENDING_FDS`](super::MAX_PENDING_FDS) would be exceeded: nothing of the message was sent. A message that
+    /// waits alone is taken whatever its length.
     pub fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), SendError> {
+        if fds.len() > M::MAX_FDS {
+            return Err(SendError::TooManyFds(fds.len()));
+        }
         self.output.send(self.socket.as_fd(), bytes, fds)
     }
 

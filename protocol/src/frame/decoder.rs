@@ -2,7 +2,7 @@
 
 use zerocopy::FromBytes;
 
-use super::{FdError, Fds, Incoming, MAX_FDS};
+use super::{FdError, Fds, Incoming};
 
 /// A message as it came.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ impl<M: Incoming> Decoder<M> {
     }
 
     fn take_fds(&mut self, fds: Fds, fds_lost: bool) {
-        if fds_lost || fds.len() > MAX_FDS {
+        if fds_lost || fds.len() > M::MAX_FDS {
             self.fd_error = Some(FdError::TooMany);
         } else if self.mid_message() && !fds.is_empty() {
             self.fd_error = Some(FdError::Late);

@@ -15,7 +15,8 @@
 //!
 //! # What may block, what never fails
 //!
-//! Nothing blocks. Memory is bounded by one message, [`MAX_FDS`] descriptors, and [`MAX_PENDING_BYTES`] of output.
+//! Nothing blocks. Memory is bounded by one message, [`MAX_FDS`] descriptors, and [`MAX_PENDING_BYTES`] of output or
+//! one message if that is longer.
 
 mod connection;
 mod decoder;
@@ -31,8 +32,9 @@ pub use connection::{Connection, ReceiveError, Received};
 pub use decoder::{Decoded, Decoder, Frame};
 pub use output::{MAX_PENDING_BYTES, MAX_PENDING_FDS, SendError};
 
-/// The most descriptors a message carries (vhost-user: one for each region of a memory table).
-pub const MAX_FDS: usize = 8;
+/// The most descriptors a message of any protocol carries. What a kind of message may carry is told by
+/// [`Incoming::MAX_FDS`].
+pub const MAX_FDS: usize = 16;
 
 /// The descriptors of one message, in order; closed when dropped.
 pub type Fds = SmallVec<[OwnedFd; MAX_FDS]>;
@@ -43,6 +45,8 @@ pub trait Incoming: Sized {
     type Header: FromBytes + Copy + Debug;
     /// What can be wrong with a message.
     type Error: std::error::Error + Clone + From<FdError>;
+    /// The most descriptors a message carries, in either direction of the stream; at most [`MAX_FDS`].
+    const MAX_FDS: usize;
 
     /// How many bytes follow this header. An error means that the stream cannot be followed any further.
     fn body_len(header: &Self::Header) -> Result<usize, Self::Error>;
@@ -56,11 +60,30 @@ pub trait Incoming: Sized {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FdError {
     /// More descriptors came than any message has; the surplus was closed unseen.
-    #[error("more than {MAX_FDS} file descriptors came with one message; send at most {MAX_FDS}")]
+    #[error("more file descriptors came with one message than any message of its kind takes")]
     TooMany,
     /// Descriptors came after the first byte of the header.
     #[error("file descriptors came in the middle of a message; send them with the first byte of its header")]
     Late,
+}
+
+/// A payload was to hold more than its message can.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} {what} do not fit in one message, which holds at most {max}; send them in several")]
+pub struct DoesNotFit {
+    /// What there is too much of.
+    pub what: &'static str,
+    /// How much was given.
+    pub len: usize,
+    /// How much fits.
+    pub max: usize,
+}
+
+impl DoesNotFit {
+    /// An error if `len` exceeds `max`.
+    pub(crate) fn check(what: &'static str, len: usize, max: usize) -> Result<(), Self> {
+        if len > max { Err(Self { what, len, max }) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]

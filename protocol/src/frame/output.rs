@@ -10,7 +10,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::MAX_FDS;
 
-/// How many bytes wait for a peer that does not read, at most.
+/// How many bytes wait for a peer that does not read, at most, unless they are one message.
 pub const MAX_PENDING_BYTES: usize = 64 * 1024;
 /// How many descriptors wait for a peer that does not read, at most.
 pub const MAX_PENDING_FDS: usize = 64;
@@ -26,8 +26,8 @@ pub enum SendError {
         /// Descriptors that wait.
         fds: usize,
     },
-    /// No message has so many descriptors.
-    #[error("a message carries at most {MAX_FDS} file descriptors, not {0}")]
+    /// No message of this kind has so many descriptors.
+    #[error("{0} file descriptors are more than one message of this kind carries; send them in several")]
     TooManyFds(usize),
     /// The socket failed.
     #[error("cannot send to the peer: {0}")]
@@ -56,16 +56,13 @@ impl Output {
         self.bytes
     }
 
-    /// Sends `bytes` with `fds`, or queues what the socket does not take at once.
+    /// Sends `bytes` with `fds`, at most [`MAX_FDS`], or queues what the socket does not take at once.
     pub(super) fn send(
         &mut self,
         socket: BorrowedFd<'_>,
         bytes: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), SendError> {
-        if fds.len() > MAX_FDS {
-            return Err(SendError::TooManyFds(fds.len()));
-        }
         let sent = if self.queue.is_empty() { transmit(socket, bytes, fds)? } else { 0 };
         let rest = bytes.get(sent..).unwrap_or_default();
         if rest.is_empty() {
@@ -74,8 +71,9 @@ impl Output {
         let fds = if sent == 0 { fds } else { &[] };
         let total = self.bytes.saturating_add(rest.len());
         let total_fds = self.fds.saturating_add(fds.len());
-        // What has been begun must be finished, or the stream is broken: only whole messages are refused.
-        if sent == 0 && (total > MAX_PENDING_BYTES || total_fds > MAX_PENDING_FDS) {
+        // What has been begun must be finished, or the stream is broken: only whole messages are refused, and only
+        // behind others, so that no message is too long to be sent at all.
+        if sent == 0 && !self.queue.is_empty() && (total > MAX_PENDING_BYTES || total_fds > MAX_PENDING_FDS) {
             return Err(SendError::Full { bytes: self.bytes, fds: self.fds });
         }
         let fds = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<_>>>()?;

@@ -4,6 +4,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::payload::{Payload, Size};
+use crate::frame::DoesNotFit;
 
 /// The most regions one `SET_MEM_TABLE` holds.
 pub const MAX_REGIONS: usize = 8;
@@ -15,22 +16,6 @@ pub const MAX_CRYPTO: usize = 2048;
 pub const SHMEM_REGIONS: usize = 256;
 
 const MISCOUNTED: &str = "has a count that differs from its length";
-
-/// A payload was to hold more than its message can.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{len} {what} do not fit in one message, which holds at most {max}; send them in several")]
-pub struct DoesNotFit {
-    /// What there is too much of.
-    pub what: &'static str,
-    /// How much was given.
-    pub len: usize,
-    /// How much fits.
-    pub max: usize,
-}
-
-fn fits(what: &'static str, len: usize, max: usize) -> Result<(), DoesNotFit> {
-    if len > max { Err(DoesNotFit { what, len, max }) } else { Ok(()) }
-}
 
 /// A region of guest memory and where it lies in the file that comes along.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -69,7 +54,7 @@ pub struct MemoryTable {
 impl MemoryTable {
     /// A table of `regions`.
     pub fn new(regions: Vec<MemoryRegion>) -> Result<Self, DoesNotFit> {
-        fits("memory regions", regions.len(), MAX_REGIONS)?;
+        DoesNotFit::check("memory regions", regions.len(), MAX_REGIONS)?;
         Ok(Self { regions })
     }
 
@@ -120,7 +105,7 @@ impl Config {
 
     /// A piece that starts at `offset` and holds `data`, at most [`MAX_CONFIG`] bytes.
     pub fn new(offset: u32, flags: u32, data: Vec<u8>) -> Result<Self, DoesNotFit> {
-        fits("bytes of configuration space", data.len(), MAX_CONFIG)?;
+        DoesNotFit::check("bytes of configuration space", data.len(), MAX_CONFIG)?;
         Ok(Self { offset, flags, data })
     }
 
@@ -161,7 +146,7 @@ pub struct CryptoSession {
 impl CryptoSession {
     /// A description of at most [`MAX_CRYPTO`] bytes.
     pub fn new(bytes: Vec<u8>) -> Result<Self, DoesNotFit> {
-        fits("bytes of a crypto session", bytes.len(), MAX_CRYPTO)?;
+        DoesNotFit::check("bytes of a crypto session", bytes.len(), MAX_CRYPTO)?;
         Ok(Self { bytes })
     }
 

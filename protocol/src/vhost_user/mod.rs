@@ -33,6 +33,7 @@ use zerocopy::IntoBytes;
 
 use crate::frame::FdError;
 
+pub use crate::frame::DoesNotFit;
 pub use backend::{BackendMessage, BackendReply, BackendRequest};
 pub use client::{Client, ClientError};
 pub use feature::ProtocolFeatures;
@@ -40,8 +41,8 @@ pub use frontend::{FrontendMessage, FrontendReply, FrontendRequest};
 pub use header::{Header, MAX_BODY};
 pub use iotlb::{Iotlb, IotlbPerm};
 pub use list::{
-    Config, CryptoSession, DoesNotFit, MAX_CONFIG, MAX_CRYPTO, MAX_REGIONS, MemoryRegion, MemoryTable,
-    SHMEM_REGIONS, ShmemConfig,
+    Config, CryptoSession, MAX_CONFIG, MAX_CRYPTO, MAX_REGIONS, MemoryRegion, MemoryTable, SHMEM_REGIONS,
+    ShmemConfig,
 };
 pub use payload::{
     DeviceState, Empty, Inflight, LogBase, SharedObject, ShmemMap, Size, VringAddr, VringArea, VringFd,

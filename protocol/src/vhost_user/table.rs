@@ -3,9 +3,10 @@
 
 use std::ops::RangeInclusive;
 
+use super::list::MAX_REGIONS;
 use super::payload::Size;
 use super::{MessageError, ProtocolFeatures};
-use crate::frame::{Fds, MAX_FDS};
+use crate::frame::Fds;
 
 /// How many descriptors a message carries.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl FdRule {
             Self::None => 0..=0,
             Self::One => 1..=1,
             Self::AtMostOne | Self::Dropped | Self::AsFlagged => 0..=1,
-            Self::PerRegion => 0..=MAX_FDS,
+            Self::PerRegion => 0..=MAX_REGIONS,
         }
     }
 
@@ -266,6 +267,7 @@ macro_rules! channel {
         impl Incoming for $Message {
             type Header = Header;
             type Error = MessageError;
+            const MAX_FDS: usize = $crate::vhost_user::MAX_REGIONS;
 
             fn body_len(header: &Header) -> Result<usize, MessageError> {
                 header.body_len(false)
@@ -330,6 +332,7 @@ macro_rules! channel {
         impl Incoming for $Reply {
             type Header = Header;
             type Error = MessageError;
+            const MAX_FDS: usize = $crate::vhost_user::MAX_REGIONS;
 
             fn body_len(header: &Header) -> Result<usize, MessageError> {
                 header.body_len(true)
