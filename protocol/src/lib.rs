@@ -1,4 +1,4 @@
-//! What the bytes mean: vhost-user messages and virtio layouts, for both ends.
+//! What the bytes mean: vhost-user and vfio-user messages and virtio layouts, for both ends.
 //!
 //! This crate turns bytes and file descriptors into typed messages and back. It checks *shape* and never
 //! *meaning*: that a memory table has as many descriptors as regions is decided here, whether its regions overlap
@@ -10,15 +10,16 @@
 //!   network device).
 //! - [`vhost_user`]: the messages of both channels as one table each, their payloads, the protocol features, and
 //!   [`vhost_user::Client`], a blocking front-end.
+//! - [`vfio_user`]: the commands and replies of both directions, and [`vfio_user::Client`], a client that waits.
 //! - [`frame`]: framing. [`frame::Decoder`] takes bytes in any number of pieces, with descriptors, and yields
 //!   messages without doing I/O; [`frame::Connection`] joins it to a Unix socket and a bounded output queue.
 //! - [`fuzzing`]: every parser as a plain function of a byte slice.
 //!
 //! # Locks and blocking
 //!
-//! There are no locks and no threads. Only [`vhost_user::Client`] waits, never longer than its time-out. A
-//! connection keeps at most one partly received message with at most [`frame::MAX_FDS`] descriptors, and at most
-//! [`frame::MAX_PENDING_BYTES`] of output that the peer has not read.
+//! There are no locks and no threads. Only [`vhost_user::Client`] and [`vfio_user::Client`] wait, never longer than
+//! their time-outs. A connection keeps at most one partly received message with at most [`frame::MAX_FDS`] descriptors,
+//! and at most [`frame::MAX_PENDING_BYTES`] of output that the peer has not read, or one message that is longer.
 //!
 //! # What never fails
 //!
@@ -27,7 +28,8 @@
 //! # What it does not implement
 //!
 //! Big-endian hosts (virtio values are little-endian, vhost-user's are native: they agree here and are used as
-//! they are), the region layout of `XEN_MMAP`, the contents of crypto sessions (opaque bytes), packed rings.
+//! they are), the region layout of `XEN_MMAP`, the contents of crypto sessions and of the state of migrated vfio-user
+//! devices (opaque bytes), packed rings.
 #![cfg_attr(
     not(test),
     deny(
@@ -44,5 +46,6 @@ compile_error!("mdev-protocol reads virtio's little-endian values in place and n
 
 pub mod frame;
 pub mod fuzzing;
+pub mod vfio_user;
 pub mod vhost_user;
 pub mod virtio;
