@@ -1,7 +1,7 @@
 //! Every parser as a plain function of a byte slice, for libFuzzer and for `cargo test` alike.
 //!
 //! The input is a script of what a peer sends: `[length, descriptors, bytes ...]` again and again, each a piece of
-//! the stream with that many bytes and (modulo ten) descriptors. The functions panic if a parser breaks what it
+//! the stream with that many bytes and (modulo eighteen) descriptors. The functions panic if a parser breaks what it
 //! promises: bounded memory, descriptors as the table says, and messages that survive being encoded and decoded
 //! again.
 
@@ -11,7 +11,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 
+use zerocopy::FromBytes;
+
 use crate::frame::{Decoded, Decoder, Fds, Frame, Incoming, MAX_FDS};
+use crate::vfio_user::{self, ToClient, ToServer};
 use crate::vhost_user::{
     BackendMessage, BackendReply, BackendRequest, FrontendMessage, FrontendReply, FrontendRequest, Header,
     MAX_BODY, MessageError, Row,
@@ -20,58 +23,151 @@ use crate::vhost_user::{
 /// More than any message may carry, so that surplus descriptors are tried as well.
 const FD_CHOICES: u8 = MAX_FDS as u8 + 2;
 
+/// What a parser of `M` promises.
+struct Promise<M: Incoming> {
+    /// The most bytes of a message, header included.
+    longest: usize,
+    /// The message as bytes again; the header is the one it came with.
+    encode: fn(&M, &M::Header) -> Vec<u8>,
+    /// Whether so many descriptors may be left with it.
+    fds: fn(&M, &M::Header, usize) -> bool,
+    /// Whether an error is one that ends the stream.
+    ends_stream: fn(&M::Error) -> bool,
+}
+
+/// A promise of vhost-user's parsers.
+fn vhost<M: Incoming<Header = Header, Error = MessageError>>(
+    encode: fn(&M, &Header) -> Vec<u8>,
+    fds: fn(&M, &Header, usize) -> bool,
+) -> Promise<M> {
+    Promise {
+        longest: Header::LEN.saturating_add(MAX_BODY),
+        encode,
+        fds,
+        ends_stream: MessageError::ends_stream,
+    }
+}
+
 /// What a back-end receives on the main channel.
 pub fn fuzz_frontend_stream(script: &[u8]) {
-    let fds = |id| FrontendRequest::from_id(id).map_or(0..=0, |request| request.row().fds.range());
-    run(script, |message: &FrontendMessage| message.to_bytes(true), fds);
+    run::<FrontendMessage>(
+        script,
+        &vhost(
+            |message, _| message.to_bytes(true),
+            |message, _, got| message.request().row().fds.range().contains(&got),
+        ),
+    );
 }
 
 /// What a front-end receives on the main channel.
 pub fn fuzz_frontend_replies(script: &[u8]) {
-    let fds = |id| FrontendRequest::from_id(id).map_or(0..=0, |request| reply_fds(request.row()));
-    run(script, FrontendReply::to_bytes, fds);
+    run::<FrontendReply>(
+        script,
+        &vhost(
+            |reply, _| reply.to_bytes(),
+            |_, header, got| {
+                reply_fds(FrontendRequest::from_id(header.request).map(FrontendRequest::row)).contains(&got)
+            },
+        ),
+    );
 }
 
 /// What a front-end receives on the back-end channel.
 pub fn fuzz_backend_stream(script: &[u8]) {
-    let fds = |id| BackendRequest::from_id(id).map_or(0..=0, |request| request.row().fds.range());
-    run(script, |message: &BackendMessage| message.to_bytes(true), fds);
+    run::<BackendMessage>(
+        script,
+        &vhost(
+            |message, _| message.to_bytes(true),
+            |message, _, got| message.request().row().fds.range().contains(&got),
+        ),
+    );
 }
 
 /// What a back-end receives on the back-end channel.
 pub fn fuzz_backend_replies(script: &[u8]) {
-    let fds = |id| BackendRequest::from_id(id).map_or(0..=0, |request| reply_fds(request.row()));
-    run(script, BackendReply::to_bytes, fds);
+    run::<BackendReply>(
+        script,
+        &vhost(
+            |reply, _| reply.to_bytes(),
+            |_, header, got| {
+                reply_fds(BackendRequest::from_id(header.request).map(BackendRequest::row)).contains(&got)
+            },
+        ),
+    );
 }
 
-fn reply_fds(row: &Row) -> RangeInclusive<usize> {
-    row.reply_fds.range()
+/// The descriptors that a reply to the request with this row may have.
+fn reply_fds(row: Option<&Row>) -> RangeInclusive<usize> {
+    row.map_or(0..=0, |row| row.reply_fds.range())
+}
+
+/// A promise of vfio-user's parsers.
+fn vfio<M: Incoming<Header = vfio_user::Header, Error = vfio_user::MessageError>>(
+    encode: fn(&M, &vfio_user::Header) -> Vec<u8>,
+    fds: fn(&M, &vfio_user::Header, usize) -> bool,
+) -> Promise<M> {
+    let longest = vfio_user::Header::LEN.saturating_add(vfio_user::MAX_BODY);
+    Promise { longest, encode, fds, ends_stream: vfio_user::MessageError::ends_stream }
+}
+
+/// What a vfio-user server receives.
+pub fn fuzz_vfio_user_server(script: &[u8]) {
+    run::<ToServer>(
+        script,
+        &vfio(
+            |message, header| match message {
+                ToServer::Request(request) => request.to_bytes(header.id, !header.wants_reply()),
+                ToServer::Reply(reply) => reply.to_bytes(header),
+            },
+            |message, _, got| match message {
+                ToServer::Request(request) => request.fds().admits(got),
+                ToServer::Reply(reply) => reply.fds().admits(got),
+            },
+        ),
+    );
+}
+
+/// What a vfio-user client receives.
+pub fn fuzz_vfio_user_client(script: &[u8]) {
+    run::<ToClient>(
+        script,
+        &vfio(
+            |message, header| match message {
+                ToClient::Request(request) => request.to_bytes(header.id, !header.wants_reply()),
+                ToClient::Reply(reply) => reply.to_bytes(header),
+            },
+            |message, _, got| match message {
+                ToClient::Request(request) => request.fds().admits(got),
+                ToClient::Reply(reply) => reply.fds().admits(got),
+            },
+        ),
+    );
 }
 
 /// Plays `script` to a decoder until it ends or the stream is broken.
-fn run<M>(script: &[u8], encode: impl Fn(&M) -> Vec<u8>, fds_of: impl Fn(u32) -> RangeInclusive<usize>)
+fn run<M>(script: &[u8], promise: &Promise<M>)
 where
-    M: Incoming<Header = Header, Error = MessageError> + PartialEq + Debug,
+    M: Incoming<Error: PartialEq> + PartialEq + Debug,
 {
     let Ok(null) = File::open("/dev/null") else { return };
     let mut decoder = Decoder::<M>::new();
     let mut rest = script;
     while let [len, fds, after @ ..] = rest {
         let (mut piece, after) = after.split_at(after.len().min(usize::from(*len)));
-        let Ok(mut fds) = copies(&null, fds % FD_CHOICES) else { return };
+        let Ok(mut fds) = copies(&null, usize::from(fds % FD_CHOICES)) else { return };
         while !piece.is_empty() {
             let fed = decoder.feed(piece, std::mem::take(&mut fds));
             let (memory, held) = decoder.held();
-            assert!(memory <= 2 * (Header::LEN + MAX_BODY) && held <= MAX_FDS, "the decoder hoards");
+            assert!(memory <= promise.longest.saturating_mul(2) && held <= M::MAX_FDS, "the decoder hoards");
             match fed {
                 Ok((taken, decoded)) => {
                     piece = piece.get(taken..).unwrap_or_default();
                     if let Some(decoded) = decoded {
-                        check(&decoded, &encode, &fds_of, &null);
+                        check(&decoded, promise, &null);
                     }
                 }
                 Err(error) => {
-                    assert!(error.ends_stream(), "a stream ended by {error:?}");
+                    assert!((promise.ends_stream)(&error), "a stream ended by {error:?}");
                     assert_eq!(decoder.space().err(), Some(error), "a broken stream came alive");
                     return;
                 }
@@ -81,31 +177,26 @@ where
     }
 }
 
-fn check<M>(
-    decoded: &Decoded<M>,
-    encode: impl Fn(&M) -> Vec<u8>,
-    fds_of: impl Fn(u32) -> RangeInclusive<usize>,
-    null: &File,
-) where
-    M: Incoming<Header = Header, Error = MessageError> + PartialEq + Debug,
+fn check<M>(decoded: &Decoded<M>, promise: &Promise<M>, null: &File)
+where
+    M: Incoming<Error: PartialEq> + PartialEq + Debug,
 {
     let Frame { header, message, fds } = match decoded {
         Decoded::Message(frame) => frame,
         Decoded::Rejected { error, .. } => {
-            assert!(!error.ends_stream(), "a stream went on after {error:?}");
+            assert!(!(promise.ends_stream)(error), "a stream went on after {error:?}");
             return;
         }
     };
-    assert!(fds_of(header.request).contains(&fds.len()), "{message:?} came with {} descriptors", fds.len());
-    let Ok(mut again) = copies(null, fds.len() as u8) else { return };
-    let bytes = encode(message);
-    let Some(body) = bytes.get(Header::LEN..) else { return };
-    let header = Header { size: body.len() as u32, ..*header };
+    assert!((promise.fds)(message, header, fds.len()), "{message:?} came with {} descriptors", fds.len());
+    let Ok(mut again) = copies(null, fds.len()) else { return };
+    let bytes = (promise.encode)(message, header);
+    let Ok((header, body)) = M::Header::read_from_prefix(&bytes) else { return };
     assert_eq!(M::body_len(&header), Ok(body.len()), "{message:?} was encoded beyond what can be decoded");
     assert_eq!(M::decode(&header, body, &mut again).as_ref(), Ok(message), "encoding changed a message");
 }
 
-fn copies(file: &File, count: u8) -> io::Result<Fds> {
+fn copies(file: &File, count: usize) -> io::Result<Fds> {
     (0..count).map(|_| file.try_clone().map(OwnedFd::from)).collect()
 }
 

@@ -4,6 +4,9 @@ use zerocopy::FromBytes;
 
 use super::{FdError, Fds, Incoming};
 
+/// The most bytes that stay allocated from one message to the next.
+const KEPT: usize = 64 * 1024;
+
 /// A message as it came.
 #[derive(Debug)]
 pub struct Frame<M: Incoming> {
@@ -170,6 +173,7 @@ impl<M: Incoming> Decoder<M> {
             None => M::decode(&header, body, &mut fds),
         };
         self.buffer.resize(size_of::<M::Header>(), 0);
+        self.buffer.shrink_to(KEPT);
         self.filled = 0;
         self.header = None;
         match decoded {

@@ -8,12 +8,49 @@ use crate::vhost_user::golden;
 struct Target {
     name: &'static str,
     parse: fn(&[u8]),
-    messages: Vec<(String, Vec<u8>, u8)>,
+    layout: &'static Layout,
+    messages: Vec<Seed>,
 }
 
-fn seed(message: &impl Debug, hex: &str, fds: RangeInclusive<usize>) -> (String, Vec<u8>, u8) {
-    let name = format!("{message:?}").split(['(', ' ']).next().unwrap_or_default().to_string();
-    (name, golden::bytes(hex), *fds.end() as u8)
+/// What is to be known of a header in order to damage it well. Offsets in bytes.
+struct Layout {
+    /// Bytes of it.
+    len: usize,
+    /// Where the request's number is.
+    number: usize,
+    /// Where the size is.
+    size: usize,
+    /// How many of its own bytes the size counts.
+    counted: usize,
+}
+
+const VHOST: Layout = Layout { len: Header::LEN, number: 0, size: 8, counted: 0 };
+const VFIO: Layout = Layout { len: 16, number: 2, size: 4, counted: 16 };
+
+/// A message's name, bytes and descriptors.
+type Seed = (String, Vec<u8>, u8);
+
+fn seed(message: &impl Debug, hex: &str, fds: RangeInclusive<usize>) -> Seed {
+    (name_of(message), golden::bytes(hex), *fds.end() as u8)
+}
+
+fn name_of(message: &impl Debug) -> String {
+    format!("{message:?}").split(['(', ' ']).next().unwrap_or_default().to_string()
+}
+
+/// What either end of vfio-user receives: commands of the other, then replies.
+fn to_server() -> Vec<Seed> {
+    let requests = vfio_user::golden::requests().into_iter();
+    let requests = requests.map(|(m, bytes, fds)| (name_of(&m), bytes, fds as u8));
+    let replies = vfio_user::golden::dma_replies().into_iter();
+    requests.chain(replies.map(|(_, m, bytes)| (name_of(&m), bytes, 0))).collect()
+}
+
+fn to_client() -> Vec<Seed> {
+    let requests = vfio_user::golden::dma_requests().into_iter();
+    let requests = requests.map(|(m, bytes)| (name_of(&m), bytes, 0));
+    let replies = vfio_user::golden::replies().into_iter();
+    requests.chain(replies.map(|(_, m, bytes, fds)| (name_of(&m), bytes, fds as u8))).collect()
 }
 
 fn targets() -> Vec<Target> {
@@ -22,6 +59,7 @@ fn targets() -> Vec<Target> {
         Target {
             name: "frontend_stream",
             parse: fuzz_frontend_stream,
+            layout: &VHOST,
             messages: golden::frontend_messages()
                 .iter()
                 .map(|(m, hex)| match m {
@@ -34,18 +72,20 @@ fn targets() -> Vec<Target> {
         Target {
             name: "frontend_replies",
             parse: fuzz_frontend_replies,
+            layout: &VHOST,
             messages: golden::frontend_replies()
                 .iter()
                 .map(|(m, hex)| {
                     let own = !matches!(m, FrontendReply::Ack { .. });
                     let row = FrontendRequest::from_id(m.request_id()).unwrap().row();
-                    seed(m, hex, if own { reply_fds(row) } else { 0..=0 })
+                    seed(m, hex, if own { reply_fds(Some(row)) } else { 0..=0 })
                 })
                 .collect(),
         },
         Target {
             name: "backend_stream",
             parse: fuzz_backend_stream,
+            layout: &VHOST,
             messages: golden::backend_messages()
                 .iter()
                 .map(|(m, hex)| seed(m, hex, m.request().row().fds.range()))
@@ -54,14 +94,27 @@ fn targets() -> Vec<Target> {
         Target {
             name: "backend_replies",
             parse: fuzz_backend_replies,
+            layout: &VHOST,
             messages: golden::backend_replies().iter().map(|(m, hex)| seed(m, hex, 0..=0)).collect(),
+        },
+        Target {
+            name: "vfio_user_server",
+            parse: fuzz_vfio_user_server,
+            layout: &VFIO,
+            messages: to_server(),
+        },
+        Target {
+            name: "vfio_user_client",
+            parse: fuzz_vfio_user_client,
+            layout: &VFIO,
+            messages: to_client(),
         },
     ]
 }
 
 /// A script that sends these bytes with descriptors: the header first, then the body.
-fn script(bytes: &[u8], fds: u8) -> Vec<u8> {
-    let (header, body) = bytes.split_at(Header::LEN.min(bytes.len()));
+fn script(header: usize, bytes: &[u8], fds: u8) -> Vec<u8> {
+    let (header, body) = bytes.split_at(header.min(bytes.len()));
     iter::once((header, fds))
         .chain(body.chunks(255).map(|piece| (piece, 0)))
         .flat_map(|(piece, fds)| [piece.len() as u8, fds].into_iter().chain(piece.iter().copied()))
@@ -95,7 +148,7 @@ fn corpus_holds_every_message_of_the_table() {
     for target in targets() {
         for (index, (name, bytes, fds)) in target.messages.iter().enumerate() {
             let path = corpus(target.name).join(format!("{index:02}-{name}"));
-            let script = script(bytes, *fds);
+            let script = script(target.layout.len, bytes, *fds);
             if std::env::var_os("MDEVD_WRITE_CORPUS").is_some() {
                 fs::create_dir_all(corpus(target.name)).unwrap();
                 fs::write(&path, &script).unwrap();
@@ -131,22 +184,23 @@ fn a_hundred_thousand_random_messages_neither_panic_nor_hoard() {
 fn random_message(random: &mut Random, target: &Target) -> Vec<u8> {
     let (_, bytes, fds) = &target.messages[random.below(target.messages.len())];
     let (mut bytes, mut fds) = (bytes.clone(), *fds);
+    let Layout { len: header, number, size, counted } = *target.layout;
     match random.below(8) {
         0 => bytes.iter_mut().for_each(|byte| *byte = random.next() as u8),
         1 => fds = random.next() as u8,
         2 => {
             let len = random.below(300);
-            bytes.resize(Header::LEN + len, 0xa5);
-            bytes[8..12].copy_from_slice(&(len as u32).to_le_bytes());
+            bytes.resize(header + len, 0xa5);
+            bytes[size..size + 4].copy_from_slice(&((len + counted) as u32).to_le_bytes());
         }
-        3 => bytes[0] = random.next() as u8,
-        4 if bytes.len() > Header::LEN => {
-            let at = Header::LEN + random.below(bytes.len() - Header::LEN);
+        3 => bytes[number] = random.next() as u8,
+        4 if bytes.len() > header => {
+            let at = header + random.below(bytes.len() - header);
             bytes[at] = random.next() as u8;
         }
         _ => {}
     }
-    let mut out = script(&bytes, fds);
+    let mut out = script(header, &bytes, fds);
     if random.below(64) == 0 {
         out.truncate(random.below(out.len()));
     }
