@@ -19,6 +19,11 @@
 //! [`MAX_FDS`](crate::frame::MAX_FDS) descriptors. What an end announces in [`Capabilities`] may be less: that the other
 //! keeps to it is for the session to check ([`Request::transfer`]).
 //!
+//! # What may block, what never fails
+//!
+//! Only [`Client`] waits. Encoding never fails: payloads that could outgrow a message are made by constructors that
+//! refuse it. Decoding takes time and memory in proportion to the message, whatever it counts.
+//!
 //! # What it does not implement
 //!
 //! The contents of device features and of migration data (opaque bytes), the dirty bitmap that drafts had in

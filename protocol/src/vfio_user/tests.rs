@@ -9,6 +9,7 @@ use super::*;
 use crate::frame::{Decoded, Decoder, Fds, Incoming, MAX_FDS};
 
 mod refused;
+mod socket;
 
 fn fds(count: usize) -> Fds {
     (0..count).map(|_| OwnedFd::from(File::open("/dev/null").unwrap())).collect()
@@ -280,14 +281,14 @@ where
     assert_eq!(encode(&decoded, &header), again);
 }
 
-pub(super) fn encode_to_server(message: &ToServer, header: &Header) -> Vec<u8> {
+fn encode_to_server(message: &ToServer, header: &Header) -> Vec<u8> {
     match message {
         ToServer::Request(request) => request.to_bytes(header.id, !header.wants_reply()),
         ToServer::Reply(reply) => reply.to_bytes(header),
     }
 }
 
-pub(super) fn encode_to_client(message: &ToClient, header: &Header) -> Vec<u8> {
+fn encode_to_client(message: &ToClient, header: &Header) -> Vec<u8> {
     match message {
         ToClient::Request(request) => request.to_bytes(header.id, !header.wants_reply()),
         ToClient::Reply(reply) => reply.to_bytes(header),
