@@ -1,4 +1,4 @@
-//! What the bytes mean: vhost-user and vfio-user messages and virtio layouts, for both ends.
+//! What the bytes mean: vhost-user and vfio-user messages, virtio, NVMe and PCI layouts, for both ends.
 //!
 //! This crate turns bytes and file descriptors into typed messages and back. It checks *shape* and never
 //! *meaning*: that a memory table has as many descriptors as regions is decided here, whether its regions overlap
@@ -8,6 +8,8 @@
 //!
 //! - [`virtio`]: constants and layouts of the virtio specification (feature bits, device status, split rings, the
 //!   network device).
+//! - [`nvme`]: constants and layouts of NVM Express (queue entries, status codes, registers, identify structures, log
+//!   pages), and [`pci`]: those of the configuration space of the function that it is.
 //! - [`vhost_user`]: the messages of both channels as one table each, their payloads, the protocol features, and
 //!   [`vhost_user::Client`], a blocking front-end.
 //! - [`vfio_user`]: the commands and replies of both directions, and [`vfio_user::Client`], a client that waits.
@@ -46,6 +48,8 @@ compile_error!("mdev-protocol reads virtio's little-endian values in place and n
 
 pub mod frame;
 pub mod fuzzing;
+pub mod nvme;
+pub mod pci;
 pub mod vfio_user;
 pub mod vhost_user;
 pub mod virtio;

@@ -237,6 +237,9 @@ impl Payload for DmaRead {
 }
 
 /// What was read of the client's memory.
+///
+/// The data begin 16 bytes into the payload, as the specification has it. (By its sources, QEMU 11.0 puts them 4 bytes
+/// earlier and ends with four zeros.)
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DmaReadDone {
     /// The device's address of the first.
@@ -274,9 +277,8 @@ macro_rules! dma_data {
 
 dma_data!(DmaReadDone DmaWrite);
 
-/// What was written to the client's memory. The specification is of two minds about the width of the count, and clients
-/// made from drafts send nothing but the header ([`DmaWriteDone::Silent`]): any of these is taken. QEMU 11 sends the
-/// wider.
+/// What was written to the client's memory. The specification is of two minds about the width of the count, and QEMU
+/// sends nothing but the header: so nothing is [`DmaWriteDone::Silent`], and either width is taken.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DmaWriteDone {
     /// All of it, presumably.

@@ -143,7 +143,6 @@ pub(crate) fn dma_replies() -> Vec<(Command, DmaReply, Vec<u8>)> {
     use Command as C;
     use DmaReply as R;
     vec![
-        // QEMU answers in these layouts, and the failure.
         (C::DmaRead, R::DmaRead(DmaReadDone { address: 0x1000, data: data(&[1, 2, 3]) }), bytes("0201 0b00 23000000 01000000 00000000 0010000000000000 0300000000000000 010203")),
         (C::DmaRead, R::Failed(14), bytes("0201 0b00 10000000 21000000 0e000000")),
         (C::DmaWrite, R::DmaWrite(DmaWriteDone::Silent), bytes("0201 0c00 10000000 01000000 00000000")),
