@@ -41,6 +41,7 @@ use std::time::Instant;
 use mdev_pin::Pin;
 use rustix::io::Errno;
 
+use super::compare::is_equal;
 use super::{Completion, Limits, Operation, Request};
 use crate::sys::EventFd;
 
@@ -325,8 +326,8 @@ fn carry_out(request: &Request, bytes: &mut [u8]) -> Result<u64, Errno> {
     let end = first.checked_add(len).ok_or(Errno::INVAL)?;
     let mut rest = bytes.get_mut(first..end).ok_or(Errno::INVAL)?;
     match request.operation {
-        Operation::Read | Operation::Write { .. } => {}
-        Operation::Flush => return Ok(request.len),
+        Operation::Read | Operation::Compare | Operation::Write { .. } => {}
+        Operation::Flush | Operation::Verify => return Ok(request.len),
         Operation::Discard | Operation::WriteZeroes { .. } => {
             rest.fill(0);
             return Ok(request.len);
@@ -336,6 +337,8 @@ fn carry_out(request: &Request, bytes: &mut [u8]) -> Result<u64, Errno> {
         let (part, behind) = rest.split_at_mut_checked(slice.len()).ok_or(Errno::INVAL)?;
         match request.operation {
             Operation::Read => slice.copy_from(part),
+            Operation::Compare if !is_equal(&slice, part) => return Err(Errno::ILSEQ),
+            Operation::Compare => part.len(),
             _ => slice.copy_to(part),
         };
         rest = behind;

@@ -14,6 +14,7 @@ use mdev_dma::{
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use rustix::io::Errno;
 
+use super::compare::is_same;
 use super::{Limits, Operation, StoreError};
 
 /// Bytes of one discard: a system call that takes about a millisecond.
@@ -77,7 +78,17 @@ impl Memory {
         match operation {
             Operation::Read => self.copy(offset, memory, |store, guest| store.copy_to_slice(guest)),
             Operation::Write { .. } => self.copy(offset, memory, |store, guest| guest.copy_to_slice(store)),
-            Operation::Flush => Ok(()),
+            Operation::Compare => {
+                let same = |store: &GuestSlice<'_>, guest: &GuestSlice<'_>| {
+                    if is_same(store, guest) { guest.len() } else { 0 }
+                };
+                self.copy(offset, memory, same).map_err(|errno| match errno {
+                    // Less than all of a piece.
+                    Errno::IO => Errno::ILSEQ,
+                    other => other,
+                })
+            }
+            Operation::Flush | Operation::Verify => Ok(()),
             Operation::Discard | Operation::WriteZeroes { unmap: true, .. } => self.punch(offset, len),
             Operation::WriteZeroes { unmap: false, .. } => self.fill(offset, len),
         }

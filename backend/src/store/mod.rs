@@ -50,6 +50,7 @@
     )
 )]
 
+mod compare;
 pub mod file;
 pub mod held;
 mod kind;
@@ -61,12 +62,14 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use mdev_dma::Perm;
 use mdev_pin::Pin;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use crate::sys::EventFd;
 
+pub(crate) use compare::is_equal;
 pub use file::{File, FileOptions};
 pub use kind::{StoreError, StoreKind, parse_size};
 pub use memory::Memory;
@@ -83,6 +86,10 @@ pub const SECTOR: u64 = 512;
 pub enum Operation {
     /// From the store to guest memory.
     Read,
+    /// Nothing is moved: it fails with `EILSEQ` if the bytes are not those of guest memory.
+    Compare,
+    /// Nothing is moved: it fails if the bytes cannot be read.
+    Verify,
     /// From guest memory to the store.
     Write {
         /// It ends when the bytes outlive a loss of power (FUA).
@@ -107,7 +114,17 @@ impl Operation {
 
     /// Whether it changes the store.
     pub fn changes(self) -> bool {
-        !matches!(self, Operation::Read | Operation::Flush)
+        !matches!(self, Operation::Read | Operation::Compare | Operation::Verify | Operation::Flush)
+    }
+
+    /// Whether it needs guest memory.
+    pub fn moves(self) -> bool {
+        matches!(self, Operation::Read | Operation::Compare | Operation::Write { .. })
+    }
+
+    /// What it does to guest memory, where it needs some.
+    pub fn memory(self) -> Perm {
+        if self == Operation::Read { Perm::WRITE } else { Perm::READ }
     }
 }
 
@@ -123,9 +140,9 @@ pub struct Request {
     pub operation: Operation,
     /// The first byte of the store.
     pub offset: u64,
-    /// Bytes of the store. For reads and writes also those of the memory.
+    /// Bytes of the store. Where the operation needs guest memory, also those of the memory.
     pub len: u64,
-    /// The guest memory of reads and writes, in order.
+    /// The guest memory of reads, comparisons and writes, in order.
     pub memory: Pins,
 }
 

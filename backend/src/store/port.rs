@@ -35,7 +35,7 @@ pub enum Queued {
 }
 
 impl Immediate {
-    /// Carries out an operation on `len` bytes of the store from `offset` on, for reads and writes those of `memory`, which are
+    /// Carries out an operation on `len` bytes of the store from `offset` on, if it moves or compares any those of `memory`, which are
     /// as many. The bytes have been found to lie in the store.
     ///
     /// # Errors

@@ -53,7 +53,11 @@ impl Job {
             Operation::Discard => Some(file.holes()?),
             Operation::WriteZeroes { unmap: true, .. } => file.holes().or(file.zeroes()),
             Operation::WriteZeroes { unmap: false, .. } => file.zeroes(),
-            Operation::Read | Operation::Write { .. } | Operation::Flush => None,
+            Operation::Read
+            | Operation::Compare
+            | Operation::Verify
+            | Operation::Write { .. }
+            | Operation::Flush => None,
         };
         let (left, cancelled, done, cached) = (len, false, false, false);
         Some(Job { tag, operation, how, offset, left, len, cancelled, done, cached, attempts: 0 })
@@ -67,6 +71,12 @@ impl Job {
         let (offset, len) = (self.offset, self.left);
         match (self.operation, self.how) {
             (Operation::Read, _) => Ok(Order::Read { file: self.route(file, memory, false)?, offset }),
+            // Not into guest memory.
+            (Operation::Compare | Operation::Verify, _) => {
+                let file = self.route(file, memory, false)?;
+                memory.go_by_buffer(false)?;
+                Ok(Order::Read { file, offset })
+            }
             (Operation::Write { durable }, _) => {
                 Ok(Order::Write { file: self.route(file, memory, true)?, offset, durable })
             }
@@ -115,6 +125,13 @@ impl Job {
             }
             Err(errno) => self.failed(file, order, errno),
             Ok(count) => match order {
+                Order::Read { .. } if self.operation == Operation::Compare => {
+                    if memory.is_same(count) {
+                        self.moved(memory, count, false)
+                    } else {
+                        Step::End(Err(Errno::ILSEQ))
+                    }
+                }
                 Order::Read { .. } => self.moved(memory, count, true),
                 Order::Write { .. } => self.moved(memory, count, false),
                 Order::Allocate { .. }

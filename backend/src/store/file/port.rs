@@ -33,7 +33,8 @@ impl Port {
     pub fn submit(&mut self, request: Request) {
         let Request { tag, operation, offset, len, memory } = request;
         let memory = match operation {
-            Operation::Read | Operation::Write { .. } => Memory::pinned(memory),
+            Operation::Read | Operation::Compare | Operation::Write { .. } => Memory::pinned(memory),
+            Operation::Verify => Memory::nowhere(len),
             Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => Memory::none(),
         };
         if let Some(result) = self.end_at_once(operation, offset, len, &memory) {
@@ -136,9 +137,8 @@ impl Port {
         if self.file.limits.read_only && operation.changes() {
             return Some(Err(Errno::ROFS));
         }
-        let moves = matches!(operation, Operation::Read | Operation::Write { .. });
         if offset.checked_add(len).is_none_or(|end| end > self.file.size())
-            || moves && len != memory.left() as u64
+            || operation.moves() && len != memory.left() as u64
         {
             return Some(Err(Errno::INVAL));
         }

@@ -72,10 +72,13 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Operation::WRITE),
         1 => Just(Operation::Discard),
         1 => any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap, durable: false }),
+        4 => Just(Operation::Compare),
+        1 => Just(Operation::Verify),
         1 => Just(Operation::Flush),
     ];
     let last = SIZE / 512;
-    (operation, 0..last, 1..=32u64, any::<u8>()).prop_map(move |(operation, sector, sectors, byte)| Step {
+    // Few different bytes, so that some comparisons find them.
+    (operation, 0..last, 1..=32u64, 0..3u8).prop_map(move |(operation, sector, sectors, byte)| Step {
         operation,
         sector,
         sectors: sectors.min(last - sector),
@@ -93,7 +96,10 @@ proptest! {
             let range = offset as usize..(offset + len) as usize;
             let ours = guest.slice(Iova(0), len).unwrap();
             ours.fill(byte);
-            prop_assert_eq!(store.serve(operation, offset, len, &[ours]), Ok(()));
+            let same = naive[range.clone()].iter().all(|&there| there == byte);
+            let differs = operation == Operation::Compare && !same;
+            let expected = if differs { Err(Errno::ILSEQ) } else { Ok(()) };
+            prop_assert_eq!(store.serve(operation, offset, len, &[ours]), expected);
             match operation {
                 Operation::Read => {
                     let mut bytes = vec![0; len as usize];
@@ -102,7 +108,7 @@ proptest! {
                 }
                 Operation::Write { .. } => naive[range].fill(byte),
                 Operation::Discard | Operation::WriteZeroes { .. } => naive[range].fill(0),
-                Operation::Flush => {}
+                Operation::Compare | Operation::Verify | Operation::Flush => {}
             }
         }
     }

@@ -7,6 +7,8 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::store::is_equal;
+
 /// Bytes that go through a buffer at once, at most.
 const DETOUR: usize = 1 << 20;
 /// Pieces that the kernel takes at once (`UIO_MAXIOV`).
@@ -82,6 +84,13 @@ impl Memory {
         Memory::of(SmallVec::new(), parts)
     }
 
+    /// A buffer alone, for so many bytes that nobody wants: to [go by](Memory::go_by_buffer).
+    pub(crate) fn nowhere(len: u64) -> Memory {
+        let mut memory = Memory::none();
+        memory.left = usize::try_from(len).unwrap_or(usize::MAX);
+        memory
+    }
+
     fn of(pins: SmallVec<[Pin; 2]>, parts: SmallVec<[Part; 2]>) -> Memory {
         let left = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len));
         Memory { pins, parts, first: 0, moved: 0, left, detour: None }
@@ -127,6 +136,16 @@ impl Memory {
         let part = Part { address: bytes.as_mut_ptr().expose_provenance(), len };
         self.detour = Some(Box::new(Detour { pages, part }));
         Ok(())
+    }
+
+    /// Whether the first `bytes` that were read into the buffer are those of guest memory. False without a buffer.
+    pub(crate) fn is_same(&self, bytes: usize) -> bool {
+        let Some(detour) = &self.detour else { return false };
+        let mut same = true;
+        self.each(bytes.min(self.left), |at, slice| {
+            same &= is_equal(&slice, detour.pages.as_bytes().get(at).unwrap_or_default());
+        });
+        same
     }
 
     /// The next operation takes what is left as it is.

@@ -49,30 +49,33 @@ impl Asked {
     fn request(&self, guest: &Guest, part: usize) -> Request {
         let (tag, offset, len) = (part as u64, self.offset(part) as u64, self.len() as u64);
         let memory = match self.operation {
-            Operation::Read | Operation::Write { .. } => guest.pins(&self.memory(part)),
+            operation if operation.moves() => guest.pins(&self.memory(part)),
             _ => Pins::new(),
         };
         Request { tag, operation: self.operation, offset, len, memory }
     }
 
-    fn play(&self, part: usize, store: &mut [u8], guest: &mut [u8]) {
+    fn play(&self, part: usize, store: &mut [u8], guest: &mut [u8]) -> Result<u64, Errno> {
         let store = &mut store[self.offset(part)..][..self.len()];
         let mut done = 0;
         match self.operation {
-            Operation::Flush => {}
+            Operation::Flush | Operation::Verify => {}
             Operation::Discard | Operation::WriteZeroes { .. } => store.fill(0),
-            Operation::Read | Operation::Write { .. } => {
+            Operation::Read | Operation::Compare | Operation::Write { .. } => {
                 for (at, len) in self.memory(part) {
                     let guest = &mut guest[at as usize..][..len as usize];
                     let store = &mut store[done..][..len as usize];
                     match self.operation {
                         Operation::Read => guest.copy_from_slice(store),
+                        Operation::Compare if guest != store => return Err(Errno::ILSEQ),
+                        Operation::Compare => {}
                         _ => store.copy_from_slice(guest),
                     }
                     done += len as usize;
                 }
             }
         }
+        Ok(self.len() as u64)
     }
 }
 
@@ -80,6 +83,8 @@ fn asked() -> impl Strategy<Value = Asked> {
     let operation = prop_oneof![
         6 => Just(Operation::Read),
         6 => any::<bool>().prop_map(|durable| Operation::Write { durable }),
+        2 => Just(Operation::Compare),
+        1 => Just(Operation::Verify),
         1 => Just(Operation::Flush),
         1 => Just(Operation::Discard),
         2 => any::<(bool, bool)>().prop_map(|(unmap, durable)| Operation::WriteZeroes { unmap, durable }),
@@ -118,8 +123,8 @@ fn plays_as_the_model(image: Image, batches: Vec<Vec<Option<Asked>>>) -> Result<
             batch.into_iter().enumerate().filter_map(|(part, asked)| Some((part, asked?))).collect();
         let ends = run(&mut port, asked.iter().map(|(part, asked)| asked.request(&guest, *part)).collect());
         for (part, asked) in &asked {
-            prop_assert_eq!(ends[&(*part as u64)], Ok(asked.len() as u64), "{:?}", asked);
-            asked.play(*part, &mut store, &mut bytes);
+            let expected = asked.play(*part, &mut store, &mut bytes);
+            prop_assert_eq!(ends[&(*part as u64)], expected, "{:?}", asked);
         }
         prop_assert_eq!(guest.ioas.pins(), 0);
     }
