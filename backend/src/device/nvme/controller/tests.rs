@@ -1,0 +1,10 @@
+mod config;
+mod events;
+mod features;
+mod identify;
+mod life;
+mod logs;
+mod queues;
+mod random;
+mod rig;
+mod served;
