@@ -18,7 +18,7 @@ use mdev_pin::{Access, IgnoreUnmap};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::device::net::{NetConfig, NetDevice};
-use mdevd::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
+use mdevd::device::{Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch, VirtioDevice};
 use mdevd::driver::MemoryOptions;
 use mdevd::report::{Measurement, QueueLine, Report};
 

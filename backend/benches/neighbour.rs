@@ -24,8 +24,7 @@ use hdrhistogram::Histogram;
 use mdev_dma::Iova;
 use mdev_protocol::vhost_user::{FrontendMessage, MemoryRegion, ProtocolFeatures};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
-use mdevd::daemon::{Daemon, DaemonError, Door, Kind, Plan, Plans, Shared};
-use mdevd::device::Device;
+use mdevd::daemon::{Daemon, DaemonError, Door, Kind, Model, Plan, Plans, Shared};
 use mdevd::device::blk::{BlkConfig, BlkDevice};
 use mdevd::driver::blk::{BlkQueue, BlkQueueOptions, Request};
 use mdevd::driver::{FrontEnd, GuestMemory, MemoryOptions, Region, RingFds, RingOptions, SplitQueue};
@@ -69,15 +68,13 @@ impl Plans for Two {
         Ok(vec![plan("held"), plan("other")])
     }
 
-    fn make(&mut self, plan: &Plan) -> Result<Arc<dyn Device>, String> {
+    fn make(&mut self, plan: &Plan) -> Result<Model, String> {
         let Kind::Blk(config) = &plan.kind else { return Err("a block device is wanted".to_owned()) };
         let store = match plan.name.as_str() {
             "held" => Store::Held(self.held.clone()),
             _ => Store::open(&config.store).map_err(|error| error.to_string())?,
         };
-        BlkDevice::on(config.clone(), store)
-            .map(|device| Arc::new(device) as Arc<dyn Device>)
-            .map_err(|error| error.to_string())
+        BlkDevice::on(config.clone(), store).map(Model::from).map_err(|error| error.to_string())
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! # What it is
 //!
-//! What the device does: everything between a front-end's socket and the frames that a guest sends and receives. Where
+//! What the device does: everything between a front-end's socket and the frames that a guest sends and receives, or the blocks
+//! that it reads and writes. Devices are virtio-net and virtio-blk over vhost-user, and an NVMe controller over vfio-user. Where
 //! guest memory is, and who may touch it for how long, is decided below, in `mdev-dma` and `mdev-pin`; what the bytes of
 //! a message mean, in `mdev-protocol`.
 //!
@@ -11,11 +12,11 @@
 //! ```text
 //! cli              the command line
 //! perf, regress    what a device does under load, and when its memory is taken away
-//! daemon           the process around a device: its endpoint, its connections, one control thread
-//! session          one connection of a front-end: memory, rings, replies that wait
+//! daemon           the process around devices: their endpoints, their connections, one control thread
+//! session          one connection of a front-end, by vhost-user or vfio-user: memory, rings or registers, replies that wait
 //! worker           a thread that runs queues
-//! device           what the guest sees; its engines move data between rings and links
-//! ring   link      a queue in guest memory; what is behind a network device
+//! device           what the guest sees; its engines move data between its queues and links or stores
+//! ring   link      a virtqueue in guest memory; what is behind a network device
 //! store            what is behind a storage device
 //! driver, report   the other side of the socket, for perf and tests; what a command has measured
 //! sys, limit       what is asked of the operating system; log lines at a bounded rate
@@ -26,7 +27,9 @@
 //!
 //! # Locks
 //!
-//! The data path has none. The control thread and the workers share channels and eventfds.
+//! The data path has none, but for what the engines of an NVMe controller share: a completion queue, which is tried once a burst and never
+//! waited for, and where an interrupt goes, which is locked for the moment of its signal. The control thread and the workers share
+//! channels and eventfds.
 //!
 //! # What may block
 //!
@@ -40,7 +43,7 @@
 //!
 //! # What it does not implement
 //!
-//! Devices other than network devices, transports other than vhost-user. Each module says more.
+//! Other devices and other transports; migration of what devices hold. Each module says more.
 
 pub mod cli;
 pub mod daemon;

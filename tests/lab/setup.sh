@@ -1,6 +1,6 @@
 #!/bin/sh
-# setup.sh DIR: make the lab's root in DIR: Debian trixie's QEMU 11 with its tools for images, DPDK testpmd, fio, the tools of ext4 and
-# busybox with all their libraries, and in DIR/guest a kernel with the modules of the devices under test.
+# setup.sh DIR: make the lab's root in DIR: Debian trixie's QEMU 11 with its tools for images, DPDK testpmd, fio, the tools of ext4, of
+# NVMe and of PCI and busybox with all their libraries, and in DIR/guest a kernel with the modules of the devices under test.
 #
 # Packages are fetched by this machine's apt (its mirror, proxies and keys) into a state of their own and only unpacked: nothing is
 # installed on this machine, no maintainer script runs, and no service can start. DIR appears by a rename at the very end, so a DIR
@@ -62,7 +62,7 @@ testpmd_needs=$(apt-cache depends dpdk-dev | awk '$1 == "Depends:" && $2 !~ /-de
 # fio wants an interpreter for its scripts, and QEMU's block drivers the libraries of all of them: one driver is of use here, libblkio.
 fio_needs=$(apt-cache depends fio | awk '$1 == "Depends:" && $2 !~ /^python|^init-system/ { print $2 }')
 apt-get install -qq -y --download-only base-files libc-bin busybox-static kmod liblzma5 qemu-system-x86 seabios qemu-utils libblkio1 \
-    e2fsprogs librte-net-virtio25 librte-net-vhost25 librte-mempool-ring25 $testpmd_needs $fio_needs >/dev/null ||
+    e2fsprogs nvme-cli pciutils librte-net-virtio25 librte-net-vhost25 librte-mempool-ring25 $testpmd_needs $fio_needs >/dev/null ||
     fail "apt-get could not fetch the packages"
 (cd "$APT/archives" && apt-get download -qq dpdk-dev fio qemu-block-extra "linux-binary-$KERNEL" "linux-modules-$KERNEL") ||
     fail "apt-get could not fetch testpmd, fio, QEMU's block drivers or kernel $KERNEL"
@@ -96,7 +96,8 @@ done < "$WORK/load"
 rm -r "$ROOT/usr/lib/modules"
 
 blkio=$(cd "$ROOT" && find usr/lib -name block-blkio.so) # where QEMU's tools look for it
-for program in usr/bin/qemu-system-x86_64 usr/bin/dpdk-testpmd usr/bin/qemu-img usr/bin/fio usr/sbin/mkfs.ext4 "$blkio"; do
+for program in usr/bin/qemu-system-x86_64 usr/bin/dpdk-testpmd usr/bin/qemu-img usr/bin/fio usr/sbin/mkfs.ext4 usr/sbin/nvme usr/bin/lspci \
+    "$blkio"; do
     chroot "$ROOT" /lib64/ld-linux-x86-64.so.2 --list "/$program" | grep 'not found' && fail "$program misses libraries"
 done
 sync -f "$ROOT" 2>/dev/null || true

@@ -6,7 +6,7 @@ use mdev_tests::documents::{self, Document};
 use mdev_tests::house::{Finding, Tree};
 use mdevd::device::blk::{BlkConfig, BlkDevice};
 use mdevd::device::net::{NetConfig, NetDevice};
-use mdevd::device::{Device, DropCause};
+use mdevd::device::{DropCause, VirtioDevice};
 use mdevd::link::LinkKind;
 use mdevd::regress::{Body, Transport, scenarios};
 use mdevd::report::Report;
@@ -84,6 +84,13 @@ fn the_options_of_mdevd_blk_are_those_of_its_help() {
 }
 
 #[test]
+fn the_options_of_mdevd_nvme_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let nvme = command.find_subcommand("nvme").expect("mdevd nvme");
+    none(&documents::options(&page("docs/operating.md"), "mdevd nvme", nvme));
+}
+
+#[test]
 fn the_stores_can_be_asked_for_as_they_are_written() {
     let page = page("docs/operating.md");
     let stores = page.tables("mdevd blk").into_iter().nth(1).expect("a table of stores");
@@ -119,6 +126,13 @@ fn the_options_of_mdevd_perf_blk_are_those_of_its_help() {
     let blk =
         command.find_subcommand("perf").and_then(|perf| perf.find_subcommand("blk")).expect("mdevd perf blk");
     none(&documents::options(&page("docs/operating.md"), "mdevd perf blk", blk));
+}
+
+#[test]
+fn the_options_of_mdevd_perf_nvme_are_those_of_its_help() {
+    let command = mdevd::cli::command();
+    let nvme = command.find_subcommand("perf").and_then(|perf| perf.find_subcommand("nvme"));
+    none(&documents::options(&page("docs/operating.md"), "mdevd perf nvme", nvme.expect("mdevd perf nvme")));
 }
 
 #[test]

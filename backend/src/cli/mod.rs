@@ -1,8 +1,9 @@
 //! The command line.
 //!
-//! `mdevd serve` serves the devices of a file, `mdevd net` and `mdevd blk` serve one and follow the conventions for
-//! back-end programs of QEMU's vhost-user document; under the name `mdevd-net` (a link to the same file) the program is
-//! `mdevd net`, and so on, since a launcher that follows these conventions knows no subcommands.
+//! `mdevd serve` serves the devices of a file. `mdevd net` and `mdevd blk` serve one over vhost-user, `mdevd nvme` serves one over
+//! vfio-user. All three follow the conventions for back-end programs of QEMU's vhost-user document; under the name
+//! `mdevd-net` (a link to the same file) the program is `mdevd net`, and so on, since a launcher that follows these conventions
+//! knows no subcommands.
 //!
 //! Exit status: 0 when all went well (also after SIGTERM), 1 when something failed at run time, 2 when the
 //! command line was wrong. Messages go to standard error and say what to do; only what was asked for goes to
@@ -12,6 +13,7 @@ mod blk;
 mod logger;
 mod man;
 mod net;
+mod nvme;
 mod perf;
 mod regress;
 mod serve;
@@ -52,6 +54,8 @@ enum Command {
     Net(net::Args),
     /// Serve a virtio block device over vhost-user
     Blk(blk::Args),
+    /// Serve an NVMe controller over vfio-user
+    Nvme(nvme::Args),
     /// Serve many devices in one process, as a file describes them
     Serve(serve::Args),
     /// Measure a device: start one, or drive one that runs, and print what it reaches
@@ -75,6 +79,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Net(args) => net::run(&args),
         Command::Blk(args) => blk::run(&args),
+        Command::Nvme(args) => nvme::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Perf(args) => perf::run(&args),
         Command::Regress(args) => regress::run(&args),

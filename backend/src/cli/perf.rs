@@ -1,6 +1,7 @@
 //! `mdevd perf`: what a device does under load.
 
 mod blk;
+mod nvme;
 
 use std::io;
 use std::path::PathBuf;
@@ -101,6 +102,9 @@ enum Device {
     /// Measure a virtio block device: requests/s, bytes/s, core time, latency; find damage
     #[command(after_long_help = blk::MEANINGS, after_help = "--help explains the figures")]
     Blk(blk::BlkArgs),
+    /// Measure an NVMe controller: requests/s, bytes/s, core time, latency; find damage
+    #[command(after_long_help = nvme::MEANINGS, after_help = "--help explains the figures")]
+    Nvme(nvme::NvmeArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -294,6 +298,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
     let measured = match &args.device {
         Device::Net(net) => measure(&net.options(command())?, &stop, &mut out),
         Device::Blk(blk) => measure_blk(&blk.options(command())?, &stop, &mut out),
+        Device::Nvme(nvme) => measure_blk(&nvme.options(command())?, &stop, &mut out),
     };
     measured.map_err(|error| error.to_string())
 }

@@ -12,7 +12,7 @@ fn parse(text: &str) -> Result<NetArgs, String> {
     let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
     match cli.args.device {
         Device::Net(net) => Ok(net),
-        Device::Blk(_) => Err("another device".to_owned()),
+        Device::Blk(_) | Device::Nvme(_) => Err("another device".to_owned()),
     }
 }
 

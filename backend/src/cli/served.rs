@@ -3,18 +3,17 @@
 use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::daemon::{CounterSocket, Daemon, Endpoint, Options};
-use crate::device::{Device, QueueNames};
+use crate::daemon::{CounterSocket, Daemon, Endpoint, Model, Options};
+use crate::device::QueueNames;
 use crate::session::SessionOptions;
 use crate::sys::inherit;
 use crate::worker::Mode;
 
 use super::values::{parse_cpus, parse_duration, parse_mode};
 
-/// Arguments of every device.
+/// Arguments of devices that are served over vhost-user.
 #[derive(Debug, clap::Args)]
 pub(super) struct Served {
     /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
@@ -44,6 +43,33 @@ pub(super) struct Served {
     #[arg(long)]
     ring_reset: bool,
 
+    #[command(flatten)]
+    running: Running,
+}
+
+/// Arguments of devices that are served over vfio-user.
+#[derive(Debug, clap::Args)]
+pub(super) struct Function {
+    /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    socket_path: Option<PathBuf>,
+
+    /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is
+    /// connected to a client
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    fd: Option<RawFd>,
+
+    /// Permissions of the socket file, octal (default: by the umask)
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
+    socket_mode: Option<u32>,
+
+    #[command(flatten)]
+    running: Running,
+}
+
+/// Arguments of every device.
+#[derive(Debug, clap::Args)]
+struct Running {
     /// What a worker does when there is nothing to do
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
@@ -83,9 +109,85 @@ pub(super) struct Serving {
 
 impl Served {
     /// Serves the device that `make` gives, until a signal ends it.
-    pub(super) fn run<D: Device + 'static>(
+    pub(super) fn run<D: Into<Model>>(
         &self,
         serving: &Serving,
+        make: impl FnOnce(String) -> Result<D, String>,
+    ) -> Result<(), String> {
+        let Served { socket_path, connect, fd, socket_mode, prefault, ring_reset, running } = self;
+        let sessions = SessionOptions { prefault: *prefault, ring_reset: *ring_reset, ..Default::default() };
+        let place = match (socket_path, connect, *fd) {
+            (Some(path), _, _) => Place::Listen(path, *socket_mode),
+            (_, Some(path), _) => Place::Dial(path),
+            (_, _, Some(fd)) => Place::Inherited(fd),
+            (None, None, None) => Place::Nowhere("give --socket-path, --connect or --fd"),
+        };
+        running.run(serving, &place, sessions, make)
+    }
+}
+
+impl Function {
+    /// Serves the device that `make` gives, until a signal ends it.
+    pub(super) fn run<D: Into<Model>>(
+        &self,
+        serving: &Serving,
+        make: impl FnOnce(String) -> Result<D, String>,
+    ) -> Result<(), String> {
+        let place = match (&self.socket_path, self.fd) {
+            (Some(path), _) => Place::Listen(path, self.socket_mode),
+            (_, Some(fd)) => Place::Inherited(fd),
+            (None, None) => Place::Nowhere("give --socket-path or --fd"),
+        };
+        self.running.run(serving, &place, SessionOptions::default(), make)
+    }
+}
+
+/// Where front-ends come from.
+enum Place<'a> {
+    Listen(&'a PathBuf, Option<u32>),
+    Dial(&'a PathBuf),
+    Inherited(RawFd),
+    /// Nobody said, and this is what to say.
+    Nowhere(&'static str),
+}
+
+impl Place<'_> {
+    fn open(&self) -> Result<Endpoint, String> {
+        let endpoint = match self {
+            Place::Listen(path, mode) => Endpoint::bind(path, *mode),
+            Place::Dial(path) => Endpoint::dial(path),
+            Place::Inherited(fd) => Endpoint::inherited(*fd),
+            Place::Nowhere(what) => return Err((*what).to_owned()),
+        };
+        endpoint.map_err(|error| error.to_string())
+    }
+
+    /// What the device is called in logs: after its socket.
+    fn name(&self, kind: &str) -> String {
+        let stem = |path: &PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
+        match self {
+            Place::Listen(path, _) | Place::Dial(path) => stem(path).unwrap_or_else(|| kind.to_owned()),
+            Place::Inherited(fd) => format!("fd{fd}"),
+            Place::Nowhere(_) => kind.to_owned(),
+        }
+    }
+
+    fn describe(&self, what: &str) -> String {
+        match self {
+            Place::Listen(path, _) => format!("{what} on {}", path.display()),
+            Place::Dial(path) => format!("{what} to whoever listens on {}", path.display()),
+            Place::Inherited(fd) => format!("{what} on descriptor {fd}"),
+            Place::Nowhere(_) => what.to_owned(),
+        }
+    }
+}
+
+impl Running {
+    fn run<D: Into<Model>>(
+        &self,
+        serving: &Serving,
+        place: &Place<'_>,
+        sessions: SessionOptions,
         make: impl FnOnce(String) -> Result<D, String>,
     ) -> Result<(), String> {
         if self.print_capabilities {
@@ -97,49 +199,19 @@ impl Served {
                 .map_err(|error| format!("cannot write: {error}"));
         }
         let counters = self.counters_fd.map(counters).transpose()?;
-        let endpoint = match (&self.socket_path, &self.connect, self.fd) {
-            (Some(path), _, _) => Endpoint::bind(path, self.socket_mode),
-            (_, Some(path), _) => Endpoint::dial(path),
-            (_, _, Some(fd)) => Endpoint::inherited(fd),
-            (None, None, None) => return Err("give --socket-path, --connect or --fd".to_owned()),
-        };
-        let endpoint = endpoint.map_err(|error| error.to_string())?;
-        let device = make(self.name(serving.kind))?;
+        let endpoint = place.open()?;
+        let device = make(place.name(serving.kind))?;
         let options = Options {
             mode: self.mode,
             cpus: self.cpus.clone().unwrap_or_default(),
             stats: self.stats,
             queue_names: serving.queue_names,
-            sessions: SessionOptions {
-                prefault: self.prefault,
-                ring_reset: self.ring_reset,
-                ..Default::default()
-            },
+            sessions,
             counters,
         };
-        let daemon = Daemon::new(Arc::new(device), endpoint, options).map_err(|error| error.to_string())?;
-        log::info!("serving {}", self.describe(serving.what));
+        let daemon = Daemon::new(device, endpoint, options).map_err(|error| error.to_string())?;
+        log::info!("serving {}", place.describe(serving.what));
         daemon.run().map_err(|error| error.to_string())
-    }
-
-    /// What the device is called in logs: after its socket.
-    fn name(&self, kind: &str) -> String {
-        let path = self.socket_path.as_ref().or(self.connect.as_ref());
-        let stem = path.and_then(|path| path.file_stem());
-        match (stem, self.fd) {
-            (Some(stem), _) => stem.to_string_lossy().into_owned(),
-            (None, Some(fd)) => format!("fd{fd}"),
-            (None, None) => kind.to_owned(),
-        }
-    }
-
-    fn describe(&self, what: &str) -> String {
-        match (&self.socket_path, &self.connect, self.fd) {
-            (Some(path), _, _) => format!("{what} on {}", path.display()),
-            (_, Some(path), _) => format!("{what} to whoever listens on {}", path.display()),
-            (_, _, Some(fd)) => format!("{what} on descriptor {fd}"),
-            (None, None, None) => String::new(),
-        }
     }
 }
 

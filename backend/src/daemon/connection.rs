@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::{Iova, Perm};
 
+use crate::device::Fault;
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::session::{Session, SessionError};
@@ -29,7 +30,7 @@ static ACCEPT_ERRORS: LogLimit = LogLimit::new(5, Duration::from_secs(10));
 pub(super) struct Connection {
     /// The device it came for.
     pub(super) device: u64,
-    pub(super) session: Session,
+    pub(super) session: Box<dyn Session>,
     interest: Interest,
     /// What the session has to say is watched for.
     noticed: bool,
@@ -94,8 +95,14 @@ impl Control {
         }
         let conn = self.next_connection;
         let (windows, options) = (self.windows.clone(), served.sessions.clone());
-        let session = Session::with_options(conn, socket, served.device().clone(), windows, options)?
-            .counted_in(served.translations.clone());
+        let session = served.model.session(
+            conn,
+            socket,
+            windows,
+            options,
+            served.translations.clone(),
+            self.busy_workers,
+        )?;
         self.poll.add(session.fd(), Key::Connection(conn).number(), Interest::READ)?;
         self.next_connection += 1;
         let (interest, noticed) = (Interest::READ, false);
@@ -128,9 +135,20 @@ impl Control {
 
     /// A session has something to say that its front-end wants to hear by messages.
     pub(super) fn say_notices(&mut self, conn: u64) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let Some(served) = self.devices.get_mut(&connection.device) else { return };
+        connection.session.say_notices(&mut served.rings);
+        self.refresh(conn, Instant::now());
+    }
+
+    /// A queue that is no ring tells of trouble.
+    pub(super) fn queue_faulted(&mut self, device: u64, index: u16, fault: Fault) {
+        let Some(served) = self.devices.get_mut(&device) else { return };
+        let Some(conn) = served.rings.owner() else { return };
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.session.say_notices();
+            connection.session.queue_faulted(&mut served.rings, index, fault);
         }
+        self.refresh(conn, Instant::now());
     }
 
     /// Lets a session go on with what waits for time or memory, watches its socket for what it now wants, and

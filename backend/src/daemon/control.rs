@@ -29,6 +29,8 @@ pub(super) struct Control {
     signals: Signals,
     events: EventSource,
     pub(super) pool: Arc<Pool>,
+    /// The workers poll and never sleep.
+    pub(super) busy_workers: bool,
     pub(super) windows: Arc<Windows>,
     pub(super) devices: BTreeMap<u64, Served>,
     pub(super) next_device: u64,
@@ -49,6 +51,7 @@ pub(super) struct Control {
 pub(super) struct Parts {
     pub(super) signals: Signals,
     pub(super) pool: Pool,
+    pub(super) busy_workers: bool,
     pub(super) events: EventSource,
     pub(super) windows: Arc<Windows>,
     pub(super) stats: Option<Duration>,
@@ -59,13 +62,14 @@ pub(super) struct Parts {
 impl Control {
     /// A loop that serves nothing yet.
     pub(super) fn new(parts: Parts) -> io::Result<Control> {
-        let Parts { signals, pool, events, windows, stats, counters, plans } = parts;
+        let Parts { signals, pool, busy_workers, events, windows, stats, counters, plans } = parts;
         let control = Control {
             poll: Poll::new()?,
             timer: Timer::new()?,
             signals,
             events,
             pool: Arc::new(pool),
+            busy_workers,
             windows,
             devices: BTreeMap::new(),
             next_device: 0,
@@ -143,6 +147,7 @@ impl Control {
             WorkerEvent::Started { .. } => {}
             WorkerEvent::Stopped { token, state, .. } => self.ring_stopped(token, state),
             WorkerEvent::Failed { device_key, index, error } => self.ring_failed(device_key, index, &error),
+            WorkerEvent::Faulted { device_key, index, fault } => self.queue_faulted(device_key, index, fault),
             WorkerEvent::Missed { device_key, index, iova, perm } => {
                 self.ring_missed(device_key, index, iova, perm);
             }
@@ -158,8 +163,9 @@ impl Control {
     fn look_behind(&mut self, device: u64) {
         if self.devices.get(&device).is_some_and(|served| served.device().look()) {
             for conn in self.connections_of(device) {
+                let Some(served) = self.devices.get_mut(&device) else { return };
                 if let Some(connection) = self.connections.get_mut(&conn) {
-                    connection.session.config_changed();
+                    connection.session.config_changed(&mut served.rings);
                 }
             }
         }

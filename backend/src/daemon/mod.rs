@@ -41,6 +41,7 @@ mod dialer;
 mod endpoint;
 mod kept;
 mod key;
+mod model;
 mod plan;
 mod pool;
 mod rings;
@@ -51,7 +52,6 @@ mod stats;
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -67,6 +67,7 @@ pub use connection::MAX_CONNECTIONS;
 pub use counters::CounterSocket;
 pub use dialer::Dialer;
 pub use endpoint::{Endpoint, EndpointError, Listener};
+pub use model::Model;
 pub use plan::{Door, Kind, Plan, Plans};
 
 use control::{Control, Parts};
@@ -145,13 +146,14 @@ impl Daemon {
     ///
     /// # Errors
     /// What the system refuses; a processor that may not be used.
-    pub fn new(device: Arc<dyn Device>, endpoint: Endpoint, options: Options) -> Result<Daemon, DaemonError> {
-        let workers = cpus(device.as_ref(), &options);
+    pub fn new(model: impl Into<Model>, endpoint: Endpoint, options: Options) -> Result<Daemon, DaemonError> {
+        let model = model.into();
+        let workers = cpus(model.device().as_ref(), &options);
         let Options { mode, stats, queue_names, sessions, counters, .. } = options;
         let mut control = start(&Shared { mode, workers, stats }, counters, None)?;
         let plan = None;
         control.begin(Beginning {
-            device,
+            model,
             endpoint,
             workers: Vec::new(),
             sessions,
@@ -203,7 +205,8 @@ fn start(
         .collect::<io::Result<Vec<_>>>()
         .map_err(DaemonError::system("start a worker"))?;
     let pool = Pool::new(workers);
-    let parts = Parts { signals, pool, events, windows, stats: shared.stats, counters, plans };
+    let busy_workers = shared.mode == Mode::Busy;
+    let parts = Parts { signals, pool, busy_workers, events, windows, stats: shared.stats, counters, plans };
     Control::new(parts).map_err(DaemonError::system("watch descriptors"))
 }
 

@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
+use crate::device::QueueNames;
 use crate::device::blk::{self, BlkConfig};
 use crate::device::net::{self, NetConfig};
-use crate::device::{Device, QueueNames};
+use crate::device::nvme::{self, NvmeConfig};
 use crate::link::{LinkKind, LinkName};
 use crate::session::SessionOptions;
 use crate::store::{FileOptions, StoreKind};
 
 use super::endpoint::{Endpoint, EndpointError};
+use super::model::Model;
 
 /// A device that is to be served. Nothing of it exists yet.
 ///
@@ -54,6 +55,8 @@ pub enum Kind {
     Net(NetConfig),
     /// A block device.
     Blk(BlkConfig),
+    /// An NVMe controller.
+    Nvme(NvmeConfig),
 }
 
 /// What a device has to itself in the world behind it.
@@ -77,7 +80,7 @@ pub trait Plans: Send {
     ///
     /// # Errors
     /// What the operator has to change.
-    fn make(&mut self, plan: &Plan) -> Result<Arc<dyn Device>, String>;
+    fn make(&mut self, plan: &Plan) -> Result<Model, String>;
 }
 
 impl Door {
@@ -98,14 +101,12 @@ impl Door {
 
 impl Kind {
     /// What it has to itself.
-    pub fn own(&self) -> Option<Own> {
+    pub fn own(&self) -> Vec<Own> {
         match self {
-            Kind::Net(NetConfig { link: LinkKind::Tap(name), .. }) => Some(Own::Interface(*name)),
-            Kind::Blk(BlkConfig {
-                store: StoreKind::File(FileOptions { path, read_only: false, .. }),
-                ..
-            }) => Some(Own::Image(std::path::absolute(path).unwrap_or_else(|_| path.clone()))),
-            Kind::Net(_) | Kind::Blk(_) => None,
+            Kind::Net(NetConfig { link: LinkKind::Tap(name), .. }) => vec![Own::Interface(*name)],
+            Kind::Net(_) => Vec::new(),
+            Kind::Blk(config) => image(&config.store).into_iter().collect(),
+            Kind::Nvme(config) => config.namespaces.iter().filter_map(|one| image(&one.store)).collect(),
         }
     }
 
@@ -114,6 +115,7 @@ impl Kind {
         match self {
             Kind::Net(config) => config.queue_pairs,
             Kind::Blk(config) => config.queues,
+            Kind::Nvme(config) => config.queues,
         }
     }
 
@@ -122,7 +124,18 @@ impl Kind {
         match self {
             Kind::Net(_) => net::QUEUE_NAMES,
             Kind::Blk(_) => blk::QUEUE_NAMES,
+            Kind::Nvme(_) => nvme::QUEUE_NAMES,
         }
+    }
+}
+
+/// The file that a store writes.
+fn image(store: &StoreKind) -> Option<Own> {
+    match store {
+        StoreKind::File(FileOptions { path, read_only: false, .. }) => {
+            Some(Own::Image(std::path::absolute(path).unwrap_or_else(|_| path.clone())))
+        }
+        _ => None,
     }
 }
 
@@ -140,6 +153,7 @@ impl fmt::Display for Plan {
         let what = match self.kind {
             Kind::Net(_) => "a network device",
             Kind::Blk(_) => "a block device",
+            Kind::Nvme(_) => "an NVMe controller",
         };
         match &self.door {
             Door::Listen { path, .. } => write!(f, "{what} on {}", path.display()),
@@ -151,9 +165,9 @@ impl fmt::Display for Plan {
 impl Plan {
     /// Whether the two cannot be served at the same time.
     pub(super) fn collides(&self, other: &Plan) -> bool {
-        let own = self.kind.own();
+        let theirs = other.kind.own();
         self.name == other.name
             || self.door.path() == other.door.path()
-            || (own.is_some() && own == other.kind.own())
+            || self.kind.own().iter().any(|own| theirs.contains(own))
     }
 }

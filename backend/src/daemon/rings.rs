@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use mdev_dma::Iova;
 
-use crate::device::{Device, QueueSetup};
+use crate::device::{Device, QueueSetup, VirtioDevice};
 use crate::session::{Queues, StartError};
 use crate::sys::EventFd;
-use crate::worker::Command;
+use crate::worker::{Command, MakeEngine};
 
 use super::pool::Pool;
 
@@ -93,6 +93,21 @@ impl Rings {
         of_group.map_or_else(|| self.pool.least_loaded(&self.allowed), |(_, worker)| worker)
     }
 
+    /// The worker for a ring that starts on this connection; it counts as running there from now on.
+    fn take(&mut self, conn: u64, index: u16) -> Result<usize, StartError> {
+        if self.busy_elsewhere(conn) {
+            return Err(StartError::OtherConnection);
+        }
+        let worker = self.place(index);
+        self.owner = Some(conn);
+        // A ring that runs already is replaced, and none of it is left to be counted.
+        if let Some(before) = self.running.insert(index, worker) {
+            self.pool.give_back(before);
+        }
+        self.pool.take(worker);
+        Ok(worker)
+    }
+
     /// Tells the worker of a ring that runs on this connection.
     fn tell(&self, conn: u64, index: u16, command: Command) {
         if self.owner == Some(conn)
@@ -104,22 +119,31 @@ impl Rings {
 }
 
 impl Queues for Rings {
-    fn start(&mut self, conn: u64, features: u64, setup: QueueSetup) -> Result<(), StartError> {
-        if self.busy_elsewhere(conn) {
-            return Err(StartError::OtherConnection);
-        }
-        let worker = self.place(setup.index);
-        self.owner = Some(conn);
-        // A ring that runs already is replaced, and none of it is left to be counted.
-        if let Some(before) = self.running.insert(setup.index, worker) {
-            self.pool.give_back(before);
-        }
-        self.pool.take(worker);
+    fn start(
+        &mut self,
+        conn: u64,
+        device: &Arc<dyn VirtioDevice>,
+        features: u64,
+        setup: QueueSetup,
+    ) -> Result<(), StartError> {
+        let worker = self.take(conn, setup.index)?;
         let token = self.next_start;
         self.next_start = token.wrapping_add(1);
-        let (device, setup) = (self.device.clone(), Box::new(setup));
-        let device_key = self.device_key;
+        let (device, setup, device_key) = (device.clone(), Box::new(setup), self.device_key);
         self.pool.send(worker, Command::Start { token, device, device_key, features, setup });
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        conn: u64,
+        index: u16,
+        kick: Option<Arc<EventFd>>,
+        make: MakeEngine,
+    ) -> Result<(), StartError> {
+        let worker = self.take(conn, index)?;
+        let (device, device_key) = (self.device.clone(), self.device_key);
+        self.pool.send(worker, Command::Run { device, device_key, index, kick, make });
         Ok(())
     }
 

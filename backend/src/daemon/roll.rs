@@ -1,20 +1,18 @@
 //! The devices of the process: how they begin, change and end.
 
-use std::sync::Arc;
-
-use crate::device::{Device, QueueNames};
+use crate::device::QueueNames;
 use crate::session::SessionOptions;
 
 use super::DaemonError;
 use super::control::Control;
 use super::endpoint::Endpoint;
+use super::model::Model;
 use super::plan::Plan;
-use super::rings::Rings;
 use super::served::Served;
 
 /// What a device begins with.
 pub(super) struct Beginning {
-    pub(super) device: Arc<dyn Device>,
+    pub(super) model: Model,
     pub(super) endpoint: Endpoint,
     pub(super) workers: Vec<usize>,
     pub(super) sessions: SessionOptions,
@@ -25,13 +23,10 @@ pub(super) struct Beginning {
 impl Control {
     /// Serves one more device.
     pub(super) fn begin(&mut self, beginning: Beginning) -> Result<(), DaemonError> {
-        let Beginning { device, endpoint, workers, sessions, names, plan } = beginning;
         let id = self.next_device;
         self.next_device += 1;
-        let rings = Rings::new(device, id, self.pool.clone(), workers);
         let watching = || DaemonError::system("watch descriptors");
-        let (served, connected) =
-            Served::open(id, rings, endpoint, plan, sessions, names, &self.poll).map_err(watching())?;
+        let (served, connected) = Served::open(id, beginning, &self.pool, &self.poll).map_err(watching())?;
         self.devices.insert(id, served);
         if let Some(socket) = connected {
             self.connect(id, socket).map_err(watching())?;
@@ -93,11 +88,11 @@ impl Control {
 
     fn begin_plan(&mut self, plan: Plan) -> Result<String, String> {
         let Some(plans) = &mut self.plans else { return Err("nobody can make it".to_owned()) };
-        let device = plans.make(&plan)?;
+        let model = plans.make(&plan)?;
         let endpoint = plan.door.open().map_err(|error| error.to_string())?;
         let what = plan.to_string();
         let beginning = Beginning {
-            device,
+            model,
             endpoint,
             workers: plan.workers.clone(),
             sessions: plan.sessions.clone(),

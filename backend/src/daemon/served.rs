@@ -13,8 +13,11 @@ use super::dialer::Dialer;
 use super::endpoint::{Endpoint, Listener};
 use super::kept::Kept;
 use super::key::Key;
+use super::model::Model;
 use super::plan::Plan;
+use super::pool::Pool;
 use super::rings::Rings;
+use super::roll::Beginning;
 use super::stats::Rates;
 
 /// How long accepting pauses when it failed.
@@ -23,6 +26,7 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A device that is served.
 pub(super) struct Served {
     pub(super) rings: Rings,
+    pub(super) model: Model,
     /// What it was made from, if it was made from a plan.
     pub(super) plan: Option<Plan>,
     pub(super) sessions: SessionOptions,
@@ -54,13 +58,12 @@ impl Served {
     /// The endpoint cannot be watched.
     pub(super) fn open(
         id: u64,
-        rings: Rings,
-        endpoint: Endpoint,
-        plan: Option<Plan>,
-        sessions: SessionOptions,
-        names: QueueNames,
+        beginning: Beginning,
+        pool: &Arc<Pool>,
         poll: &Poll,
     ) -> io::Result<(Served, Option<OwnedFd>)> {
+        let Beginning { model, endpoint, workers, sessions, names, plan } = beginning;
+        let rings = Rings::new(model.device(), id, pool.clone(), workers);
         let (entrance, connected) = match endpoint {
             Endpoint::Listening(listener) => {
                 poll.add(&listener, Key::Listener(id).number(), Interest::READ)?;
@@ -74,7 +77,7 @@ impl Served {
         }
         let rates = Rates::new(rings.device().as_ref(), names, Instant::now());
         let (translations, kept) = (Arc::default(), Kept::default());
-        Ok((Served { rings, plan, sessions, names, rates, translations, kept, entrance }, connected))
+        Ok((Served { rings, model, plan, sessions, names, rates, translations, kept, entrance }, connected))
     }
 
     pub(super) fn device(&self) -> &Arc<dyn Device> {

@@ -57,6 +57,11 @@ impl Guest {
         Some(Guest { access, ioas })
     }
 
+    /// The way to its memory.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
     /// What is held of its memory.
     pub(super) fn pins(&self) -> u64 {
         self.ioas.pins()

@@ -14,6 +14,7 @@
 pub mod blk;
 mod fuzzing;
 pub mod net;
+pub mod nvme;
 mod queue;
 mod stats;
 mod switch;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use crate::sys::EventFd;
+pub use nvme::QueueFailure as Fault;
 pub use queue::{Missed, Queue, QueueSetup};
 pub(crate) use queue::{Wait, can_be_brought};
 pub use stats::{DropCause, QueueCounters, QueueNames, QueueStats};
@@ -33,8 +35,9 @@ pub type Bell = Arc<dyn AsFd + Send + Sync>;
 
 /// The data path of one group of queues, on one worker.
 pub trait Engine: Send {
-    /// Takes over a queue that starts. A queue with the same index that is still here is replaced.
-    fn start_queue(&mut self, queue: Queue);
+    /// Takes over a ring that starts. One with the same index that is still here is replaced. Engines that come with their
+    /// only queue get none.
+    fn start_queue(&mut self, _queue: Queue) {}
 
     /// Takes nothing more from a queue that is to be stopped. True when none of its requests is in flight, so that it
     /// can be given back; until then it is polled as before, and asked this after every poll. The worker waits for
@@ -79,14 +82,19 @@ pub trait Engine: Send {
     /// Tells the drivers that the worker polls.
     fn disarm(&mut self);
 
-    /// Whether one of the queues has failed ([`Queue::failed`]).
+    /// Whether one of the queues has failed ([`Queue::failed`]), or has something to tell ([`Engine::fault`]).
     fn needs_reset(&self) -> bool;
+
+    /// What a queue that is no ring tells of itself, once, and its index.
+    fn fault(&mut self) -> Option<(u16, Fault)> {
+        None
+    }
 
     /// When to poll again even if no kick comes, because a queue is parked.
     fn next_deadline(&self) -> Option<Instant>;
 }
 
-/// What survives a connection. One trait for all transports.
+/// What survives a connection, whatever the transport.
 ///
 /// Texts in errors are for the operator and end up in a log line.
 pub trait Device: Send + Sync {
@@ -95,11 +103,6 @@ pub trait Device: Send + Sync {
 
     /// Vrings the device has; a vring index is less than this.
     fn queue_count(&self) -> u16;
-
-    /// What GET_QUEUE_NUM answers. Network front-ends count queue pairs there, others vrings.
-    fn queue_number(&self) -> u64 {
-        self.queue_count().into()
-    }
 
     /// Whether the kernel may be at work on guest memory that its engines hold, in I/O that cannot be cancelled at once.
     /// If not, memory that they do not let go of in time is taken away from them ([`mdev_pin::Past::Revoke`]).
@@ -110,6 +113,31 @@ pub trait Device: Send + Sync {
     /// Whether its engines hold guest memory beyond a burst ([`mdev_pin::Burst::pin`]). If not, nothing is charged for it.
     fn holds_pins(&self) -> bool {
         true
+    }
+
+    /// The group that a queue belongs to: its engine.
+    fn group(&self, queue: u16) -> u16;
+
+    /// Becomes readable when the world behind the device has changed, which [`Device::look`] then takes note of. For the
+    /// device's whole life.
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Looks at the world behind the device. Whether the configuration space has changed.
+    fn look(&self) -> bool {
+        false
+    }
+
+    /// The counters of a queue. They live as long as the device.
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>>;
+}
+
+/// A device whose queues are virtqueues, whatever carries them.
+pub trait VirtioDevice: Device {
+    /// What GET_QUEUE_NUM answers. Network front-ends count queue pairs there, others vrings.
+    fn queue_number(&self) -> u64 {
+        self.queue_count().into()
     }
 
     /// Whether its engines keep requests in flight that a ring may record ([`crate::ring::Ring::keeps_log`]). If so, an engine
@@ -148,26 +176,12 @@ pub trait Device: Send + Sync {
     /// A range outside it, or one that is read-only.
     fn set_config(&self, offset: u32, data: &[u8]) -> Result<(), String>;
 
-    /// The group that a queue belongs to: its engine.
-    fn group(&self, queue: u16) -> u16;
-
     /// A new engine for a group, with the features that were acknowledged.
     fn engine(&self, group: u16, features: u64) -> Box<dyn Engine>;
 
     /// The control thread tells of each queue that starts with these features, is enabled or disabled while it runs, or is
     /// taken from its worker. `runs`: frames may come for it. For what takes longer than a worker may take.
     fn queue_turned(&self, _queue: u16, _features: u64, _runs: bool) {}
-
-    /// Becomes readable when the world behind the device has changed, which [`Device::look`] then takes note of. For the
-    /// device's whole life.
-    fn watched(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// Looks at the world behind the device. Whether the configuration space has changed.
-    fn look(&self) -> bool {
-        false
-    }
 
     /// The MTU the front-end told the guest (NET_SET_MTU).
     ///
@@ -180,7 +194,4 @@ pub trait Device: Send + Sync {
 
     /// Back to the state after creation (RESET_DEVICE), counters excepted. Comes only while no queue runs.
     fn reset(&self);
-
-    /// The counters of a queue. They live as long as the device.
-    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>>;
 }

@@ -1,5 +1,6 @@
 //! What can go wrong between a driver and its device.
 use super::memory::MemoryError;
+use mdev_protocol::vfio_user::ClientError;
 
 /// What went wrong between driver and device.
 #[derive(Debug, thiserror::Error)]
@@ -67,4 +68,10 @@ pub enum DriverError {
         /// Buffers that are used.
         used: u16,
     },
+    /// The controller completed a command that it does not have.
+    #[error("the controller completed command {0}, which it does not have")]
+    NotUnderWay(u16),
+    /// A doorbell that is a message cannot be sent.
+    #[error("a doorbell cannot be rung: {0}")]
+    Doorbell(#[source] Box<ClientError>),
 }

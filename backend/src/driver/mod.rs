@@ -13,11 +13,12 @@
 //!   [`RawRing`] and [`RawPacked`] write anything at all into the same rings.
 //! - [`blk`]: request queues of a block device; [`pattern`] and [`ledger`] tell what was written from what should have been.
 //! - [`net`]: receive and transmit queues of a network device on top of it; [`datagram`] makes frames for offloads.
+//! - [`nvme`]: the same for NVMe controllers over vfio-user, where there are no virtqueues.
 //! - [`FrontEnd`]: the vhost-user conversation: features, memory, rings, enable, stop.
 //!
 //! # Locks, blocking, failing
 //!
-//! There are no locks; every object belongs to one thread at a time and may be moved. Only [`FrontEnd`] blocks, on the device's
+//! There are no locks; every object belongs to one thread at a time and may be moved. Only [`FrontEnd`] and [`nvme::NvmeController`] block, on the device's
 //! replies, and never longer than its time-out. What the device writes is checked as strictly as a device checks its
 //! driver: an index that jumps or an entry that names no outstanding chain is a [`DriverError`].
 //!
@@ -33,6 +34,7 @@ mod memory;
 #[cfg(test)]
 mod model_tests;
 pub mod net;
+pub mod nvme;
 mod order;
 mod packed;
 pub mod pattern;

@@ -4,6 +4,7 @@ use super::drive::{Care, Counts, Direction};
 use super::run::{Plan, RunError, Slice, drive, verify};
 use super::shape::{Format, Shape};
 use super::size::PacketSize;
+use crate::driver::nvme::NvmeError;
 use crate::driver::{DriverError, FrontEndError, MemoryError, PackedQueue, SplitQueue, Virtqueue};
 use crate::report::CounterLine;
 use std::io;
@@ -54,6 +55,9 @@ pub enum CellError {
     /// It is no block device that can be measured in this way.
     #[error(transparent)]
     Blk(#[from] super::blk::cell::BlkError),
+    /// The controller cannot be driven.
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
     /// The run ended early.
     #[error(transparent)]
     Run(#[from] RunError),

@@ -14,7 +14,7 @@
 //! - [`against`] measures several back-ends in turns, [`pairs::Comparison`] is what may be concluded from that.
 //! - [`drive::Pair`] is a queue pair under load, [`driven::Driven`] whatever a thread polls, [`run::drive`] the threads that poll pairs.
 //! - [`device::DeviceProcess`] is a device of our own; it answers questions for its counters.
-//! - [`blk`] does the same for block devices, with requests instead of packets.
+//! - [`blk`] does the same for block devices and NVMe controllers, with requests instead of packets.
 //! - [`outcome::Outcome`] is a judged cell, [`table::table`] and [`crate::report::Report`] what is written of it.
 //!
 //! # Threads, blocking, failing

@@ -1,81 +1,16 @@
-//! The vhost-user session: what one front-end, on one connection, has said about its device.
+//! Sessions: what one front-end, on one connection, has said about its device.
 //!
-//! # What it is
+//! A session is a state machine without a thread. The daemon's control thread calls it when its socket has something to
+//! read, when time has passed, and when a worker has let go of a queue; it answers on the socket and drives queues
+//! through [`Queues`]. Nothing in a session waits for a worker, for the front-end, or for another session.
 //!
-//! A state machine without a thread. The daemon's control thread calls [`Session::readable`] when the socket has
-//! something to read, [`Session::tick`] when time has passed, [`Session::queue_stopped`] when a worker has let go of
-//! a ring; the session answers on the socket and drives rings through [`Queues`]. Nothing in here waits for a
-//! worker, for the front-end, or for another session.
-//!
-//! # Objects
-//!
-//! | file | the question it answers |
+//! | module | the transport |
 //! |---|---|
-//! | `dispatch` | which message does what |
-//! | `features` | features, ownership, status and reset |
-//! | `table`, `memory` | which memory is there |
-//! | `prefault` | who populates it |
-//! | `rings`, `vring` | how rings are described, started and stopped |
-//! | `iommu`, `iotlb` | what the front-end has translated, behind an IOMMU |
-//! | `misses` | which translations are asked for, and when to give up |
-//! | `config` | configuration space and the back-end channel |
-//! | `inband` | kicks, calls and failures as messages |
-//! | `inflight` | where requests in flight are recorded |
-//! | `barrier` | which replies wait, and for what |
-//! | `reply` | who is answered, and what a refusal looks like |
-//! | `queues` | what a session asks of the running side |
-//! | `options` | what its operator may choose |
+//! | [`vhost_user`] | virtqueues over a Unix socket |
+//! | [`vfio_user`] | a PCI function over a Unix socket |
 //!
-//! A session owns its address space (`Ioas`), the device's attachment to it (`Access`), the table of regions, the
-//! places of the rings and the descriptors for kick, call and err. They end with the connection. The device owns its
-//! configuration; it outlives every connection and any number of them may be open: what arrives on one never touches
-//! the rings of another. Rings that may not start yet because those of another connection run are remembered, and
-//! started by [`Session::device_free`].
-//!
-//! # Release barriers
-//!
-//! | message | its success reply says | and waits for |
-//! |---|---|---|
-//! | `REM_MEM_REG`, `SET_MEM_TABLE`, `ADD_MEM_REG` | what is not in the table is out of reach | lanes to leave the bursts in which they could see it, then its pins; 30 s |
-//! | `IOTLB_MSG` that invalidates or changes | what was translated is out of reach | as above |
-//! | `GET_VRING_BASE` | every request of the ring is finished, or recorded (`inflight`); the base is final | the worker, as long as the I/O takes |
-//! | `RESET_DEVICE`, `SET_STATUS` 0 | no ring of this connection runs | all its workers; 30 s |
-//! | `SET_OWNER` | nothing of the session before is left | all its workers, then its whole memory; 30 s each |
-//!
-//! From the moment a barrier of the first or last row is answered nothing will touch that guest memory any more: no
-//! table shows it, no burst that could have seen an older table reaches it, and no pin does.
-//!
-//! A barrier is kept as a value; while there is one, no further message of that connection is read (front-ends wait
-//! for the reply anyway), and the end of the connection is noticed all the same, by its hang-up. Memory that the device
-//! has not let go of at the deadline is taken away from it ([`mdev_pin::Past::Revoke`]), and that is success too. Where that
-//! cannot be, because the kernel may be at work on it or because another connection has the same pages, and for rings,
-//! the rings stop, the device cancels what it has in flight and asks for a reset, and gets one more second. Only if something
-//! remains then, the message is answered with an error, and a line in the log says that the front-end may take no notice
-//! of that.
-//!
-//! # Behind an IOMMU
-//!
-//! While `VIRTIO_F_ACCESS_PLATFORM` is acknowledged the address space shows translations instead of regions, and rings
-//! keep the guest's addresses. Regions are what translations are derived from. A ring starts at once; a queue that lacks a
-//! translation is parked, says so, and the session asks for it: no reply ever depends on an update. The
-//! pages of a ring's part may be translated to any places: the address space is told to keep the parts of rings that run in
-//! one piece. All translations are forgotten when no ring is started any more, because front-ends then stop telling which are void.
-//!
-//! # Locks
-//!
-//! None. A session belongs to the control thread.
-//!
-//! # What never fails
-//!
-//! A message that cannot be obeyed costs nothing but itself: it is answered as a refusal and logged, at a bounded
-//! rate. Only a stream that has lost its frame, or a socket that fails, ends the connection. A front-end that does not
-//! read its replies is not read from.
-//!
-//! # What it does not implement
-//!
-//! Dirty logging, postcopy, device state transfer; none of them is offered. The reset of a single ring is its
-//! stop and its start, and is offered where the operator says so ([`SessionOptions::ring_reset`]). Of the requests of the back-end channel only misses ask for replies; access failures are not
-//! told there, as no front-end listens to them.
+//! A session owns the address space of its guest and the device's attachment to it; they end with the connection. What survives
+//! a connection belongs to the device.
 #![cfg_attr(
     not(test),
     deny(
@@ -87,362 +22,109 @@
     )
 )]
 
-mod barrier;
-mod config;
-mod dispatch;
+mod access;
 mod error;
-mod features;
-mod inband;
-mod inflight;
-mod iommu;
-mod iotlb;
-mod memory;
-mod misses;
 mod options;
-mod prefault;
 mod queues;
-mod reply;
-mod rings;
-mod table;
-mod vring;
+pub mod vfio_user;
+pub mod vhost_user;
 
-#[cfg(test)]
-mod tests;
-
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use mdev_dma::{IovaRange, Windows};
-use mdev_pin::{Access, AccessOps, Change, Ioas, Within};
-use mdev_protocol::frame::{Connection, Received};
-use mdev_protocol::vhost_user::{BackendReply, FrontendMessage};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{Shutdown, shutdown};
+use mdev_dma::{Iova, Perm, Segment};
 
-use crate::device::Device;
-use crate::limit::LogLimit;
+use crate::device::Fault;
 use crate::ring::{QueueState, RingError};
 
-use barrier::Barrier;
-use features::Negotiated;
-use inband::InBand;
-use inflight::Logs;
-use iommu::Iommu;
-use memory::Regions;
-use prefault::Prefault;
-use reply::Asker;
-use vring::{Run, Vring};
-
 pub use error::SessionError;
-pub use features::{OFFERED as OFFERED_PROTOCOL_FEATURES, offered as offered_protocol_features};
-pub use iotlb::{IotlbCounters, IotlbLine, MAX_ENTRIES as MAX_IOTLB_ENTRIES};
-pub use memory::{MAX_SLOTS, MemoryError};
 pub use options::SessionOptions;
 pub use queues::{Queues, StartError};
+pub use vhost_user::{
+    IotlbCounters, IotlbLine, MAX_IOTLB_ENTRIES, MAX_SLOTS, OFFERED_PROTOCOL_FEATURES,
+    offered_protocol_features,
+};
 
 /// How many messages are served before other connections have their turn.
 const TURN: usize = 64;
 /// How often the address space is asked whether a change of it has finished.
 const POLL: Duration = Duration::from_micros(200);
 
-/// One connection of a front-end. See the [module](self).
-pub struct Session {
-    conn: u64,
-    name: String,
-    link: Connection<FrontendMessage>,
-    /// Where requests to the front-end go.
-    channel: Option<Connection<BackendReply>>,
-    /// What is told by messages instead of eventfds.
-    in_band: Option<InBand>,
-    /// The configuration has changed and the front-end has not been told.
-    change_unsaid: bool,
-    device: Arc<dyn Device>,
-    options: SessionOptions,
-    negotiated: Negotiated,
-    /// The device status that the front-end has set.
-    status: u8,
-    /// The device as a whole is in trouble, beside what single rings know.
-    needs_reset: bool,
-    regions: Regions,
-    prefault: Option<Prefault>,
-    ioas: Ioas,
-    access: Access,
-    /// The device is behind an IOMMU: `ioas` shows what was translated.
-    iommu: Option<Iommu>,
-    translations: Arc<IotlbCounters>,
-    vrings: Vec<Vring>,
-    /// Where rings record what they have in flight.
-    logs: Option<Logs>,
-    /// Stops so far, for tokens.
-    stops: u32,
-    barrier: Option<Barrier>,
-    life: Life,
-    /// Why the connection is to be closed, if that came up where nobody could be told.
-    fault: Option<SessionError>,
-    log_limit: LogLimit,
+/// The longest pause between two such questions.
+const LONGEST: Duration = Duration::from_millis(10);
+
+/// When to ask again about a change that has been under way since then. One that has taken long may take an eighth longer: somebody
+/// else may need the processor meanwhile.
+fn ask_again(since: Instant, now: Instant) -> Option<Instant> {
+    let waited = now.saturating_duration_since(since);
+    now.checked_add(waited.checked_div(8).unwrap_or(POLL).clamp(POLL, LONGEST))
 }
 
-/// What the device promises to the address space. It lets go of pins when its requests end, not when it is told.
-struct Diverted {
-    device: Arc<dyn Device>,
-}
-
-impl AccessOps for Diverted {
-    fn on_unmap(&self, _range: IovaRange) {}
-
-    fn cancel(&self, _range: IovaRange) -> bool {
-        !self.device.gives_memory_to_kernel()
-    }
-}
-
-/// How far the end has come.
-enum Life {
-    Open,
-    /// Rings are being stopped.
-    Stopping,
-    /// The device is letting go of the memory.
-    Detaching(Change),
-    Closed,
-}
-
-impl Session {
-    /// A session on a connection that was just made, with the usual options.
-    ///
-    /// `conn` is the connection's number, which no other has. `windows` is the daemon's.
-    ///
-    /// # Errors
-    /// None that a fresh address space gives.
-    pub fn new(
-        conn: u64,
-        socket: impl Into<OwnedFd>,
-        device: Arc<dyn Device>,
-        windows: Arc<Windows>,
-    ) -> io::Result<Session> {
-        Self::with_options(conn, socket, device, windows, SessionOptions::default())
-    }
-
-    /// [`Session::new`] with other options.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn with_options(
-        conn: u64,
-        socket: impl Into<OwnedFd>,
-        device: Arc<dyn Device>,
-        windows: Arc<Windows>,
-        options: SessionOptions,
-    ) -> io::Result<Session> {
-        let name = format!("{}: connection {conn}", device.name());
-        let prefault = options.prefault.then(|| Prefault::start(windows.clone(), name)).transpose()?;
-        let ioas = Ioas::new(windows);
-        // A pin that outlives a burst goes when its request ends: an unmap waits for that, up to its deadline.
-        let create = if device.holds_pins() { Access::new } else { Access::without_pins };
-        let access = create(Arc::new(Diverted { device: device.clone() }));
-        access.attach(&ioas).map_err(io::Error::other)?;
-        let vrings = (0..device.queue_count()).map(|_| Vring::default()).collect();
-        Ok(Session {
-            conn,
-            name: device.name().to_owned(),
-            link: Connection::new(socket),
-            channel: None,
-            in_band: None,
-            change_unsaid: false,
-            device,
-            options,
-            negotiated: Negotiated::default(),
-            status: 0,
-            needs_reset: false,
-            regions: Regions::default(),
-            prefault,
-            ioas,
-            access,
-            iommu: None,
-            translations: Arc::default(),
-            vrings,
-            logs: None,
-            stops: 0,
-            barrier: None,
-            life: Life::Open,
-            fault: None,
-            log_limit: LogLimit::new(10, Duration::from_secs(10)),
-        })
-    }
-
-    /// Counts its translations where others count theirs.
-    pub fn counted_in(self, translations: Arc<IotlbCounters>) -> Self {
-        Self { translations, ..self }
-    }
-
+/// One connection of a front-end, whatever its protocol.
+pub trait Session: Send {
     /// The connection's socket, to be watched for what [`Session::wants_read`] and [`Session::wants_write`] say
     /// after each call of any other function.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.link.as_fd()
-    }
+    fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Whether messages are taken now. Not while a reply is outstanding: the next message might depend on it.
-    pub fn wants_read(&self) -> bool {
-        self.fault.is_some() || (self.is_open() && self.barrier.is_none() && self.link.pending_output() == 0)
-    }
+    /// Whether messages are taken now.
+    fn wants_read(&self) -> bool;
 
     /// Whether replies wait for room in the socket.
-    pub fn wants_write(&self) -> bool {
-        self.is_open() && self.link.pending_output() > 0
-    }
+    fn wants_write(&self) -> bool;
 
     /// Serves what has arrived. A hang-up is noticed even while no messages are taken.
     ///
     /// # Errors
     /// Why the connection is over: [`Session::close`] is to be called.
-    pub fn readable(&mut self, queues: &mut dyn Queues) -> Result<(), SessionError> {
-        if !self.wants_read() && self.has_hung_up() {
-            return Err(SessionError::Closed);
-        }
-        for _ in 0..TURN {
-            if let Some(fault) = self.fault.take() {
-                return Err(fault);
-            }
-            if !self.wants_read() {
-                break;
-            }
-            match self.link.receive()? {
-                Received::Message(frame) => self.serve(queues, frame),
-                Received::Rejected { header, error } => {
-                    self.conclude(Asker::new(header, None), Err(error.into()));
-                }
-                Received::WouldBlock => break,
-                Received::Closed => return Err(SessionError::Closed),
-            }
-        }
-        self.fault.take().map_or(Ok(()), Err)
-    }
+    fn readable(&mut self, queues: &mut dyn Queues) -> Result<(), SessionError>;
 
     /// Sends what the socket takes now.
     ///
     /// # Errors
     /// As [`Session::readable`].
-    pub fn writable(&mut self, _queues: &mut dyn Queues) -> Result<(), SessionError> {
-        self.link.flush()?;
-        Ok(())
-    }
+    fn writable(&mut self, queues: &mut dyn Queues) -> Result<(), SessionError>;
 
     /// Looks at what waits. Says when to be called again, if nothing else happens before.
-    pub fn tick(&mut self, queues: &mut dyn Queues, now: Instant) -> Option<Instant> {
-        self.advance(queues);
-        self.advance_close();
-        match &self.life {
-            Life::Open => {
-                let answers = self.look_for_answers(queues, now);
-                let barrier = self.barrier.as_ref().and_then(|barrier| barrier.due(now));
-                answers.into_iter().chain(barrier).min()
-            }
-            Life::Detaching(_) => now.checked_add(POLL),
-            Life::Stopping | Life::Closed => None,
-        }
-    }
+    fn tick(&mut self, queues: &mut dyn Queues, now: Instant) -> Option<Instant>;
 
-    /// A ring that was told to stop has none of its requests in flight any more.
-    pub fn queue_stopped(&mut self, queues: &mut dyn Queues, token: u64, state: QueueState) {
-        self.ring_stopped(queues, token, state);
-        self.advance(queues);
-        self.advance_close();
-    }
+    /// A queue that was told to stop has none of its requests in flight any more.
+    fn queue_stopped(&mut self, queues: &mut dyn Queues, token: u64, state: QueueState);
+
+    /// The device's queues run on no connection any more: those that waited here start.
+    fn device_free(&mut self, queues: &mut dyn Queues);
+
+    /// Ends the session. Its queues stop and cancel their requests in flight, then the device lets go of its memory; see
+    /// [`Session::is_closed`]. The socket is shut down at once.
+    fn close(&mut self, queues: &mut dyn Queues);
+
+    /// Whether the end is complete: no queue runs, nothing holds the guest's memory. Until then a session that was
+    /// closed wants its ticks and stops; one that is dropped earlier leaves the memory to the workers that use it.
+    fn is_closed(&self) -> bool;
+
+    /// What the front-end may have been told of its device has changed.
+    fn config_changed(&mut self, queues: &mut dyn Queues);
 
     /// A running ring has failed and is not looked at any more; its worker has signalled err.
-    pub fn queue_failed(&mut self, index: u16, error: &RingError) {
-        let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
-        if vring.run == Run::Running {
-            vring.failed = true;
-            if let Some(iommu) = &mut self.iommu {
-                iommu.misses.forget(index);
-            }
-            log::debug!("{}: connection {}: ring {index} asks for a reset: {error}", self.name, self.conn);
-            self.say_failure(index);
-        }
+    fn queue_failed(&mut self, _index: u16, _error: &RingError) {}
+
+    /// A running queue that is no ring tells of trouble.
+    fn queue_faulted(&mut self, _queues: &mut dyn Queues, _index: u16, _fault: Fault) {}
+
+    /// A ring that runs waits for a translation.
+    fn queue_missed(&mut self, _queues: &mut dyn Queues, _index: u16, _iova: Iova, _perm: Perm) {}
+
+    /// Readable when [`Session::say_notices`] is to be called; `None` as long as there is nothing to be watched. Once there is
+    /// one it stays the same until the session is closed.
+    fn notices(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
-    /// The device's rings run on no connection any more: those that waited here start.
-    pub fn device_free(&mut self, queues: &mut dyn Queues) {
-        if self.is_open() {
-            self.start_rings(queues);
-        }
-    }
+    /// Does what [`Session::notices`] is about: tells the front-end what it wants to hear by messages, or looks at what it has
+    /// written where nobody traps it.
+    fn say_notices(&mut self, _queues: &mut dyn Queues) {}
 
-    /// Ends the session. Its rings stop and cancel their requests in flight, then the device lets go of its memory; see
-    /// [`Session::is_closed`]. The socket is shut down at once.
-    pub fn close(&mut self, queues: &mut dyn Queues) {
-        if !self.is_open() {
-            return;
-        }
-        self.life = Life::Stopping;
-        self.fault = None;
-        self.barrier = None;
-        self.channel = None;
-        self.in_band = None;
-        let _ = shutdown(&self.link, Shutdown::Both);
-        self.cancel_rings(queues);
-        self.advance_close();
-    }
-
-    /// Whether the end is complete: no ring runs, nothing holds the guest's memory. Until then a session that was
-    /// closed wants its ticks and stops; one that is dropped earlier leaves the memory to the workers that use it.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.life, Life::Closed)
-    }
-
-    fn is_open(&self) -> bool {
-        matches!(self.life, Life::Open)
-    }
-
-    fn advance_close(&mut self) {
-        if matches!(self.life, Life::Stopping) {
-            if self.vrings.iter().any(|vring| matches!(vring.run, Run::Stopping { .. })) {
-                return;
-            }
-            self.life = match self.access.begin_detach(self.options.barrier) {
-                Ok(change) => Life::Detaching(change),
-                Err(_) => Life::Closed,
-            };
-        }
-        let Life::Detaching(change) = &mut self.life else { return };
-        let Some(detached) = change.poll() else { return };
-        self.life = Life::Closed;
-        self.vrings.clear();
-        self.logs = None;
-        self.regions = Regions::default();
-        self.iommu = None;
-        // What the device has not let go of by now is taken away from it.
-        let unmapped = self.ioas.replace_table(Vec::new(), Within::or_revoke(Duration::ZERO)).is_ok();
-        let released = self.access.close(Duration::ZERO).is_ok() && unmapped;
-        match detached {
-            Err(error) if !unmapped => log::error!(
-                "{}: connection {} is closed, but the device holds on to its memory: {error}",
-                self.name,
-                self.conn
-            ),
-            Err(_) => log::warn!(
-                "{}: connection {} is closed; the device did not let go of its memory, which was taken away from it",
-                self.name,
-                self.conn
-            ),
-            Ok(_) => {}
-        }
-        log::debug!("{}: connection {}: memory released: {released}", self.name, self.conn);
-    }
-
-    /// Sends a reply. What goes wrong ends the connection at its next turn.
-    fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-        if let Err(error) = self.link.send(bytes, fds) {
-            self.fault = Some(error.into());
-            let _ = shutdown(&self.link, Shutdown::Both);
-        }
-    }
-
-    fn has_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&self.link, PollFlags::RDHUP)];
-        let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        ready.is_ok() && fds.iter().any(|fd| fd.revents().intersects(over))
+    /// The memory that it has left in order, if its front-end may come back with it.
+    fn leaves_behind(&self) -> Vec<Segment> {
+        Vec::new()
     }
 }

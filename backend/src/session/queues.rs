@@ -4,20 +4,39 @@ use std::sync::Arc;
 
 use mdev_dma::Iova;
 
-use crate::device::{Device, QueueSetup};
+use crate::device::{Device, QueueSetup, VirtioDevice};
 use crate::sys::EventFd;
+use crate::worker::MakeEngine;
 
 /// The queues of one device, as the sessions on it see them. The daemon implements it over its workers.
 ///
 /// Nothing here waits for a worker. `conn` is the number the session was made with; the rings of a device run on one
 /// connection at a time, and calls for a ring that runs on another connection change nothing.
 pub trait Queues {
-    /// Starts a ring: whether or not the driver kicks, what is available is taken.
+    /// Starts a ring of this device: whether or not the driver kicks, what is available is taken.
     ///
     /// # Errors
     /// [`StartError::OtherConnection`] while a ring of this device runs on another connection. The session is told
     /// by [`Session::device_free`](super::Session::device_free) when that has ended.
-    fn start(&mut self, conn: u64, features: u64, setup: QueueSetup) -> Result<(), StartError>;
+    fn start(
+        &mut self,
+        conn: u64,
+        device: &Arc<dyn VirtioDevice>,
+        features: u64,
+        setup: QueueSetup,
+    ) -> Result<(), StartError>;
+
+    /// Starts a queue that is no ring. It is stopped as a ring is.
+    ///
+    /// # Errors
+    /// As [`Queues::start`].
+    fn run(
+        &mut self,
+        conn: u64,
+        index: u16,
+        kick: Option<Arc<EventFd>>,
+        make: MakeEngine,
+    ) -> Result<(), StartError>;
 
     /// Stops a ring. `false`: it does not run on this connection. `true`: when no request of the ring is in flight
     /// any more, [`Session::queue_stopped`](super::Session::queue_stopped) follows with this `token`, which no

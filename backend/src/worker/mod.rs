@@ -48,13 +48,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mdev_dma::{Iova, Perm};
 use rustix::thread::CpuSet;
 
-use crate::device::{Device, QueueSetup};
+use crate::device::{Device, Engine, Fault, QueueSetup, VirtioDevice};
 use crate::ring::{QueueState, RingError};
 use crate::sys::EventFd;
 
@@ -90,13 +91,27 @@ pub enum Command {
         /// Comes back in the event.
         token: u64,
         /// Where the engine of the queue's group comes from, if this worker does not run it yet.
-        device: Arc<dyn Device>,
+        device: Arc<dyn VirtioDevice>,
         /// Names the device among those that share the worker.
         device_key: u64,
         /// The features the driver acknowledged.
         features: u64,
         /// The queue.
         setup: Box<QueueSetup>,
+    },
+    /// Run an engine that comes with its only queue, which is no vring: an NVMe submission queue, say. A queue of that device
+    /// and index that runs already is replaced. Has no answer of its own.
+    Run {
+        /// The device.
+        device: Arc<dyn Device>,
+        /// Names the device among those that share the worker.
+        device_key: u64,
+        /// The queue's index in its device, and its group.
+        index: u16,
+        /// What wakes the worker when the driver wants something of the queue.
+        kick: Option<Arc<EventFd>>,
+        /// Makes the engine, on the worker.
+        make: MakeEngine,
     },
     /// End a queue. Answered with [`WorkerEvent::Stopped`] once no I/O of it is left.
     Stop {
@@ -153,6 +168,9 @@ pub enum Command {
     Quit,
 }
 
+/// Makes an engine on the thread that will run it. The waker gets that thread out of its sleep.
+pub type MakeEngine = Box<dyn FnOnce(Waker) -> Box<dyn Engine> + Send>;
+
 /// What a worker tells the control thread.
 #[derive(Debug)]
 pub enum WorkerEvent {
@@ -180,6 +198,15 @@ pub enum WorkerEvent {
         index: u16,
         /// Why.
         error: RingError,
+    },
+    /// A queue that is no vring tells of trouble.
+    Faulted {
+        /// The device.
+        device_key: u64,
+        /// The queue's index in its device.
+        index: u16,
+        /// What has happened.
+        fault: Fault,
     },
     /// A queue behind an IOMMU is parked until the front-end translates this for it.
     Missed {

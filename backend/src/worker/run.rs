@@ -11,12 +11,12 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::device::{Device, QueueSetup};
+use crate::device::{Device, QueueSetup, VirtioDevice};
 use crate::sys::{EventFd, Interest, Poll, Ready};
 
 use super::roster::Roster;
 use super::slot::{NOWHERE, Slot};
-use super::{Command, EventSink, Mode, WorkerEvent};
+use super::{Command, EventSink, MakeEngine, Mode, WorkerEvent};
 
 /// The wake-up for commands and for parked queues. Slots, and with them their descriptors, have numbers above it.
 const COMMANDS: u64 = 0;
@@ -104,6 +104,9 @@ impl Runner {
                 self.start(device, device_key, features, *setup);
                 self.sink.tell(WorkerEvent::Started { token });
             }
+            Command::Run { device, device_key, index, kick, make } => {
+                self.run_engine(device, device_key, index, kick, make);
+            }
             Command::Stop { token, device_key, index } => {
                 let id = self.find(device_key, index);
                 match id.and_then(|id| self.rouse(id)) {
@@ -131,23 +134,49 @@ impl Runner {
         }
     }
 
-    fn start(&mut self, device: Arc<dyn Device>, device_key: u64, features: u64, setup: QueueSetup) {
-        let before = self.find(device_key, setup.index);
-        if let Some((slot, poll, sink)) = before.and_then(|id| self.rouse(id)) {
-            slot.end(setup.index, poll, sink);
-            self.sweep();
-        }
+    fn start(&mut self, device: Arc<dyn VirtioDevice>, device_key: u64, features: u64, setup: QueueSetup) {
+        self.end(device_key, setup.index);
         let group = device.group(setup.index);
         let there = self.slots.iter().find(|slot| slot.device_key == device_key && slot.group == group);
         let id = there.map(Slot::number).unwrap_or_else(|| {
-            let id = self.next_slot;
-            self.next_slot += 1;
-            self.slots.push(Slot::new(id, device, device_key, group, features, &self.poll));
+            let id = self.number();
+            self.slots.push(Slot::of_rings(id, device, device_key, group, features, &self.poll));
             id
         });
         let waker = Waker::from(self.wake.clone());
         if let Some((slot, poll, sink)) = self.rouse(id) {
             slot.start(setup, poll, sink, waker);
+        }
+    }
+
+    fn run_engine(
+        &mut self,
+        device: Arc<dyn Device>,
+        device_key: u64,
+        index: u16,
+        kick: Option<Arc<EventFd>>,
+        make: MakeEngine,
+    ) {
+        self.end(device_key, index);
+        let engine = make(Waker::from(self.wake.clone()));
+        let mut slot = Slot::new(self.number(), device, device_key, index, engine, &self.poll);
+        slot.run(index, kick, &self.poll);
+        self.slots.push(slot);
+    }
+
+    /// The number of the next slot.
+    fn number(&mut self) -> u64 {
+        let id = self.next_slot;
+        self.next_slot += 1;
+        id
+    }
+
+    /// Ends a queue that is to be replaced.
+    fn end(&mut self, device_key: u64, index: u16) {
+        let before = self.find(device_key, index);
+        if let Some((slot, poll, sink)) = before.and_then(|id| self.rouse(id)) {
+            slot.end(index, poll, sink);
+            self.sweep();
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mdev_dma::Iova;
 use mdev_protocol::virtio::feature::VIRTIO_F_ACCESS_PLATFORM;
 
-use crate::device::{self, Device, Engine, Missed, Queue, QueueSetup, QueueStats};
+use crate::device::{self, Device, Engine, Missed, Queue, QueueSetup, QueueStats, VirtioDevice};
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::sys::{EventFd, Interest, Kicks, Poll};
@@ -41,8 +41,10 @@ pub(super) struct Slot {
     bell: Option<Bell>,
     /// A queue is being stopped and has requests in flight.
     draining: bool,
-    /// Its queues ask the front-end for translations.
+    /// Its rings ask the front-end for translations.
     translated: bool,
+    /// Its rings are used in order.
+    in_order: bool,
     /// The answers to the stops of its last queue, which wait for the engine's end.
     last_words: Vec<WorkerEvent>,
 }
@@ -71,16 +73,29 @@ struct Member {
 }
 
 impl Slot {
-    /// An engine without queues, which goes by the number `id`.
-    pub(super) fn new(
+    /// A group of rings, none of which runs yet.
+    pub(super) fn of_rings(
         id: u64,
-        device: Arc<dyn Device>,
+        device: Arc<dyn VirtioDevice>,
         device_key: u64,
         group: u16,
         features: u64,
         poll: &Poll,
     ) -> Self {
-        let engine = device.engine(group, features);
+        let (engine, in_order) = (device.engine(group, features), device.uses_in_order());
+        let translated = features & VIRTIO_F_ACCESS_PLATFORM != 0;
+        Slot { translated, in_order, ..Slot::new(id, device, device_key, group, engine, poll) }
+    }
+
+    /// An engine, which goes by the number `id`.
+    pub(super) fn new(
+        id: u64,
+        device: Arc<dyn Device>,
+        device_key: u64,
+        group: u16,
+        engine: Box<dyn Engine>,
+        poll: &Poll,
+    ) -> Self {
         let bell = engine.bell().map(|fd| {
             let added = poll.add(fd.as_ref(), id * KEYS + BELL, Interest::READ | Interest::EDGE);
             if let (Err(error), Some(left_out)) = (&added, UNWATCHED.permit()) {
@@ -92,7 +107,6 @@ impl Slot {
             }
             Bell { fd, watched: added.is_ok() }
         });
-        let translated = features & VIRTIO_F_ACCESS_PLATFORM != 0;
         let queues = Vec::new();
         Slot {
             id,
@@ -104,9 +118,25 @@ impl Slot {
             queues,
             bell,
             draining: false,
-            translated,
+            translated: false,
+            in_order: false,
             last_words: Vec::new(),
         }
+    }
+
+    /// The engine has its only queue already, which is no ring.
+    pub(super) fn run(&mut self, index: u16, kick: Option<Arc<EventFd>>, poll: &Poll) {
+        let stats = self.device.queue_stats(index).unwrap_or_default();
+        stats.add_start();
+        let mut member = self.member_of(index, kick, stats);
+        member.watch(self.device.name(), poll);
+        self.queues.push(member);
+    }
+
+    fn member_of(&self, index: u16, kick: Option<Arc<EventFd>>, stats: Arc<QueueStats>) -> Member {
+        let key = self.id * KEYS + u64::from(index);
+        let (watched, reported, stillborn, stops) = (false, false, None, Vec::new());
+        Member { index, key, kick, watched, stats, reported, stillborn, stops }
     }
 
     /// The last queue has stopped: the engine and its link end, and only then is that answered, since who hears it may open
@@ -144,20 +174,11 @@ impl Slot {
         let state = setup.ring.state;
         self.idle = 0;
         stats.add_start();
-        let mut member = Member {
-            index: setup.index,
-            key: self.id * KEYS + u64::from(setup.index),
-            kick: setup.kick.clone(),
-            watched: false,
-            stats: stats.clone(),
-            reported: false,
-            stillborn: None,
-            stops: Vec::new(),
-        };
+        let mut member = self.member_of(setup.index, setup.kick.clone(), stats.clone());
         let err = setup.err.clone();
         match Queue::start(setup, stats, waker) {
             Ok(mut queue) => {
-                if self.device.uses_in_order() {
+                if self.in_order {
                     queue.ring.begin_at_used();
                 }
                 if self.translated {
@@ -289,6 +310,10 @@ impl Slot {
             if let Some(error) = error {
                 member.tell(self.device_key, error, sink);
             }
+        }
+        let device_key = self.device_key;
+        while let Some((index, fault)) = self.engine.fault() {
+            sink.tell(WorkerEvent::Faulted { device_key, index, fault });
         }
     }
 

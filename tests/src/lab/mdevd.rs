@@ -29,9 +29,9 @@ impl Counters {
         self.0.get(title).copied().unwrap_or_default()
     }
 
-    /// Requests that went through the queue of a disk.
+    /// Requests that went through the queue of a disk, or commands through that of a controller.
     pub fn requests(&self) -> u64 {
-        self.get("requests")
+        self.get("requests") + self.get("commands")
     }
 
     /// Packets that went through the queue.
@@ -92,6 +92,21 @@ impl Mdevd {
         command.env("RUST_LOG", "info");
         let mut run = served(command);
         run.expect("serving a block device", START); // a killed one has left its socket
+        Mdevd { run, queues }
+    }
+
+    /// Start `mdevd nvme` on `socket` in the test's working folder with this many pairs of queues, these stores as namespaces and more
+    /// arguments, and wait until it serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn nvme(lab: &Lab, socket: &str, queues: u16, namespaces: &[&str], arguments: &[&str]) -> Mdevd {
+        let mut command = lab.product();
+        command.args(["nvme", "--socket-path", socket, "--queues", &queues.to_string()]);
+        command.args(namespaces.iter().flat_map(|store| ["--namespace", store])).args(arguments);
+        command.env("RUST_LOG", "info");
+        let mut run = served(command);
+        run.expect("serving an NVMe controller", START);
         Mdevd { run, queues }
     }
 

@@ -35,7 +35,7 @@ pub use live_update::Successor;
 pub use mdevd::{Counters, Mdevd};
 pub use network::{ip, move_into_own_network};
 pub use process::{Ended, Running, dying_with_us};
-pub use qemu::{Guest, QemuGuest};
+pub use qemu::{Guest, QemuGuest, vfio_user_function};
 pub use qmp::Qmp;
 pub use runner::{Skip, Trial, rounds};
 pub use stream::Stream;

@@ -115,6 +115,18 @@ impl<'a> Guest<'a> {
         ])
     }
 
+    /// A PCI function `function0` on the vfio-user socket at `socket`, in the port that [`Guest::vfio_user_port`] makes.
+    pub fn vfio_user(self, socket: &str) -> Guest<'a> {
+        let function = vfio_user_function(socket).to_string();
+        self.vfio_user_port().arguments(&["-device", &function])
+    }
+
+    /// A port `port0` for a PCI function on a vfio-user socket, which can map all memory of the guest: that of ROMs has a file too.
+    pub fn vfio_user_port(self) -> Guest<'a> {
+        let port = "pcie-root-port,id=port0,slot=1,chassis=1";
+        self.arguments(&["-machine", "aux-ram-share=on", "-device", port])
+    }
+
     /// Power on. Returns at once; wait for `guest: running` with [`QemuGuest::booted`].
     ///
     /// # Panics
@@ -170,6 +182,12 @@ impl<'a> Guest<'a> {
         line.extend_from_slice(arguments);
         line
     }
+}
+
+/// What `-device` and `device_add` want for a PCI function `function0` on the vfio-user socket at `socket`.
+pub fn vfio_user_function(socket: &str) -> serde_json::Value {
+    let address = json!({ "type": "unix", "path": socket });
+    json!({ "driver": "vfio-user-pci", "id": "function0", "bus": "port0", "socket": address })
 }
 
 impl QemuGuest {

@@ -9,8 +9,9 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use mdev_dma::Windows;
-use mdevd::device::Device;
-use mdevd::session::{IotlbCounters, Session, SessionError};
+use mdevd::device::VirtioDevice;
+use mdevd::session::vhost_user::Session;
+use mdevd::session::{IotlbCounters, Session as _, SessionError};
 use mdevd::sys::{EventFd, Interest, Poll, Readiness, Timer};
 use mdevd::worker::{EventSource, Worker, WorkerEvent};
 
@@ -29,7 +30,7 @@ pub(super) struct Parts {
     pub(super) events: EventSource,
     pub(super) orders: Receiver<Order>,
     pub(super) wake: Arc<EventFd>,
-    pub(super) devices: Vec<Arc<dyn Device>>,
+    pub(super) devices: Vec<Arc<dyn VirtioDevice>>,
     pub(super) windows: Arc<Windows>,
     pub(super) translations: Arc<IotlbCounters>,
     pub(super) journal: Arc<Journal>,
@@ -124,7 +125,7 @@ impl Control {
     }
 
     fn connect(&mut self, conn: u64, device: usize, socket: OwnedFd) -> io::Result<()> {
-        let shared = mdevd::session::Queues::device(&self.rings[device]).clone();
+        let shared = self.rings[device].device.clone();
         let session = Session::new(conn, socket, shared, self.windows.clone())?;
         let session = session.counted_in(self.translations.clone());
         self.poll.add(session.fd(), CONNECTION + conn, Interest::READ)?;
@@ -195,6 +196,7 @@ impl Control {
                 }
                 self.journal.failed(conn, index, error);
             }
+            WorkerEvent::Faulted { .. } => unreachable!("vhost-user has rings only"),
             WorkerEvent::Missed { device_key, index, iova, perm } => {
                 let Some(conn) = self.rings[device_key as usize].owner else { return };
                 if let Some(connection) = self.connections.get_mut(&conn) {

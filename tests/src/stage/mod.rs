@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::Windows;
 use mdevd::device::net::{NetConfig, NetDevice};
-use mdevd::device::{Device, QueueCounters};
+use mdevd::device::{Device, QueueCounters, VirtioDevice};
 use mdevd::link::LinkKind;
 use mdevd::ring::RingError;
 use mdevd::session::{IotlbCounters, IotlbLine};
@@ -96,7 +96,7 @@ impl Stage {
             events: source,
             orders: receiver,
             wake: wake.clone(),
-            devices: devices.iter().map(|device| device.clone() as Arc<dyn Device>).collect(),
+            devices: devices.iter().map(|device| device.clone() as Arc<dyn VirtioDevice>).collect(),
             windows: windows.clone(),
             translations: translations.clone(),
             journal: journal.clone(),

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use mdev_dma::Iova;
 use mdev_pin::Access;
-use mdevd::device::{Device, QueueSetup};
+use mdevd::device::{Device, QueueSetup, VirtioDevice};
 use mdevd::session::{Queues, StartError};
 use mdevd::sys::EventFd;
-use mdevd::worker::{Command, Worker};
+use mdevd::worker::{Command, MakeEngine, Worker};
 
 pub(super) struct Rings {
-    device: Arc<dyn Device>,
+    pub(super) device: Arc<dyn VirtioDevice>,
+    /// The same, as sessions ask for it.
+    plain: Arc<dyn Device>,
     key: u64,
     worker: Rc<Worker>,
     /// The connection that rings run on.
@@ -26,9 +28,10 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    pub(super) fn new(device: Arc<dyn Device>, key: u64, worker: Rc<Worker>) -> Self {
+    pub(super) fn new(device: Arc<dyn VirtioDevice>, key: u64, worker: Rc<Worker>) -> Self {
         let (running, stopping, accesses) = Default::default();
-        Rings { device, key, worker, owner: None, running, stopping, accesses, freed: false }
+        let plain: Arc<dyn Device> = device.clone();
+        Rings { device, plain, key, worker, owner: None, running, stopping, accesses, freed: false }
     }
 
     /// A ring has stopped: its connection.
@@ -56,16 +59,26 @@ impl Rings {
 }
 
 impl Queues for Rings {
-    fn start(&mut self, conn: u64, features: u64, setup: QueueSetup) -> Result<(), StartError> {
+    fn start(
+        &mut self,
+        conn: u64,
+        device: &Arc<dyn VirtioDevice>,
+        features: u64,
+        setup: QueueSetup,
+    ) -> Result<(), StartError> {
         if self.busy_elsewhere(conn) {
             return Err(StartError::OtherConnection);
         }
         self.owner = Some(conn);
         assert!(self.running.insert(setup.index), "ring {} was started twice", setup.index);
         self.accesses.entry(conn).or_insert_with(|| setup.access.clone());
-        let (device, setup) = (self.device.clone(), Box::new(setup));
+        let (device, setup) = (device.clone(), Box::new(setup));
         self.worker.send(Command::Start { token: 0, device, device_key: self.key, features, setup });
         Ok(())
+    }
+
+    fn run(&mut self, _: u64, _: u16, _: Option<Arc<EventFd>>, _: MakeEngine) -> Result<(), StartError> {
+        unreachable!("vhost-user has rings only")
     }
 
     fn stop(&mut self, conn: u64, index: u16, token: u64) -> bool {
@@ -111,6 +124,6 @@ impl Queues for Rings {
     }
 
     fn device(&self) -> &Arc<dyn Device> {
-        &self.device
+        &self.plain
     }
 }

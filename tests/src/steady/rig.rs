@@ -7,7 +7,7 @@ use mdev_pin::{Access, Ioas};
 use mdev_protocol::virtio::feature::VIRTIO_F_VERSION_1;
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
 use mdevd::device::net::{Bridges, NetConfig, NetDevice};
-use mdevd::device::{Device, Enabled, Engine, EventFd, Queue, QueueSetup, Switch};
+use mdevd::device::{Device, Enabled, Engine, EventFd, Queue, QueueSetup, Switch, VirtioDevice};
 use mdevd::driver::net::{QueueOptions, RxQueue, TxQueue};
 use mdevd::driver::{GuestMemory, MemoryOptions, RingOptions, Virtqueue};
 use mdevd::ring::{QueueState, RingAddr, RingSetup};

@@ -11,7 +11,7 @@ use std::time::Instant;
 use mdev_dma::Perm;
 use mdevd::daemon::{Daemon, Endpoint, Options};
 use mdevd::device::net::{NetConfig, NetDevice, QUEUE_NAMES};
-use mdevd::device::{Device, Enabled, Engine, Queue, QueueStats};
+use mdevd::device::{Device, Enabled, Engine, Queue, QueueStats, VirtioDevice};
 use mdevd::link::LinkKind;
 use mdevd::ring::RingError;
 use mdevd::session::SessionOptions;
@@ -46,7 +46,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn E
         sessions: SessionOptions::default(),
         counters: None,
     };
-    Daemon::new(Arc::new(device), Endpoint::bind(Path::new(&socket), None)?, options)?.run()?;
+    Daemon::new(device, Endpoint::bind(Path::new(&socket), None)?, options)?.run()?;
     Ok(())
 }
 
@@ -67,12 +67,22 @@ impl Device for Returning {
         self.net.queue_count()
     }
 
-    fn queue_number(&self) -> u64 {
-        self.net.queue_number()
-    }
-
     fn holds_pins(&self) -> bool {
         false
+    }
+
+    fn group(&self, queue: u16) -> u16 {
+        self.net.group(queue)
+    }
+
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.net.queue_stats(queue)
+    }
+}
+
+impl VirtioDevice for Returning {
+    fn queue_number(&self) -> u64 {
+        self.net.queue_number()
     }
 
     fn uses_in_order(&self) -> bool {
@@ -99,10 +109,6 @@ impl Device for Returning {
         self.net.set_config(offset, data)
     }
 
-    fn group(&self, queue: u16) -> u16 {
-        self.net.group(queue)
-    }
-
     fn engine(&self, _group: u16, _features: u64) -> Box<dyn Engine> {
         let Self { direction, written, .. } = *self;
         Box::new(Pair { direction, written, queues: [None, None], quiet: [false; 2] })
@@ -118,10 +124,6 @@ impl Device for Returning {
 
     fn reset(&self) {
         self.net.reset();
-    }
-
-    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
-        self.net.queue_stats(queue)
     }
 }
 

@@ -5,21 +5,23 @@ use std::path::Path;
 
 use mdev_tests::lab::{Lab, Mdevd, QemuGuest, Skip, Trial};
 
-use super::disk::{SIZE, clean, guest, image, off, ran, runs, taken};
+use super::disk::{DISK, SIZE, clean, guest, image, off, ran, runs, taken};
 
 /// Writes in pieces of many sizes on all queues, then reads and verifies.
 const FIO: &str = "fio --name=v --directory=/mnt --size=4m --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16 \
                    --numjobs=2 --verify=crc32c --verify_fatal=1 --group_reporting --output-format=terse";
 
-const PROGRAMS: &[&str] = &["/usr/bin/fio", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck"];
+/// What of the lab's root a guest with a file system needs.
+pub const PROGRAMS: &[&str] = &["/usr/bin/fio", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck"];
 
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::new("blk_guest_file_system_on_memory_holds_what_was_written", |lab| {
             let mut mdevd = Mdevd::blk(lab, "blk.sock", 2, &format!("mem,size={SIZE}"), &[]);
             let mut guest = guest(lab, "guest", 2, "").lab_programs(PROGRAMS).start();
-            file_system(&mut guest, &mut mdevd);
-            zeroes(&mut guest, "zero");
+            guest.booted();
+            file_system(&mut guest, &mut mdevd, DISK);
+            zeroes(&mut guest, "zero", DISK);
             off(guest, mdevd);
             Ok(())
         }),
@@ -39,46 +41,46 @@ fn on_a_file(lab: &Lab, store: &str, disk: &str) -> Result<(), Skip> {
     let (image, store) = image(lab, "disk.img", SIZE, store);
     let mut mdevd = Mdevd::blk(lab, "blk.sock", 2, &store, &[]);
     let mut guest = guest(lab, "guest", 2, disk).lab_programs(PROGRAMS).start();
-    file_system(&mut guest, &mut mdevd);
-    space_comes_back(&mut guest, &image);
+    guest.booted();
+    file_system(&mut guest, &mut mdevd, DISK);
+    space_comes_back(&mut guest, &image, DISK);
     off(guest, mdevd);
     Ok(())
 }
 
-/// Make a file system, write and verify in it, and check it.
-fn file_system(guest: &mut QemuGuest, mdevd: &mut Mdevd) {
-    guest.booted();
-    runs(guest, "mkfs.ext4 -q /dev/vda && mkdir /mnt && mount /dev/vda /mnt");
+/// Make a file system on this disk, write and verify in it, and check it.
+pub fn file_system(guest: &mut QemuGuest, mdevd: &mut Mdevd, disk: &str) {
+    runs(guest, &format!("mkfs.ext4 -q {disk} && mkdir /mnt && mount {disk} /mnt"));
     println!("{}", runs(guest, FIO));
     runs(guest, "dd if=/dev/urandom of=/mnt/g bs=64k count=64 && md5sum /mnt/g > /tmp/sum && umount /mnt");
-    runs(guest, "e2fsck -fn /dev/vda");
-    runs(guest, "mount /dev/vda /mnt && md5sum -c /tmp/sum && rm /mnt/v* && sync && fstrim -v /mnt");
-    runs(guest, "md5sum -c /tmp/sum && umount /mnt && e2fsck -fn /dev/vda");
+    runs(guest, &format!("e2fsck -fn {disk}"));
+    runs(guest, &format!("mount {disk} /mnt && md5sum -c /tmp/sum && rm /mnt/v* && sync && fstrim -v /mnt"));
+    runs(guest, &format!("md5sum -c /tmp/sum && umount /mnt && e2fsck -fn {disk}"));
     for queue in clean(mdevd) {
         assert!(queue.requests() > 50, "one queue did it all: {queue:?}");
     }
 }
 
 /// What the guest trims, discards and zeroes takes no space in the image any more.
-fn space_comes_back(guest: &mut QemuGuest, image: &Path) {
+pub fn space_comes_back(guest: &mut QemuGuest, image: &Path, disk: &str) {
     let trimmed = taken(image);
-    runs(guest, "mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/f bs=64k count=256 && sync");
+    runs(guest, &format!("mount {disk} /mnt && dd if=/dev/urandom of=/mnt/f bs=64k count=256 && sync"));
     let written = taken(image);
     assert!(written >= trimmed + (12 << 20), "{trimmed} bytes before 16 MiB were written, {written} after");
     runs(guest, "rm /mnt/f && sync && fstrim -v /mnt && umount /mnt");
     let trimmed = taken(image);
     assert!(trimmed + (12 << 20) <= written, "{written} bytes before fstrim, {trimmed} after");
-    runs(guest, "blkdiscard /dev/vda");
+    runs(guest, &format!("blkdiscard {disk}"));
     assert_eq!(taken(image), 0, "after blkdiscard");
-    zeroes(guest, "unmap");
+    zeroes(guest, "unmap", disk);
     assert_eq!(taken(image), 0, "after zeroes that may unmap");
-    zeroes(guest, "zero");
+    zeroes(guest, "zero", disk);
 }
 
 /// Fill the disk's beginning, zero the disk in this way, and see that it is.
-fn zeroes(guest: &mut QemuGuest, how: &str) {
-    runs(guest, "dd if=/dev/urandom of=/dev/vda bs=64k count=64 && sync");
-    runs(guest, &format!("guest-blocks {how} /dev/vda && cmp -n {SIZE} /dev/vda /dev/zero"));
+pub fn zeroes(guest: &mut QemuGuest, how: &str, disk: &str) {
+    runs(guest, &format!("dd if=/dev/urandom of={disk} bs=64k count=64 && sync"));
+    runs(guest, &format!("guest-blocks {how} {disk} && cmp -n {SIZE} {disk} /dev/zero"));
 }
 
 fn configured(lab: &Lab) -> Result<(), Skip> {

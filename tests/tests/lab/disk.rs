@@ -1,4 +1,4 @@
-//! A guest that obeys the console, with a disk on `mdevd blk`, and what tests let it do.
+//! A guest that obeys the console, with a disk on `mdevd blk` or another, and what tests let it do.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -13,12 +13,16 @@ pub const DOES: Duration = Duration::from_secs(60);
 /// Bytes of the disk of most tests.
 pub const SIZE: u64 = 64 << 20;
 
-/// The script: obey the console. `do COMMAND` runs a command and says how it ended, `begin JOBS` begins to write and verify, `rest` ends that.
+/// The disk of a guest with one on `mdevd blk`.
+pub const DISK: &str = "/dev/vda";
+
+/// The script: obey the console. `do COMMAND` runs a command and says how it ended, `begin JOBS` begins to write `$disk` and verify, `rest`
+/// ends that.
 const OBEY: &str = r#"
 while read -r command what; do
     case $command in
         do) eval "$what"; echo "did: $?" ;;
-        begin) rm -f /tmp/rest; guest-blocks verify /dev/vda $what & ;;
+        begin) rm -f /tmp/rest; guest-blocks verify $disk $what & ;;
         rest) touch /tmp/rest; wait; echo "rest: yes" ;;
         off) exit 0 ;;
     esac
@@ -32,10 +36,14 @@ pub fn guest<'a>(lab: &'a Lab, name: &str, queues: u16, options: &str) -> Guest<
 
 /// The same with all options of the disk's socket.
 pub fn guest_on<'a>(lab: &'a Lab, name: &str, socket: &str, queues: u16, options: &str) -> Guest<'a> {
-    QemuGuest::with_script(lab, name, OBEY)
+    obeying(lab, name, queues, DISK).vhost_user_blk(socket, queues, options)
+}
+
+/// A guest that obeys the console, and has no disk yet; it will find the one that tests are about at this path.
+pub fn obeying<'a>(lab: &'a Lab, name: &str, queues: u16, disk: &str) -> Guest<'a> {
+    QemuGuest::with_script(lab, name, &format!("disk={disk}\n{OBEY}"))
         .program("guest-blocks", env!("CARGO_BIN_EXE_guest-blocks"))
         .cores(if queues > 1 { 2 } else { 1 })
-        .vhost_user_blk(socket, queues, options)
 }
 
 /// An image of zeroes in the test's working folder, and the store that names it.

@@ -6,6 +6,7 @@ mod blk_image;
 mod blk_lifecycle;
 mod blk_restart;
 mod blk_update;
+mod controller;
 mod disk;
 mod net_bridge;
 mod net_client;
@@ -19,6 +20,10 @@ mod net_serve;
 mod net_tap;
 mod net_testpmd;
 mod net_update;
+mod nvme_guest;
+mod nvme_host;
+mod nvme_image;
+mod nvme_lifecycle;
 mod peers;
 mod scenarios;
 mod tap;
@@ -55,5 +60,9 @@ fn main() -> std::process::ExitCode {
     trials.extend(blk_lifecycle::trials());
     trials.extend(blk_restart::trials());
     trials.extend(blk_update::trials());
+    trials.extend(nvme_guest::trials());
+    trials.extend(nvme_host::trials());
+    trials.extend(nvme_image::trials());
+    trials.extend(nvme_lifecycle::trials());
     runner::main(&trials)
 }

@@ -7,7 +7,7 @@ use mdev_protocol::virtio::net::{
 use mdev_tests::lab::{Lab, Skip, Trial};
 use mdev_tests::steady::{BURST, BURSTS, Cost, in_each_layout};
 use mdevd::device::net::NetConfigError;
-use mdevd::device::{Device, DropCause};
+use mdevd::device::{Device, DropCause, VirtioDevice};
 use mdevd::driver::datagram::{NEEDS_CSUM, datagram, sum};
 use mdevd::link::TapError;
 use mdevd::ring::RingError;

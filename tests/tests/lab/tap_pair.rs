@@ -16,7 +16,9 @@ use mdev_protocol::virtio::net::NetHeader;
 use mdev_tests::attached;
 use mdev_tests::lab::{Skip, move_into_own_network};
 use mdevd::device::net::{NetConfig, NetConfigError, NetDevice};
-use mdevd::device::{Device, DropCause, Enabled, Engine, EventFd, Queue, QueueCounters, QueueSetup, Switch};
+use mdevd::device::{
+    Device, DropCause, Enabled, Engine, EventFd, Queue, QueueCounters, QueueSetup, Switch, VirtioDevice,
+};
 use mdevd::driver::{GuestMemory, MemoryOptions, Part, Piece, RingOptions, SplitQueue};
 use mdevd::ring::{RingError, RingSetup};
 use mdevd::sys::Kicks;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::perf::against::{Against, MOST};
-use crate::perf::blk::workload::{BlockSize, Rings, Rw, Workload};
+use crate::perf::blk::workload::{BlockSize, Protocol, Rings, Rw, Workload};
 use crate::perf::blk::{BlkOptions, Target};
 use crate::perf::shape::{BURST, Format};
 use crate::store::{StoreKind, parse_size};
@@ -63,7 +63,7 @@ then A C A C, as mdevd perf net does; see there.
 The exit status is 1 if something could not be measured or a cell is FAILED.";
 
 /// All that one region of guest memory holds, less some room for rings.
-const MOST_MEMORY: u64 = (1 << 30) - (8 << 20);
+pub(super) const MOST_MEMORY: u64 = (1 << 30) - (8 << 20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct BlkArgs {
@@ -145,12 +145,12 @@ pub(super) struct BlkArgs {
     json: Option<PathBuf>,
 }
 
-fn parse_span(text: &str) -> Result<u64, String> {
+pub(super) fn parse_span(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
 /// The default stores.
-fn stores(verify: bool) -> Vec<StoreKind> {
+pub(super) fn stores(verify: bool) -> Vec<StoreKind> {
     let memory = StoreKind::Memory { size: 256 << 20 };
     if verify { vec![memory] } else { vec![StoreKind::Null { size: 1 << 30 }, memory] }
 }
@@ -159,23 +159,9 @@ impl BlkArgs {
     /// The same for the part that measures.
     pub(super) fn options(&self, command: String) -> Result<BlkOptions, String> {
         turns_fit(self.duration, &self.against, self.pairs)?;
-        let target = match &self.socket_path {
-            Some(path) => Target::Socket(path.clone()),
-            None if self.store.is_empty() => Target::Own(stores(self.verify)),
-            None => Target::Own(self.store.clone()),
-        };
-        let keeps_nothing = |store: &StoreKind| matches!(store, StoreKind::Null { .. });
-        if let Target::Own(stores) = &target
-            && self.verify
-            && stores.iter().any(keeps_nothing)
-        {
-            return Err("a store null keeps nothing: --verify is for mem and file".to_owned());
-        }
-        let has_data = match &target {
-            Target::Socket(_) => true,
-            Target::Own(stores) => stores.iter().any(|store| matches!(store, StoreKind::File(_))),
-        } || !self.against.is_empty();
-        let rw = match (self.rw.as_slice(), has_data) {
+        let target = Target::of(self.socket_path.as_ref(), &self.store, || stores(self.verify));
+        target.suits(self.verify)?;
+        let rw = match (self.rw.as_slice(), target.has_data() || !self.against.is_empty()) {
             ([], true) => vec![Rw::RandRead],
             ([], false) => vec![Rw::RandRead, Rw::RandWrite],
             (given, _) => given.to_vec(),
@@ -186,7 +172,7 @@ impl BlkArgs {
             rw,
             sizes: self.bs.clone(),
             depths: self.iodepth.clone(),
-            formats: self.ring.clone(),
+            protocols: self.ring.iter().copied().map(Protocol::Virtio).collect(),
             rings: Rings {
                 size: self.ring_size,
                 burst: self.burst,
@@ -246,7 +232,7 @@ mod tests {
         let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
         match cli.args.device {
             Device::Blk(blk) => blk.options(String::new()),
-            Device::Net(_) => Err("another device".to_owned()),
+            Device::Net(_) | Device::Nvme(_) => Err("another device".to_owned()),
         }
     }
 
@@ -271,7 +257,7 @@ mod tests {
         assert_eq!(options.workloads().count(), 8);
         let last = options.workloads().last().unwrap();
         assert_eq!((last.rw, last.size.bytes(), last.depth), (Rw::Mixed, 65_536, 7));
-        assert_eq!(last.format, Format::Packed);
+        assert_eq!(last.protocol, Protocol::Virtio(Format::Packed));
         let rings = Rings { size: Some(64), burst: 4, indirect: true, event_idx: true };
         assert_eq!((options.rings, options.span), (rings, Some(10 << 20)));
     }

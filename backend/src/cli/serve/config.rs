@@ -16,11 +16,12 @@ use crate::cli::values::parse_mode;
 use crate::daemon::{Door, Kind, Plan};
 use crate::device::blk::BlkConfig;
 use crate::device::net::{NetConfig, parse_mac};
+use crate::device::nvme::{DEFAULT_QUEUES, NamespaceConfig, NvmeConfig};
 use crate::link::LinkKind;
 use crate::session::SessionOptions;
 use crate::store::StoreKind;
 use crate::worker::Mode;
-use file::{Blk, Common, File, Net, OneOrMore, Workers};
+use file::{Blk, Common, File, Net, Nvme, OneOrMore, Workers};
 
 mod file;
 
@@ -44,7 +45,7 @@ pub(super) struct Config {
 /// What is wrong, each as `FILE:LINE: what`.
 pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Config, Vec<String>> {
     let mut problems = Problems { text, file, found: Vec::new() };
-    let File { workers, net, blk } = match toml::from_str(text) {
+    let File { workers, net, blk, nvme } = match toml::from_str(text) {
         Ok(parsed) => parsed,
         Err(error) => {
             problems.at(error.span().map_or(0, |span| span.start), error.message());
@@ -66,6 +67,10 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
         if let Some(config) = blk_kind(blk, &mut problems) {
             devices.push((blk.common(), Some(blk.store.span()), Kind::Blk(config)));
         }
+    }
+    for nvme in &nvme {
+        let config = nvme_kind(nvme, &mut problems);
+        devices.push((nvme.common(), Some(nvme.namespaces.span()), Kind::Nvme(config)));
     }
     let groups: usize = devices.iter().map(|(_, _, kind)| usize::from(kind.groups())).sum();
     let processors = available_parallelism().map_or(1, NonZeroUsize::get);
@@ -93,10 +98,11 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
             }
         }
         let workers = placed(common.worker, running.unwrap_or(there.len()), &mut problems);
-        if let (Some(own), Some(span)) = (kind.own(), behind)
-            && let Some(line) = problems.said_before(&mut owned, own.clone(), span.start)
-        {
-            problems.at(span.start, &format!("the {own} is that of line {line}; each device needs its own"));
+        for own in kind.own() {
+            let at = behind.as_ref().map_or(at, |span| span.start);
+            if let Some(line) = problems.said_before(&mut owned, own.clone(), at) {
+                problems.at(at, &format!("the {own} is that of line {line}; each device needs its own"));
+            }
         }
         if let Some((_, door)) = door {
             let Common { prefault, ring_reset, .. } = common;
@@ -218,6 +224,20 @@ fn blk_kind(blk: &Blk, problems: &mut Problems<'_>) -> Option<BlkConfig> {
         problems.at(blk.name.span().start, &error.to_string());
     }
     Some(config)
+}
+
+fn nvme_kind(nvme: &Nvme, problems: &mut Problems<'_>) -> NvmeConfig {
+    let stores = nvme.namespaces.get_ref().iter().filter_map(|one| problems.value(one, StoreKind::from_str));
+    let config = NvmeConfig {
+        name: nvme.name.get_ref().clone(),
+        namespaces: (1..).zip(stores).map(|(nsid, store)| NamespaceConfig::new(nsid, store)).collect(),
+        queues: nvme.queues.as_ref().map_or(DEFAULT_QUEUES, |queues| *queues.get_ref()),
+        serial: nvme.serial.as_ref().map(|serial| serial.get_ref().clone()),
+    };
+    if let Err(error) = config.check() {
+        problems.at(nvme.name.span().start, &error.to_string());
+    }
+    config
 }
 
 /// What is wrong with a file so far.

@@ -4,13 +4,12 @@ mod config;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::daemon::{Daemon, Kind, Plan, Plans, Shared};
-use crate::device::Device;
+use crate::daemon::{Daemon, Kind, Model, Plan, Plans, Shared};
 use crate::device::blk::BlkDevice;
 use crate::device::net::{Bridges, NetDevice};
+use crate::device::nvme::NvmeDevice;
 use crate::worker::Mode;
 
 use super::values::parse_duration;
@@ -86,13 +85,16 @@ impl Plans for ConfigFile {
         Ok(config.plans)
     }
 
-    fn make(&mut self, plan: &Plan) -> Result<Arc<dyn Device>, String> {
+    fn make(&mut self, plan: &Plan) -> Result<Model, String> {
         match &plan.kind {
-            Kind::Net(config) => Ok(Arc::new(
-                NetDevice::among(config.clone(), &self.bridges).map_err(|error| error.to_string())?,
-            )),
+            Kind::Net(config) => NetDevice::among(config.clone(), &self.bridges)
+                .map(Model::from)
+                .map_err(|error| error.to_string()),
             Kind::Blk(config) => {
-                Ok(Arc::new(BlkDevice::new(config.clone()).map_err(|error| error.to_string())?))
+                BlkDevice::new(config.clone()).map(Model::from).map_err(|error| error.to_string())
+            }
+            Kind::Nvme(config) => {
+                NvmeDevice::new(config.clone()).map(Model::from).map_err(|error| error.to_string())
             }
         }
     }

@@ -2,11 +2,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::device::VirtioDevice;
 use crate::worker::tests::toy::Toy;
 use crate::worker::{EventSource, Mode, Worker, WorkerEvent, events};
 
 const ONE: u64 = 1;
 const TWO: u64 = 2;
+
+fn virtio(toy: &Arc<Toy>) -> Arc<dyn VirtioDevice> {
+    toy.clone()
+}
 
 fn rings(toy: &Arc<Toy>, workers: usize) -> (Rings, EventSource) {
     let (sink, source) = events().unwrap();
@@ -33,9 +38,9 @@ fn stopped(rings: &mut Rings, source: &EventSource, token: u64) -> Option<u64> {
 fn rings_run_on_one_connection_at_a_time() {
     let toy = Toy::new();
     let (mut rings, source) = rings(&toy, 1);
-    rings.start(ONE, 0, toy.setup(0)).unwrap();
-    rings.start(ONE, 0, toy.setup(1)).unwrap();
-    assert_eq!(rings.start(TWO, 0, toy.setup(2)), Err(StartError::OtherConnection));
+    rings.start(ONE, &virtio(&toy), 0, toy.setup(0)).unwrap();
+    rings.start(ONE, &virtio(&toy), 0, toy.setup(1)).unwrap();
+    assert_eq!(rings.start(TWO, &virtio(&toy), 0, toy.setup(2)), Err(StartError::OtherConnection));
     assert!(rings.busy_elsewhere(TWO) && !rings.busy_elsewhere(ONE));
     assert!(!rings.stop(TWO, 0, 70), "not its ring");
 
@@ -44,12 +49,16 @@ fn rings_run_on_one_connection_at_a_time() {
     assert_eq!(stopped(&mut rings, &source, 71), Some(ONE));
     assert!(!rings.take_freed(), "another ring still runs");
     assert!(rings.stop(ONE, 1, 73));
-    assert_eq!(rings.start(TWO, 0, toy.setup(2)), Err(StartError::OtherConnection), "until it has stopped");
+    assert_eq!(
+        rings.start(TWO, &virtio(&toy), 0, toy.setup(2)),
+        Err(StartError::OtherConnection),
+        "until it has stopped"
+    );
     assert_eq!(stopped(&mut rings, &source, 73), Some(ONE));
 
     assert!(rings.take_freed());
     assert!(!rings.take_freed());
-    rings.start(TWO, 0, toy.setup(2)).unwrap();
+    rings.start(TWO, &virtio(&toy), 0, toy.setup(2)).unwrap();
     assert_eq!(rings.owner(), Some(TWO));
 }
 
@@ -58,7 +67,7 @@ fn a_group_stays_together_and_groups_spread_over_the_workers() {
     let toy = Toy::new();
     let (mut rings, _source) = rings(&toy, 3);
     for index in [0, 2, 4, 6, 1, 3, 5, 7] {
-        rings.start(ONE, 0, toy.setup(index)).unwrap();
+        rings.start(ONE, &virtio(&toy), 0, toy.setup(index)).unwrap();
     }
     for group in 0..4 {
         assert_eq!(rings.running[&(2 * group)], rings.running[&(2 * group + 1)], "group {group}");
@@ -76,13 +85,13 @@ fn devices_spread_over_the_workers_unless_they_are_put_on_some() {
     let pool = rings.pool.clone();
     let mut bound = Rings::new(toys[1].clone(), 1, pool.clone(), vec![1]);
     for index in 0..8 {
-        bound.start(ONE, 0, toys[1].setup(index)).unwrap();
+        bound.start(ONE, &virtio(&toys[1]), 0, toys[1].setup(index)).unwrap();
     }
     assert!(bound.running.values().all(|&worker| worker == 1));
     let mut free: Vec<_> =
         (2..4).map(|key| Rings::new(toys[key].clone(), key as u64, pool.clone(), Vec::new())).collect();
     for (rings, toy) in free.iter_mut().zip(&toys[2..]) {
-        rings.start(ONE, 0, toy.setup(0)).unwrap();
+        rings.start(ONE, &virtio(toy), 0, toy.setup(0)).unwrap();
     }
     let workers: Vec<usize> = free.iter().map(|rings| rings.running[&0]).collect();
     assert_eq!(workers, [0, 2], "those with the fewest rings of all devices");
@@ -98,11 +107,11 @@ fn devices_spread_over_the_workers_unless_they_are_put_on_some() {
 fn a_ring_that_starts_again_before_it_has_stopped_keeps_its_worker() {
     let toy = Toy::new();
     let (mut rings, source) = rings(&toy, 2);
-    rings.start(ONE, 0, toy.setup(0)).unwrap();
+    rings.start(ONE, &virtio(&toy), 0, toy.setup(0)).unwrap();
     let worker = rings.running[&0];
-    rings.start(ONE, 0, toy.setup(2)).unwrap();
+    rings.start(ONE, &virtio(&toy), 0, toy.setup(2)).unwrap();
     assert!(rings.stop(ONE, 0, 1));
-    rings.start(ONE, 0, toy.setup(0)).unwrap();
+    rings.start(ONE, &virtio(&toy), 0, toy.setup(0)).unwrap();
     assert_eq!(rings.running[&0], worker);
     stopped(&mut rings, &source, 1);
     toy.rings[0].add();

@@ -2,7 +2,7 @@
 //! test`.
 
 use super::{BlkConfig, BlkDevice};
-use crate::device::Device;
+use crate::device::VirtioDevice;
 use crate::device::fuzzing::{Guest, Rings};
 use crate::store::held::Held;
 use crate::store::{Store, StoreKind};

@@ -78,7 +78,7 @@ use mdev_protocol::virtio::feature::{
 
 use rustix::io::Errno;
 
-use super::{Device, Engine, EventFd, QueueNames, QueueStats};
+use super::{Device, Engine, EventFd, QueueNames, QueueStats, VirtioDevice};
 use crate::limit::LogLimit;
 use crate::ring::MAX_RING_SIZE;
 use crate::store::{Store, StoreError, StoreKind};
@@ -237,6 +237,24 @@ impl Device for BlkDevice {
         self.shared.store.is_queued()
     }
 
+    fn group(&self, queue: u16) -> u16 {
+        queue
+    }
+
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.store.watched()
+    }
+
+    fn look(&self) -> bool {
+        self.shared.store.look()
+    }
+
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.queues.get(usize::from(queue)).map(|(_, stats)| stats.clone())
+    }
+}
+
+impl VirtioDevice for BlkDevice {
     fn tracks_in_flight(&self) -> bool {
         true
     }
@@ -295,21 +313,9 @@ impl Device for BlkDevice {
         Ok(())
     }
 
-    fn group(&self, queue: u16) -> u16 {
-        queue
-    }
-
     fn engine(&self, group: u16, features: u64) -> Box<dyn Engine> {
         let bell = self.queues.get(usize::from(group)).map(|(bell, _)| bell.clone());
         Box::new(BlkEngine::new(self.shared.clone(), bell, features))
-    }
-
-    fn watched(&self) -> Option<BorrowedFd<'_>> {
-        self.shared.store.watched()
-    }
-
-    fn look(&self) -> bool {
-        self.shared.store.look()
     }
 
     fn set_mtu(&self, _mtu: u16) -> Result<(), String> {
@@ -320,10 +326,6 @@ impl Device for BlkDevice {
 
     fn reset(&self) {
         self.shared.write_back.store(true, Ordering::Relaxed);
-    }
-
-    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
-        self.queues.get(usize::from(queue)).map(|(_, stats)| stats.clone())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::header::{F_MRG_RXBUF, F_VERSION_1};
 use super::{NetConfig, NetDevice};
-use crate::device::Device;
+use crate::device::VirtioDevice;
 use crate::device::fuzzing::{Guest, Rings};
 use crate::link::LinkKind;
 

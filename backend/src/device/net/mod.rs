@@ -48,7 +48,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Device, Engine, QueueNames, QueueStats};
+use super::{Device, Engine, QueueNames, QueueStats, VirtioDevice};
 use crate::link::{Generator, IMIX, LinkKind, LinkName, OFFLOADS, Sink, Tap, TapError};
 use crate::ring::MAX_RING_SIZE;
 use bridge::{MAX_PORTS, Port};
@@ -215,12 +215,30 @@ impl Device for NetDevice {
         self.config.queue_pairs.saturating_mul(2)
     }
 
-    fn queue_number(&self) -> u64 {
-        self.config.queue_pairs.into()
-    }
-
     fn holds_pins(&self) -> bool {
         false
+    }
+
+    fn group(&self, queue: u16) -> u16 {
+        queue >> 1
+    }
+
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.tap().map(Tap::watched)
+    }
+
+    fn look(&self) -> bool {
+        self.tap().is_some_and(Tap::look)
+    }
+
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.stats.get(usize::from(queue)).cloned()
+    }
+}
+
+impl VirtioDevice for NetDevice {
+    fn queue_number(&self) -> u64 {
+        self.config.queue_pairs.into()
     }
 
     fn uses_in_order(&self) -> bool {
@@ -276,10 +294,6 @@ impl Device for NetDevice {
         Err("the configuration space of a VERSION_1 network device is read-only".to_owned())
     }
 
-    fn group(&self, queue: u16) -> u16 {
-        queue >> 1
-    }
-
     fn engine(&self, group: u16, features: u64) -> Box<dyn Engine> {
         let link = self.link(group, features);
         Box::new(NetEngine::new(features, link))
@@ -295,14 +309,6 @@ impl Device for NetDevice {
             }
             tap.attach(queue >> 1, runs);
         }
-    }
-
-    fn watched(&self) -> Option<BorrowedFd<'_>> {
-        self.tap().map(Tap::watched)
-    }
-
-    fn look(&self) -> bool {
-        self.tap().is_some_and(Tap::look)
     }
 
     fn set_mtu(&self, mtu: u16) -> Result<(), String> {
@@ -322,10 +328,6 @@ impl Device for NetDevice {
 
     fn reset(&self) {
         // Configuration and counters are all there is, and both outlive a reset; engines end with their queues.
-    }
-
-    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
-        self.stats.get(usize::from(queue)).cloned()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A block device with all its queues running.
 use super::cell::{BlkCellOptions, BlkError};
 use super::load::{Load, Place};
+use super::requests::Kicked;
 use crate::driver::blk::{BlkQueue, SECTOR};
 use crate::driver::{FrontEnd, GuestMemory, MemoryOptions, RingFds, Virtqueue};
 use crate::perf::cell::CellError;
@@ -15,22 +16,62 @@ use zerocopy::FromBytes;
 /// How long the back-end may take to listen, and for each answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A block device with all its queues running.
-pub struct AttachedBlk<Q> {
-    /// The connection.
-    pub front_end: FrontEnd,
-    /// The queues.
-    pub loads: Vec<Load<Q>>,
-    /// What the rings and buffers lie in.
-    _memory: GuestMemory,
+/// The end of the connection that is not a queue.
+pub trait Front {
+    /// Whether the device has closed the connection or died. Does not wait.
+    fn is_gone(&self) -> bool;
+
+    /// Stops all of so many queues.
+    ///
+    /// # Errors
+    /// [`CellError`]: no answer.
+    fn stop(&mut self, queues: u16) -> Result<(), CellError>;
 }
 
-impl<Q: Virtqueue> AttachedBlk<Q> {
+impl Front for FrontEnd {
+    fn is_gone(&self) -> bool {
+        self.peer_is_gone()
+    }
+
+    fn stop(&mut self, queues: u16) -> Result<(), CellError> {
+        for ring in 0..queues as u8 {
+            FrontEnd::stop(self, ring)?;
+        }
+        Ok(())
+    }
+}
+
+/// A block device with all its queues running.
+pub struct Attached<F, R> {
+    /// The connection.
+    pub front: F,
+    /// The queues.
+    pub loads: Vec<Load<R>>,
+    /// What the rings and buffers lie in, if the connection does not own it.
+    _memory: Option<GuestMemory>,
+}
+
+impl<F: Front, R> Attached<F, R> {
+    /// Queues that run, and what else there is to keep.
+    pub(super) fn of(front: F, loads: Vec<Load<R>>, memory: Option<GuestMemory>) -> Self {
+        Attached { front, loads, _memory: memory }
+    }
+
+    /// Stops all queues.
+    ///
+    /// # Errors
+    /// [`CellError`]: no answer.
+    pub fn stop(&mut self) -> Result<(), CellError> {
+        self.front.stop(self.loads.len() as u16)
+    }
+}
+
+impl<Q: Virtqueue> Attached<FrontEnd, Kicked<Q>> {
     /// Connects to the back-end at `socket`, shares memory and starts the rings.
     ///
     /// # Errors
     /// [`CellError`]: nobody listens, the back-end refuses or lacks something, no memory.
-    pub fn new(socket: &Path, options: &BlkCellOptions) -> Result<Self, CellError> {
+    pub fn virtio(socket: &Path, options: &BlkCellOptions) -> Result<Self, CellError> {
         let BlkCellOptions { workload, rings, queues, .. } = options;
         let optional = VIRTIO_BLK_F_RO
             | VIRTIO_BLK_F_BLK_SIZE
@@ -54,18 +95,7 @@ impl<Q: Virtqueue> AttachedBlk<Q> {
         for (number, load) in loads.iter().enumerate() {
             front_end.start(number as u8, load.ring(), load.fds(), &memory)?;
         }
-        Ok(AttachedBlk { front_end, loads, _memory: memory })
-    }
-
-    /// Stops all rings.
-    ///
-    /// # Errors
-    /// [`CellError`]: no answer.
-    pub fn stop(&mut self) -> Result<(), CellError> {
-        for ring in 0..self.loads.len() as u8 {
-            self.front_end.stop(ring)?;
-        }
-        Ok(())
+        Ok(Attached::of(front_end, loads, Some(memory)))
     }
 }
 
@@ -96,12 +126,5 @@ fn blocks(front_end: &mut FrontEnd, options: &BlkCellOptions) -> Result<u64, Cel
     if !size.bytes().is_multiple_of(logical) {
         return Err(BlkError::BlockSize { size, logical }.into());
     }
-    let bytes = u64::from_le_bytes(space.capacity).saturating_mul(SECTOR);
-    let used = options.span.map_or(bytes, |span| span.min(bytes));
-    let blocks = used / u64::from(size.bytes());
-    // Requests under way at a time are to different blocks, as long as these are verified.
-    if blocks < wanted {
-        return Err(BlkError::TooSmall { bytes: used, size, queues: options.queues }.into());
-    }
-    Ok(blocks)
+    Ok(options.blocks(u64::from_le_bytes(space.capacity).saturating_mul(SECTOR))?)
 }

@@ -1,8 +1,8 @@
 //! A run: its cells, and a back-end for each.
 use super::cell::{BlkCellOptions, BlkCellResult, measure};
 use super::outcome::BlkOutcome;
-use super::table::{figures, table};
-use super::workload::Workload;
+use super::table::{figures, nvme_table, table};
+use super::workload::{Protocol, Workload};
 use super::{BlkOptions, Target};
 use crate::driver::pattern::mix;
 use crate::perf::against::{Contest, Turn};
@@ -62,11 +62,10 @@ impl<'r> Bench<'r> {
 
     /// What names a cell: the store, if there are several kinds of them, and the workload.
     fn name(&self, cell: BlkCell) -> Vec<String> {
-        let Workload { rw, size, depth, format } = cell.workload;
+        let Workload { rw, size, depth, protocol } = cell.workload;
         let store = cell.store.map(|number| self.store_name(number));
-        let format = format!("{format:?}").to_lowercase();
         let store = store.unwrap_or_else(|| "-".to_owned());
-        vec![store, rw.to_string(), size.to_string(), depth.to_string(), format]
+        vec![store, rw.to_string(), size.to_string(), depth.to_string(), protocol.to_string()]
     }
 
     /// The kind of a store, or all of it where there are two of a kind.
@@ -108,7 +107,7 @@ impl<'r> Bench<'r> {
         }
         self.bar.finish_and_clear();
         let findings = Findings {
-            table: table(&outcomes),
+            table: if self.options.is_nvme() { nvme_table(&outcomes) } else { table(&outcomes) },
             faults: outcomes.iter().flat_map(BlkOutcome::complaints).collect(),
             failed: outcomes.iter().filter(|outcome| !outcome.faults.is_empty()).count(),
             results: outcomes.iter().flat_map(|outcome| outcome.measurements().cloned()).collect(),
@@ -148,7 +147,8 @@ impl<'r> Bench<'r> {
         let done = match at {
             Some(socket) => measure(socket, &options, self.stop, || None, progress),
             None => {
-                let device = DeviceProcess::launch(None, "blk.sock", |socket| self.arguments(socket, cell))?;
+                let device =
+                    DeviceProcess::launch(None, "device.sock", |socket| self.arguments(socket, cell))?;
                 on_device(device, self.stop, |socket, counters| {
                     measure(socket, &options, self.stop, counters, progress)
                 })?
@@ -173,9 +173,13 @@ impl<'r> Bench<'r> {
     fn arguments(&self, socket: &Path, cell: BlkCell) -> Vec<String> {
         let store = self.store(cell).map(StoreKind::to_string);
         let queues = self.options.queues.to_string();
-        let mut arguments: Vec<String> = vec!["blk".to_owned(), "--socket-path".to_owned()];
+        let (kind, has_store) = match cell.workload.protocol {
+            Protocol::Virtio(_) => ("blk", "--store"),
+            Protocol::Nvme { .. } => ("nvme", "--namespace"),
+        };
+        let mut arguments: Vec<String> = vec![kind.to_owned(), "--socket-path".to_owned()];
         arguments.push(socket.display().to_string());
-        arguments.extend(["--store".to_owned(), store.unwrap_or_default(), "--queues".to_owned(), queues]);
+        arguments.extend([has_store.to_owned(), store.unwrap_or_default(), "--queues".to_owned(), queues]);
         arguments.extend(workers(&self.layout.device));
         arguments
     }
@@ -210,9 +214,36 @@ impl Contest for Bench<'_> {
     }
 }
 
+/// A run of NVMe controllers: the same but for its words.
+pub struct NvmeBench<'r>(pub Bench<'r>);
+
+impl Contest for NvmeBench<'_> {
+    type Cell = BlkCell;
+    const RATE: (&'static str, usize) = ("kIOPS", 1);
+    const COLUMNS: &'static [&'static str] = &["", "rw", "bs", "depth", "doorbells"];
+    const HELP: &'static str = "mdevd perf nvme --help";
+
+    fn first(&self) -> Option<&Path> {
+        self.0.first()
+    }
+
+    fn cells(&self) -> Vec<BlkCell> {
+        self.0.cells()
+    }
+
+    fn columns(&self, cell: BlkCell) -> Vec<String> {
+        self.0.columns(cell)
+    }
+
+    fn turn(&self, at: Option<&Path>, cell: BlkCell, pairs: u32) -> Result<Turn, PerfError> {
+        self.0.turn(at, cell, pairs)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::nvme::{DoorbellWay, Pointers};
     use crate::perf::blk::workload::{Rings, Rw};
     use crate::perf::shape::Format;
 
@@ -223,7 +254,7 @@ mod tests {
             rw: vec![Rw::RandRead, Rw::Mixed],
             sizes: vec!["4k".parse().unwrap()],
             depths: vec![1, 32],
-            formats: vec![Format::Split, Format::Packed],
+            protocols: [Format::Split, Format::Packed].map(Protocol::Virtio).to_vec(),
             rings: Rings { size: None, burst: 32, indirect: false, event_idx: false },
             queues: 2,
             span: None,
@@ -258,5 +289,15 @@ mod tests {
         let bench = Bench::new(&options, &layout, &stop);
         let text = bench.arguments(Path::new("/s"), bench.all_cells()[0]).join(" ");
         assert_eq!(text, "blk --socket-path /s --store mem,size=1048576 --queues 2 --mode busy --cpus 0");
+        let nvme = Protocol::Nvme { doorbells: DoorbellWay::Mapped, data: Pointers::Prp };
+        let options = BlkOptions { protocols: vec![nvme], ..options };
+        let bench = Bench::new(&options, &layout, &stop);
+        let cell = bench.all_cells()[0];
+        assert_eq!(bench.name(cell), ["mem", "randread", "4k", "1", "mapped-prp"]);
+        let text = bench.arguments(Path::new("/s"), cell).join(" ");
+        assert_eq!(
+            text,
+            "nvme --socket-path /s --namespace mem,size=1048576 --queues 2 --mode busy --cpus 0"
+        );
     }
 }

@@ -1,9 +1,10 @@
 //! One measurement: one workload, one back-end.
-use super::attached::AttachedBlk;
+use super::attached::{Attached, Front};
 use super::load::{BlkCounts, Faults, Load};
-use super::workload::{BlockSize, Rings, Workload};
+use super::requests::{Kicked, RequestQueue};
+use super::workload::{BlockSize, Protocol, Rings, Workload};
 use crate::driver::ledger::{Damage, Finding};
-use crate::driver::{DriverError, PackedQueue, SplitQueue, Virtqueue};
+use crate::driver::{DriverError, PackedQueue, SplitQueue};
 use crate::perf::cell::{CellError, SLICES};
 use crate::perf::run::{Driven, Plan, RunError, Slice, complete, drive};
 use crate::perf::shape::Format;
@@ -35,6 +36,23 @@ pub struct BlkCellOptions {
     pub cpus: Vec<usize>,
 }
 
+impl BlkCellOptions {
+    /// How many blocks of a device of so many bytes are used.
+    ///
+    /// # Errors
+    /// [`BlkError::TooSmall`].
+    pub fn blocks(&self, bytes: u64) -> Result<u64, BlkError> {
+        let size = self.workload.size;
+        let used = self.span.map_or(bytes, |span| span.min(bytes));
+        let blocks = used / u64::from(size.bytes());
+        // Requests under way at a time are to different blocks, as long as these are verified.
+        if blocks < u64::from(self.queues) {
+            return Err(BlkError::TooSmall { bytes: used, size, queues: self.queues });
+        }
+        Ok(blocks)
+    }
+}
+
 /// What is wrong with a block device.
 #[derive(Debug, thiserror::Error)]
 pub enum BlkError {
@@ -61,6 +79,20 @@ pub enum BlkError {
         size: BlockSize,
         /// Queues.
         queues: u16,
+    },
+    /// It has none.
+    #[error("the controller has no active namespace")]
+    NoNamespace,
+    /// Its blocks are none that are known here.
+    #[error("the namespace has blocks with metadata, or of an odd size: format it anew")]
+    Format,
+    /// Its commands are shorter.
+    #[error("the controller moves at most {greatest} bytes with a command: --bs {size} is more")]
+    Transfer {
+        /// Of each request.
+        size: BlockSize,
+        /// Bytes of a command's data at most.
+        greatest: u64,
     },
     /// Its logical blocks are larger.
     #[error("the device has blocks of {logical} bytes: --bs {size} is no multiple of that")]
@@ -97,28 +129,39 @@ pub fn measure(
     counters: impl FnMut() -> Option<CounterLine>,
     progress: impl FnMut(),
 ) -> Result<BlkCellResult, CellError> {
-    match options.workload.format {
-        Format::Split => measure_on::<SplitQueue>(socket, options, stop, counters, progress),
-        Format::Packed => measure_on::<PackedQueue>(socket, options, stop, counters, progress),
+    match options.workload.protocol {
+        Protocol::Virtio(Format::Split) => {
+            let attached = Attached::<_, Kicked<SplitQueue>>::virtio(socket, options)?;
+            measure_on(attached, options, stop, counters, progress)
+        }
+        Protocol::Virtio(Format::Packed) => {
+            let attached = Attached::<_, Kicked<PackedQueue>>::virtio(socket, options)?;
+            measure_on(attached, options, stop, counters, progress)
+        }
+        Protocol::Nvme { doorbells, data } => {
+            let attached = Attached::nvme(socket, options, doorbells, data)?;
+            measure_on(attached, options, stop, counters, progress)
+        }
     }
 }
 
-fn measure_on<Q: Virtqueue>(
-    socket: &Path,
+fn measure_on<F: Front, R: RequestQueue>(
+    mut attached: Attached<F, R>,
     options: &BlkCellOptions,
     stop: &AtomicBool,
     mut counters: impl FnMut() -> Option<CounterLine>,
     progress: impl FnMut(),
 ) -> Result<BlkCellResult, CellError> {
-    let mut attached = AttachedBlk::<Q>::new(socket, options)?;
     let mut result = BlkCellResult::default();
     let done = timed(&mut attached, options, stop, &mut result, &mut counters, progress);
     attached.loads.iter().for_each(|load| result.faults.merge(load.faults()));
     match done {
         // The ring is of no use any more, and what it says is what was to be found out.
-        Err(RunError::Driver(error @ (DriverError::UsedTwice(_) | DriverError::UsedIndexJump { .. })))
-            if options.verify =>
-        {
+        Err(RunError::Driver(
+            error @ (DriverError::UsedTwice(_)
+            | DriverError::UsedIndexJump { .. }
+            | DriverError::NotUnderWay(_)),
+        )) if options.verify => {
             let what = error.to_string();
             let finding = Finding { damage: Damage::Doubled, block: 0, sector: 0, what };
             result.faults.findings.add(finding);
@@ -132,17 +175,17 @@ fn measure_on<Q: Virtqueue>(
 }
 
 /// All that is done while the rings run.
-fn timed<Q: Virtqueue>(
-    attached: &mut AttachedBlk<Q>,
+fn timed<F: Front, R: RequestQueue>(
+    attached: &mut Attached<F, R>,
     options: &BlkCellOptions,
     stop: &AtomicBool,
     result: &mut BlkCellResult,
     mut counters: impl FnMut() -> Option<CounterLine>,
     mut progress: impl FnMut(),
 ) -> Result<(), RunError> {
-    let AttachedBlk { front_end, loads, .. } = attached;
-    let alive = || !front_end.peer_is_gone();
-    let through = |loads: &mut Vec<Load<Q>>, write: bool| {
+    let Attached { front, loads, .. } = attached;
+    let alive = || !front.is_gone();
+    let through = |loads: &mut Vec<Load<R>>, write: bool| {
         loads.iter_mut().for_each(|load| load.go_through(write));
         complete(loads, true, stop, alive, |load| load.is_done(true))
     };

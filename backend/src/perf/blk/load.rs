@@ -1,13 +1,14 @@
 //! One queue under load: which requests it submits, what it counts and checks of those that have ended.
 use super::cell::BlkCellOptions;
+use super::requests::{Done, Failed, Kicked, RequestQueue, Transfer};
 use super::workload::{MIXED_READS, Rw, Workload};
-use crate::driver::blk::{BlkQueue, Done, Request};
+use crate::driver::blk::BlkQueue;
 use crate::driver::ledger::{Expected, Findings, Ledger};
 use crate::driver::pattern::mix;
-use crate::driver::{DriverError, RingFds, SplitQueue, Virtqueue};
+use crate::driver::{DriverError, RingFds, Virtqueue};
 use crate::perf::latency::Latencies;
 use crate::perf::run::{Counted, Driven, RunError};
-use crate::sys::{Kicks, tsc};
+use crate::sys::tsc;
 use mdev_dma::GuestSlice;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub struct Faults {
     /// Requests that have failed.
     pub failed: u64,
     /// The status of the first of them.
-    pub status: Option<u8>,
+    pub status: Option<Failed>,
     /// Damage that was found.
     pub findings: Findings,
 }
@@ -81,9 +82,8 @@ enum Task {
 }
 
 /// One queue under load.
-pub struct Load<Q = SplitQueue> {
-    queue: BlkQueue<Q>,
-    fds: RingFds,
+pub struct Load<R = Kicked> {
+    queue: R,
     workload: Workload,
     burst: u32,
     place: Place,
@@ -119,9 +119,26 @@ struct Check {
     block: Vec<u8>,
 }
 
-impl<Q: Virtqueue> Load<Q> {
-    /// A queue that has not submitted anything.
+impl<Q: Virtqueue> Load<Kicked<Q>> {
+    /// A virtio queue that has not submitted anything.
     pub fn new(queue: BlkQueue<Q>, fds: RingFds, options: &BlkCellOptions, place: Place) -> Self {
+        Self::on(Kicked { queue, fds }, options, place)
+    }
+
+    /// Its ring.
+    pub fn ring(&self) -> &Q {
+        &self.queue.queue.queue
+    }
+
+    /// The counters by which the ring is kicked.
+    pub fn fds(&self) -> &RingFds {
+        &self.queue.fds
+    }
+}
+
+impl<R: RequestQueue> Load<R> {
+    /// A queue that has not submitted anything.
+    pub fn on(queue: R, options: &BlkCellOptions, place: Place) -> Self {
         let BlkCellOptions { workload, rings, verify, seed, .. } = options;
         let bytes = workload.size.bytes();
         let tags = usize::from(workload.depth);
@@ -138,7 +155,6 @@ impl<Q: Virtqueue> Load<Q> {
         let interval = if workload.depth <= EVERY { 1 } else { SAMPLE };
         Load {
             queue,
-            fds,
             workload: *workload,
             burst: rings.burst,
             place,
@@ -157,16 +173,6 @@ impl<Q: Virtqueue> Load<Q> {
                 block: vec![0; bytes as usize],
             }),
         }
-    }
-
-    /// Its ring.
-    pub fn ring(&self) -> &Q {
-        &self.queue.queue
-    }
-
-    /// The counters by which the ring is kicked.
-    pub fn fds(&self) -> &RingFds {
-        &self.fds
     }
 
     /// What went wrong so far.
@@ -205,9 +211,9 @@ impl<Q: Virtqueue> Load<Q> {
                 counts.latencies.record_ns(tsc::to_ns(now.saturating_sub(*stamp)));
                 *stamp = 0;
             }
-            if !done.is_ok() {
+            if let Some(status) = done.failed {
                 failed += 1;
-                faults.status.get_or_insert(done.status);
+                faults.status.get_or_insert(status);
             }
             if let Some(check) = check {
                 check.ended(done, data, &mut faults.findings);
@@ -266,8 +272,7 @@ impl<Q: Virtqueue> Load<Q> {
             if let Some(check) = check {
                 check.begin(tag, write, block, data);
             }
-            let sector = block * sectors;
-            if write { Request::Write { sector, len } } else { Request::Read { sector, len } }
+            Transfer { write, sector: block * sectors, len }
         })?;
         if submitted == 0 {
             return Ok(());
@@ -282,13 +287,13 @@ impl<Q: Virtqueue> Load<Q> {
             }
         }
         if kick {
-            self.fds.kick.signal();
+            self.queue.kick()?;
         }
         Ok(())
     }
 }
 
-impl<Q: Virtqueue> Driven for Load<Q> {
+impl<R: RequestQueue> Driven for Load<R> {
     type Counts = BlkCounts;
 
     #[inline]
@@ -305,7 +310,7 @@ impl<Q: Virtqueue> Driven for Load<Q> {
     }
 
     fn silent(&mut self, number: usize, since: Duration) -> Result<(), RunError> {
-        if matches!(self.fds.err.drain(), Kicks::Some(_)) {
+        if self.queue.is_given_up() {
             return Err(RunError::QueueFailed(number));
         }
         if since > UNANSWERED { Err(RunError::Unanswered(since)) } else { Ok(()) }

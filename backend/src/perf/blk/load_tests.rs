@@ -1,7 +1,7 @@
 use super::*;
 use crate::driver::ledger::Damage;
 use crate::driver::{GuestMemory, MemoryOptions};
-use crate::perf::blk::workload::Rings;
+use crate::perf::blk::workload::{Protocol, Rings};
 use crate::perf::shape::Format;
 use mdev_dma::Iova;
 use mdev_protocol::virtio::blk::{BlkHeader, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
@@ -91,7 +91,12 @@ impl Device {
 
 fn options(rw: Rw, verify: bool) -> BlkCellOptions {
     BlkCellOptions {
-        workload: Workload { rw, size: "4k".parse().unwrap(), depth: 8, format: Format::Split },
+        workload: Workload {
+            rw,
+            size: "4k".parse().unwrap(),
+            depth: 8,
+            protocol: Protocol::Virtio(Format::Split),
+        },
         rings: Rings { size: Some(64), burst: 3, indirect: false, event_idx: false },
         queues: 1,
         span: None,
@@ -186,7 +191,7 @@ fn requests_that_fail_are_counted_and_their_blocks_are_not_damaged() {
     for rw in [Rw::RandWrite, Rw::Mixed] {
         let (load, counts) = run(rw, Harm::Fail, true).unwrap();
         assert!(load.faults().failed > 100 && load.faults().failed >= counts.failed, "{rw}");
-        assert_eq!(load.faults().status, Some(VIRTIO_BLK_S_IOERR));
+        assert_eq!(load.faults().status, Some(Failed::Virtio(VIRTIO_BLK_S_IOERR)));
         assert_eq!(load.faults().findings.total(), 0, "{rw}");
         assert_eq!(counts.bytes, (counts.requests - counts.failed) * BLOCK as u64);
     }

@@ -1,12 +1,12 @@
 //! What a cell's raw figures mean: measurements, and whether they may be believed.
 use super::cell::BlkCellResult;
 use super::load::BlkCounts;
+use super::requests::Failed;
 use crate::driver::blk::UNANSWERED;
 use crate::driver::ledger::{Damage, Findings};
 use crate::perf::outcome::QUANTILES;
 use crate::perf::run::Slice;
 use crate::report::{CounterLine, Measurement, Status};
-use mdev_protocol::virtio::blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP};
 
 /// All kinds of damage.
 const DAMAGES: [Damage; 4] = [Damage::Lost, Damage::Doubled, Damage::Torn, Damage::Misplaced];
@@ -14,7 +14,7 @@ const DAMAGES: [Damage; 4] = [Damage::Lost, Damage::Doubled, Damage::Torn, Damag
 /// One cell, judged.
 #[derive(Clone, Debug)]
 pub struct BlkOutcome {
-    /// What names it: store, requests, block size, depth, format of the rings.
+    /// What names it: store, requests, block size, depth, format of the rings or way of the doorbells.
     pub name: Vec<String>,
     /// Thousands of requests a second.
     pub rate: Measurement,
@@ -126,12 +126,7 @@ fn device_times(cell: &BlkCellResult) -> Vec<f64> {
 fn faults(cell: &BlkCellResult) -> Vec<String> {
     let mut faults = Vec::new();
     if cell.faults.failed > 0 {
-        let status = match cell.faults.status {
-            Some(VIRTIO_BLK_S_IOERR) => "an I/O error".to_owned(),
-            Some(VIRTIO_BLK_S_UNSUPP) => "not supported".to_owned(),
-            Some(UNANSWERED) | None => "no status written".to_owned(),
-            Some(other) => format!("status {other}"),
-        };
+        let status = cell.faults.status.unwrap_or(Failed::Virtio(UNANSWERED));
         let failed = cell.faults.failed;
         faults
             .push(format!("{failed} requests failed, the first with: {status}; look at the back-end's log"));
@@ -165,6 +160,7 @@ mod tests {
     use super::*;
     use crate::driver::ledger::Finding;
     use crate::report::QueueLine;
+    use mdev_protocol::virtio::blk::VIRTIO_BLK_S_IOERR;
 
     fn name() -> Vec<String> {
         ["mem", "randread", "4k", "32", "split"].map(str::to_owned).into()
@@ -202,7 +198,7 @@ mod tests {
     fn requests_that_fail_spoil_the_cell_and_the_first_status_is_told() {
         let mut cell = cell();
         cell.faults.failed = 3;
-        cell.faults.status = Some(VIRTIO_BLK_S_IOERR);
+        cell.faults.status = Some(Failed::Virtio(VIRTIO_BLK_S_IOERR));
         let outcome = BlkOutcome::of(name(), &cell, false, &[]);
         assert_eq!((outcome.rate.status, outcome.errors.median), (Status::Failed, 3.0));
         let complaint = outcome.complaints().next().unwrap();

@@ -9,19 +9,33 @@ const HEADING: [&str; 17] = [
     "errors", "line", "status",
 ];
 
+/// Which of them says what requests go through.
+const THROUGH: usize = 4;
+
 /// What the columns are; below the table.
 const LEGEND: &str = "
 ns/req: time of the device's core for each request; p50 to max: latency in us;
 line: round trip of a cache line between the two cores in ns.
-More: mdevd perf blk --help
-";
+More: mdevd perf";
 
-/// All outcomes as an aligned table and what its columns are.
+/// All outcomes of virtio devices as an aligned table and what its columns are.
 pub fn table(outcomes: &[BlkOutcome]) -> String {
-    let mut rows = vec![HEADING.map(str::to_owned).to_vec()];
+    printed(outcomes, "ring", "blk")
+}
+
+/// The same for NVMe controllers.
+pub fn nvme_table(outcomes: &[BlkOutcome]) -> String {
+    printed(outcomes, "doorbells", "nvme")
+}
+
+fn printed(outcomes: &[BlkOutcome], through: &str, command: &str) -> String {
+    let mut heading = HEADING.map(str::to_owned).to_vec();
+    heading.iter_mut().skip(THROUGH).take(1).for_each(|column| *column = through.to_owned());
+    let mut rows = vec![heading];
     rows.extend(outcomes.iter().map(row));
     let shares = outcomes.iter().filter(|outcome| !outcome.share.samples.is_empty());
-    aligned(&rows) + LEGEND + &disturbance(shares.map(|outcome| outcome.share.median))
+    let more = format!("{LEGEND} {command} --help\n");
+    aligned(&rows) + &more + &disturbance(shares.map(|outcome| outcome.share.median))
 }
 
 fn row(outcome: &BlkOutcome) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! What is asked of a device: which requests, of how many bytes, how many at a time.
 use crate::driver::blk::{BlkQueueOptions, SECTOR};
+use crate::driver::nvme::{DoorbellWay, NvmeQueueOptions, Pointers};
 use crate::driver::{DriverError, RingOptions};
 use crate::perf::shape::Format;
 use crate::store::parse_size;
@@ -109,6 +110,29 @@ impl fmt::Display for BlockSize {
     }
 }
 
+/// What queues are, and how they are reached.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Virtqueues of this format, over vhost-user.
+    Virtio(Format),
+    /// NVMe queues, over vfio-user.
+    Nvme {
+        /// How doorbells are written.
+        doorbells: DoorbellWay,
+        /// How commands say where their data is.
+        data: Pointers,
+    },
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(&match self {
+            Protocol::Virtio(format) => format!("{format:?}").to_lowercase(),
+            Protocol::Nvme { doorbells, data } => format!("{}-{}", doorbells.name(), data.name()),
+        })
+    }
+}
+
 /// The requests of one cell.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -118,8 +142,8 @@ pub struct Workload {
     pub size: BlockSize,
     /// How many are under way at a time, in each queue.
     pub depth: u16,
-    /// The format of the rings.
-    pub format: Format,
+    /// What they go through.
+    pub protocol: Protocol,
 }
 
 impl Workload {
@@ -148,13 +172,27 @@ impl Workload {
         })
     }
 
+    /// What an NVMe queue needs, if it is for namespace 1 and that has blocks of so many bytes.
+    pub fn nvme_queue(&self, rings: &Rings, data: Pointers, qid: u16, block: u32) -> NvmeQueueOptions {
+        let needed = (u32::from(self.depth) + 1).next_power_of_two().max(USUAL_RING);
+        NvmeQueueOptions {
+            qid,
+            nsid: 1,
+            block,
+            entries: rings.size.map_or(needed, u32::from),
+            requests: self.depth,
+            capacity: self.size.bytes(),
+            pointers: data,
+        }
+    }
+
     /// The virtio features without which a back-end cannot be driven in this way.
     pub fn required(&self, rings: &Rings) -> u64 {
         let when = |wanted: bool, feature: u64| if wanted { feature } else { 0 };
         VIRTIO_F_VERSION_1
             | when(rings.indirect, VIRTIO_RING_F_INDIRECT_DESC)
             | when(rings.event_idx, VIRTIO_RING_F_EVENT_IDX)
-            | when(self.format == Format::Packed, VIRTIO_F_RING_PACKED)
+            | when(self.protocol == Protocol::Virtio(Format::Packed), VIRTIO_F_RING_PACKED)
     }
 }
 
@@ -205,8 +243,12 @@ mod tests {
     #[test]
     fn ring_has_room_for_all_requests_or_is_refused() {
         let rings = Rings { size: None, burst: 32, indirect: false, event_idx: false };
-        let load =
-            |depth| Workload { rw: Rw::RandRead, size: "4k".parse().unwrap(), depth, format: Format::Split };
+        let load = |depth| Workload {
+            rw: Rw::RandRead,
+            size: "4k".parse().unwrap(),
+            depth,
+            protocol: Protocol::Virtio(Format::Split),
+        };
         let size = |depth, rings: Rings| load(depth).queue(&rings).ok().map(|options| options.ring.size);
         assert_eq!([1, 85, 86, 128].map(|depth| size(depth, rings)), [256, 256, 512, 512].map(Some));
         assert_eq!(size(128, Rings { indirect: true, ..rings }), Some(256));

@@ -8,7 +8,7 @@
 //! Memory is pinned in the burst in which a chain is taken, and the store has the request before that burst ends. The
 //! chain is used when the store has ended the request. Other than the engines of devices for guests, this one takes
 //! locks and allocates.
-use crate::device::{Bell, Device, Enabled, Engine, EventFd, Queue, QueueStats};
+use crate::device::{Bell, Device, Enabled, Engine, EventFd, Queue, QueueStats, VirtioDevice};
 use crate::ring::{Chain, MAX_BURST, MAX_RING_SIZE, RingError};
 use crate::store::held::{Held, Port};
 use crate::store::{Completion, Operation, Pins, Request};
@@ -62,6 +62,16 @@ impl Device for HeldDevice {
         self.grip != Grip::Copies
     }
 
+    fn group(&self, queue: u16) -> u16 {
+        queue
+    }
+
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.queues.get(usize::from(queue)).map(|(_, stats)| stats.clone())
+    }
+}
+
+impl VirtioDevice for HeldDevice {
     fn tracks_in_flight(&self) -> bool {
         true
     }
@@ -86,10 +96,6 @@ impl Device for HeldDevice {
         Err("there is no configuration space".to_owned())
     }
 
-    fn group(&self, queue: u16) -> u16 {
-        queue
-    }
-
     fn engine(&self, group: u16, _features: u64) -> Box<dyn Engine> {
         let queue = self.queues.get(usize::from(group));
         Box::new(HeldEngine::new(queue.map(|(bell, _)| self.held.open(bell.clone())), self.grip))
@@ -102,10 +108,6 @@ impl Device for HeldDevice {
     fn rarp(&self, _mac: [u8; 6]) {}
 
     fn reset(&self) {}
-
-    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
-        self.queues.get(usize::from(queue)).map(|(_, stats)| stats.clone())
-    }
 }
 
 /// One queue and its requests.

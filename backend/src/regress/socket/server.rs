@@ -2,7 +2,7 @@
 use super::device::{Grip, HeldDevice};
 use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options};
 use crate::device::net::{self, NetConfig, NetDevice};
-use crate::device::{Device, QueueCounters, QueueNames, blk};
+use crate::device::{QueueCounters, QueueNames, VirtioDevice, blk};
 use crate::link::LinkKind;
 use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
 use crate::regress::space::{LONG, await_that};
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// A device that front-ends can reach at a socket with a name but no file.
 pub struct Server {
     address: SocketAddrUnix,
-    device: Arc<dyn Device>,
+    device: Arc<dyn VirtioDevice>,
     /// The daemon ends when the other end of its counters is gone.
     counters: Option<UnixStream>,
     daemon: Option<JoinHandle<Result<(), DaemonError>>>,
@@ -64,7 +64,11 @@ impl Server {
         Server::of(device, blk::QUEUE_NAMES, SessionOptions { barrier, ..Default::default() })
     }
 
-    fn of(device: Arc<dyn Device>, queues: QueueNames, sessions: SessionOptions) -> Result<Server, Failure> {
+    fn of(
+        device: Arc<dyn VirtioDevice>,
+        queues: QueueNames,
+        sessions: SessionOptions,
+    ) -> Result<Server, Failure> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("mdevd-regress-{}-{number}", std::process::id());

@@ -8,7 +8,7 @@ use std::time::Instant;
 use mdev_dma::{Iova, Perm, Windows};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 
-use crate::device::{Bell, Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch};
+use crate::device::{Bell, Device, Enabled, Engine, Queue, QueueSetup, QueueStats, Switch, VirtioDevice};
 use crate::ring::{QueueState, RingError, RingSetup};
 use crate::sys::EventFd;
 
@@ -232,37 +232,51 @@ impl Device for Toy {
     fn name(&self) -> &str {
         "toy"
     }
+
     fn queue_count(&self) -> u16 {
         QUEUES as u16
     }
-    fn max_ring_size(&self) -> u16 {
-        256
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn check_features(&self, _: u64) -> Result<(), String> {
-        Ok(())
-    }
-    fn config(&self, _: u32, _: &mut [u8]) -> Result<(), String> {
-        Ok(())
-    }
-    fn set_config(&self, _: u32, _: &[u8]) -> Result<(), String> {
-        Ok(())
-    }
+
     fn group(&self, queue: u16) -> u16 {
         queue / 2
     }
+
+    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
+        self.rings.get(usize::from(queue)).map(|ring| ring.stats.clone())
+    }
+}
+
+impl VirtioDevice for Toy {
+    fn max_ring_size(&self) -> u16 {
+        256
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn check_features(&self, _: u64) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn config(&self, _: u32, _: &mut [u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn set_config(&self, _: u32, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
     fn engine(&self, _: u16, _: u64) -> Box<dyn Engine> {
         let (rings, bell) = (self.rings.clone(), self.bell.clone());
         Box::new(ToyEngine { rings, queues: Vec::new(), quiesced: Vec::new(), bell })
     }
+
     fn set_mtu(&self, _: u16) -> Result<(), String> {
         Ok(())
     }
+
     fn rarp(&self, _: [u8; 6]) {}
+
     fn reset(&self) {}
-    fn queue_stats(&self, queue: u16) -> Option<Arc<QueueStats>> {
-        self.rings.get(usize::from(queue)).map(|ring| ring.stats.clone())
-    }
 }

@@ -14,6 +14,8 @@ pub(super) struct File {
     pub(super) net: Vec<Net>,
     #[serde(default)]
     pub(super) blk: Vec<Blk>,
+    #[serde(default)]
+    pub(super) nvme: Vec<Nvme>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +65,19 @@ pub(super) struct Blk {
     ring_reset: bool,
 }
 
+/// An NVMe controller.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Nvme {
+    pub(super) name: Spanned<String>,
+    socket_path: Option<Spanned<PathBuf>>,
+    socket_mode: Option<Spanned<String>>,
+    pub(super) namespaces: Spanned<Vec<Spanned<String>>>,
+    pub(super) queues: Option<Spanned<u16>>,
+    pub(super) serial: Option<Spanned<String>>,
+    worker: Option<Spanned<OneOrMore>>,
+}
+
 /// `worker = 0` or `worker = [0, 1]`.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -75,9 +90,9 @@ pub(super) enum OneOrMore {
 /// each kind of device has these for itself.
 pub(super) struct Common<'f> {
     pub(super) name: &'f Spanned<String>,
-    pub(super) socket_path: &'f Option<Spanned<PathBuf>>,
+    pub(super) socket_path: Option<&'f Spanned<PathBuf>>,
     pub(super) socket_mode: Option<&'f Spanned<String>>,
-    pub(super) connect: &'f Option<Spanned<PathBuf>>,
+    pub(super) connect: Option<&'f Spanned<PathBuf>>,
     pub(super) worker: Option<&'f Spanned<OneOrMore>>,
     pub(super) prefault: bool,
     pub(super) ring_reset: bool,
@@ -90,9 +105,9 @@ macro_rules! common {
             pub(super) fn common(&self) -> Common<'_> {
                 Common {
                     name: &self.name,
-                    socket_path: &self.socket_path,
+                    socket_path: self.socket_path.as_ref(),
                     socket_mode: self.socket_mode.as_ref(),
-                    connect: &self.connect,
+                    connect: self.connect.as_ref(),
                     worker: self.worker.as_ref(),
                     prefault: self.prefault,
                     ring_reset: self.ring_reset,
@@ -104,3 +119,18 @@ macro_rules! common {
 
 common!(Net);
 common!(Blk);
+
+impl Nvme {
+    /// What it has in common with other devices. Its clients come to it, and lend memory that they have populated themselves.
+    pub(super) fn common(&self) -> Common<'_> {
+        Common {
+            name: &self.name,
+            socket_path: self.socket_path.as_ref(),
+            socket_mode: self.socket_mode.as_ref(),
+            connect: None,
+            worker: self.worker.as_ref(),
+            prefault: false,
+            ring_reset: false,
+        }
+    }
+}

@@ -11,7 +11,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::net::header::{F_MRG_RXBUF, F_VERSION_1};
 use crate::device::net::{NetConfig, NetDevice};
-use crate::device::{Device, DropCause, Enabled, Engine, EventFd, Queue, QueueCounters, QueueSetup, Switch};
+use crate::device::{
+    Device, DropCause, Enabled, Engine, EventFd, Queue, QueueCounters, QueueSetup, Switch, VirtioDevice,
+};
 use crate::link::LinkKind;
 use crate::ring::RingError;
 use crate::ring::tests::guest::{Guest, NEXT, Ring, WRITE};
