@@ -40,7 +40,7 @@ impl Pointers {
     }
 
     /// The data pointer of `len` bytes at `at`, more than none. A list, if it takes one, is written to `list`, which has
-    /// [`list_size`] bytes at least and lies in one page.
+    /// `list_size` bytes at least and lies in one page.
     pub fn of(self, at: Iova, len: u32, list: &Part) -> [u64; 2] {
         match self {
             Pointers::Sgl => SglDescriptor::new(SGL_DATA_BLOCK, at.0, len).pointer(),
