@@ -147,8 +147,11 @@ impl<'r> Bench<'r> {
         let done = match at {
             Some(socket) => measure(socket, &options, self.stop, || None, progress),
             None => {
-                let device =
-                    DeviceProcess::launch(None, "device.sock", |socket| self.arguments(socket, cell))?;
+                let name = match cell.workload.protocol {
+                    Protocol::Virtio(_) => "blk.sock",
+                    Protocol::Nvme { .. } => "nvme.sock",
+                };
+                let device = DeviceProcess::launch(None, name, |socket| self.arguments(socket, cell))?;
                 on_device(device, self.stop, |socket, counters| {
                     measure(socket, &options, self.stop, counters, progress)
                 })?
