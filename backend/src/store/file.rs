@@ -45,13 +45,13 @@ mod port;
 mod shape;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -145,6 +145,7 @@ impl File {
             }
         }
         lock::take(main.as_fd(), *read_only, LOCK).map_err(|refused| match refused {
+            lock::Refused::InUse if is_open_here(&stat, &files) => StoreError::LockedHere(path.clone()),
             lock::Refused::InUse => StoreError::Locked(path.clone()),
             lock::Refused::Failed(errno) => StoreError::Lock { path: path.clone(), source: errno.into() },
         })?;
@@ -206,6 +207,18 @@ impl Shared {
         let size = whole_sectors(bytes);
         self.size.swap(size, Ordering::Relaxed) != size
     }
+}
+
+/// Whether this process has the file open besides `own`. The kernel does not tell who holds a lock of an open file
+/// description, so what is open here is looked through.
+fn is_open_here(file: &Stat, own: &[OwnedFd]) -> bool {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return false };
+    open.flatten().any(|entry| {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let others = number.is_some_and(|number: i32| own.iter().all(|own| own.as_raw_fd() != number));
+        let same = |other: Stat| (other.st_dev, other.st_ino) == (file.st_dev, file.st_ino);
+        others && rustix::fs::stat(entry.path()).is_ok_and(same)
+    })
 }
 
 fn not_opened(path: &Path, errno: Errno) -> StoreError {

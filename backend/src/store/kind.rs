@@ -62,6 +62,11 @@ pub enum StoreError {
         "{0:?} is in use by another process that writes it, or does not want it to be written (a lock is held): stop that one first"
     )]
     Locked(PathBuf),
+    #[error(
+        "{0:?} is in use by this process already, as the store of another device or namespace; a file that is written can \
+         be behind one only: give each a file of its own, or ro=on to all of them"
+    )]
+    LockedHere(PathBuf),
     #[error("{path:?} cannot be locked: {source}")]
     Lock { path: PathBuf, source: io::Error },
     #[error("{path:?} does not support direct I/O; leave out direct=on")]

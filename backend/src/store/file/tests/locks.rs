@@ -45,12 +45,29 @@ fn a_store_that_is_open_cannot_be_opened_again_until_it_is_dropped() {
     for image in [Image::on_disk(&sectors(8)), Image::on_disk(&sectors(8)).direct()] {
         let (file, port) = image.open();
         let error = File::open(&image.options).err().unwrap();
-        assert!(matches!(error, StoreError::Locked(_)), "{error}");
+        assert!(matches!(error, StoreError::LockedHere(_)), "{error}");
         drop(file);
         assert_eq!(lock(&opened(&image), true), Err(Refused::InUse), "a port has the file open");
         drop(port);
         free(&image);
     }
+}
+
+#[test]
+fn refusal_tells_another_process_from_this_one() {
+    let image = Image::on_disk(&sectors(8));
+    let theirs = opened(&image);
+    assert_eq!(lock(&theirs, false), Ok(()));
+    // It has the file, and with it the lock, as its output.
+    let mut other = Command::new("cat").stdin(Stdio::piped()).stdout(theirs).spawn().unwrap();
+    let error = File::open(&image.options).err().unwrap();
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+    assert!(error.to_string().contains("another process"));
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    let _file = File::open(&image.options).unwrap();
+    let error = File::open(&image.options).err().unwrap();
+    assert!(error.to_string().contains("this process already"), "{error}");
 }
 
 #[test]
