@@ -113,6 +113,8 @@ impl Command {
 
 /// [`Command::cdw12`] of commands with a range of LBAs: the blocks, 0's based, are in bits 0-15.
 pub const CDW12_BLOCKS: u32 = 0xffff;
+/// [`Command::cdw12`] of writes: the type of a directive.
+pub const CDW12_DIRECTIVE: u32 = 0xf << 20;
 /// [`Command::cdw12`] of write zeroes: the blocks may be deallocated.
 pub const CDW12_DEALLOCATE: u32 = 1 << 25;
 /// [`Command::cdw12`] of commands with a range of LBAs: what is done about protection information.

@@ -1,8 +1,12 @@
 //! What an I/O command asks for (NVM command set specification, section 3.2), checked against its namespace.
+//!
+//! Reserved values of fields that have a meaning are refused, and so is what was not offered: fused operations, directives. Reserved
+//! bits are not looked at, as the base specification (section 1.4.1) leaves it to the controller, so that hosts of later versions
+//! are served. Neither is protection information (PRINFO, STC, tags), which means something only where blocks have metadata.
 
 use mdev_protocol::nvme::command::{
-    CDW10_RANGES, CDW11_DEALLOCATE, CDW12_BLOCKS, CDW12_DEALLOCATE, CDW12_FORCE_UNIT_ACCESS, Command,
-    FUSE_NONE, PSDT_SGL_METADATA,
+    CDW10_RANGES, CDW11_DEALLOCATE, CDW12_BLOCKS, CDW12_DEALLOCATE, CDW12_DIRECTIVE, CDW12_FORCE_UNIT_ACCESS,
+    Command, FUSE_NONE, PSDT_SGL_METADATA,
 };
 use mdev_protocol::nvme::data::DatasetRange;
 use mdev_protocol::nvme::opcode::nvm;
@@ -79,7 +83,7 @@ impl Refused {
 pub(super) fn parse(command: &Command, namespace: &Namespace, write_through: bool) -> Result<Asked, Refused> {
     let operation = match command.opcode() {
         nvm::READ => Operation::Read,
-        nvm::WRITE => Operation::Write { durable: is_durable(command, write_through) },
+        nvm::WRITE if command.cdw12 & CDW12_DIRECTIVE == 0 => Operation::Write { durable: is_durable(command, write_through) },
         nvm::COMPARE => Operation::Compare,
         _ => return rare(command, namespace, write_through),
     };
@@ -91,10 +95,12 @@ pub(super) fn parse(command: &Command, namespace: &Namespace, write_through: boo
     }
 }
 
-/// What is neither a read nor a write.
+/// What is neither a read nor a usual write.
 #[cold]
 fn rare(command: &Command, namespace: &Namespace, write_through: bool) -> Result<Asked, Refused> {
     let operation = match command.opcode() {
+        // No directives are offered.
+        nvm::WRITE => return Err(INVALID_FIELD),
         nvm::FLUSH => Operation::Flush,
         nvm::VERIFY => Operation::Verify,
         nvm::WRITE_ZEROES => {

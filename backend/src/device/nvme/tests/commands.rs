@@ -1,7 +1,8 @@
 //! What commands do, and how they are refused.
 
 use mdev_protocol::nvme::command::{
-    CDW11_DEALLOCATE, CDW12_DEALLOCATE, CDW12_FORCE_UNIT_ACCESS, Command, NSID_ALL,
+    CDW11_DEALLOCATE, CDW12_DEALLOCATE, CDW12_FORCE_UNIT_ACCESS, CDW12_LIMITED_RETRY, CDW12_PROTECTION,
+    Command, NSID_ALL,
 };
 use mdev_protocol::nvme::data::DatasetRange;
 use mdev_protocol::nvme::opcode::nvm;
@@ -210,6 +211,28 @@ fn opcodes_and_flags_that_are_not_served_are_refused() {
         }
     }
     assert!(rig.counters().drops_by(DropCause::Unsupported) == 5);
+}
+
+#[test]
+fn values_that_were_not_offered_are_refused_and_what_is_reserved_is_not_looked_at() {
+    let mut rig = Rig::new("mem,size=4M");
+    let at = rig.at(0);
+    for directive in 1..16 {
+        let mut command = write(0, 1, at, 0);
+        command.cdw12 |= directive << 20;
+        assert_eq!(refused(&mut rig, command), Status::INVALID_FIELD, "directive {directive}");
+    }
+    // Protection information of blocks that have none, retries, attributes of the data, reserved bits.
+    for opcode in [nvm::READ, nvm::WRITE, nvm::WRITE_ZEROES, nvm::VERIFY] {
+        for bits in [CDW12_PROTECTION, CDW12_LIMITED_RETRY, 1 << 24, 1 << 16] {
+            let mut command = transfer(opcode, 0, 1, at, 0);
+            command.cdw12 |= bits;
+            (command.cdw2, command.cdw3, command.cdw14, command.cdw15) = (u32::MAX, u32::MAX, 5, u32::MAX);
+            command.cdw13 = 0xff;
+            command.cdw0 |= 0x3c00;
+            assert_eq!(rig.run(command), Status::SUCCESS, "{opcode:#x} {bits:#x}");
+        }
+    }
 }
 
 #[test]
