@@ -138,7 +138,7 @@ fn alone(store: &str, depth: u32) -> f64 {
             let mut polled = 0;
             while polled < 2 * depth {
                 polled += engine.poll();
-                assert!(engine.failure().is_none());
+                assert!(engine.news().is_none());
             }
             spent += began.elapsed();
             done += host.reap();

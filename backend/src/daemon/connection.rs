@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::{Iova, Perm};
 
-use crate::device::Fault;
+use crate::device::QueueNews;
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::session::{Session, SessionError};
@@ -141,12 +141,12 @@ impl Control {
         self.refresh(conn, Instant::now());
     }
 
-    /// A queue that is no ring tells of trouble.
-    pub(super) fn queue_faulted(&mut self, device: u64, index: u16, fault: Fault) {
+    /// A queue that is no ring tells of trouble, or of an abort.
+    pub(super) fn queue_news(&mut self, device: u64, index: u16, news: QueueNews) {
         let Some(served) = self.devices.get_mut(&device) else { return };
         let Some(conn) = served.rings.owner() else { return };
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.session.queue_faulted(&mut served.rings, index, fault);
+            connection.session.queue_news(&mut served.rings, index, news);
         }
         self.refresh(conn, Instant::now());
     }

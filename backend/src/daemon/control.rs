@@ -147,7 +147,7 @@ impl Control {
             WorkerEvent::Started { .. } => {}
             WorkerEvent::Stopped { token, state, .. } => self.ring_stopped(token, state),
             WorkerEvent::Failed { device_key, index, error } => self.ring_failed(device_key, index, &error),
-            WorkerEvent::Faulted { device_key, index, fault } => self.queue_faulted(device_key, index, fault),
+            WorkerEvent::News { device_key, index, news } => self.queue_news(device_key, index, news),
             WorkerEvent::Missed { device_key, index, iova, perm } => {
                 self.ring_missed(device_key, index, iova, perm);
             }

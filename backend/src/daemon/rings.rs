@@ -164,6 +164,10 @@ impl Queues for Rings {
         }
     }
 
+    fn abort(&mut self, conn: u64, index: u16, cid: u16, number: u64) {
+        self.tell(conn, index, Command::Abort { device_key: self.device_key, index, cid, number });
+    }
+
     fn forsake(&mut self, conn: u64, index: u16, iova: Iova) {
         self.tell(conn, index, Command::Forsake { device_key: self.device_key, index, iova });
     }

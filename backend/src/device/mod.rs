@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use crate::sys::EventFd;
-pub use nvme::QueueFailure as Fault;
+pub use nvme::QueueNews;
 pub use queue::{Missed, Queue, QueueSetup};
 pub(crate) use queue::{Wait, can_be_brought};
 pub use stats::{DropCause, QueueCounters, QueueNames, QueueStats};
@@ -51,6 +51,10 @@ pub trait Engine: Send {
     /// ([`Ring::keeps_log`](crate::ring::Ring::keeps_log)) the chains of those that were cancelled are not completed, so that they
     /// stay recorded; without one they are failures.
     fn cancel(&mut self, _index: u16) {}
+
+    /// Aborts the command `cid` of a queue that is no ring, if that can still be done. Whether it was is told by [`Engine::news`],
+    /// under this number.
+    fn abort(&mut self, _index: u16, _cid: u16, _number: u64) {}
 
     /// Gives a queue back. No I/O of it is left, its ring's state is where it stopped. Requests that are in flight
     /// nevertheless, because it was not quiesced, end unheard.
@@ -82,11 +86,11 @@ pub trait Engine: Send {
     /// Tells the drivers that the worker polls.
     fn disarm(&mut self);
 
-    /// Whether one of the queues has failed ([`Queue::failed`]), or has something to tell ([`Engine::fault`]).
+    /// Whether one of the queues has failed ([`Queue::failed`]), or has something to tell ([`Engine::news`]).
     fn needs_reset(&self) -> bool;
 
     /// What a queue that is no ring tells of itself, once, and its index.
-    fn fault(&mut self) -> Option<(u16, Fault)> {
+    fn news(&mut self) -> Option<(u16, QueueNews)> {
         None
     }
 

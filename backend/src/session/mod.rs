@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use mdev_dma::{Iova, Perm, Segment};
 
-use crate::device::Fault;
+use crate::device::QueueNews;
 use crate::ring::{QueueState, RingError};
 
 pub use error::SessionError;
@@ -107,8 +107,8 @@ pub trait Session: Send {
     /// A running ring has failed and is not looked at any more; its worker has signalled err.
     fn queue_failed(&mut self, _index: u16, _error: &RingError) {}
 
-    /// A running queue that is no ring tells of trouble.
-    fn queue_faulted(&mut self, _queues: &mut dyn Queues, _index: u16, _fault: Fault) {}
+    /// A running queue that is no ring tells of trouble, or of an abort.
+    fn queue_news(&mut self, _queues: &mut dyn Queues, _index: u16, _news: QueueNews) {}
 
     /// A ring that runs waits for a translation.
     fn queue_missed(&mut self, _queues: &mut dyn Queues, _index: u16, _iova: Iova, _perm: Perm) {}

@@ -47,6 +47,10 @@ pub trait Queues {
     /// log.
     fn cancel(&mut self, conn: u64, index: u16);
 
+    /// Aborts a command of a running queue that is no ring ([`Engine::abort`](crate::device::Engine::abort)). Whether it was aborted
+    /// follows by [`Session::queue_news`](super::Session::queue_news), unless the queue is stopped before.
+    fn abort(&mut self, _conn: u64, _index: u16, _cid: u16, _number: u64) {}
+
     /// A running ring that waits for a translation of this address will not get it: it looks once more, and fails.
     fn forsake(&mut self, conn: u64, index: u16, iova: Iova);
 

@@ -226,6 +226,13 @@ impl Port {
         }
     }
 
+    /// Ends the request of this tag with `ECANCELED`, if this port has submitted it.
+    pub fn cancel_one(&mut self, tag: u64) {
+        for kept in self.withdraw(|kept| kept.request.tag == tag) {
+            self.shared.end(kept, Some(Errno::CANCELED));
+        }
+    }
+
     /// Appends the completions that have come to `out`, in the order of their ends. Ends before what was to wait until
     /// now.
     pub fn take(&mut self, out: &mut Vec<Completion>) {
@@ -258,15 +265,15 @@ impl Port {
     }
 
     fn end_due(&self, now: Instant) {
-        for kept in self.withdraw(|due| matches!(due, Due::At(at) if at <= now)) {
+        for kept in self.withdraw(|kept| matches!(kept.due, Due::At(at) if at <= now)) {
             self.shared.end(kept, None);
         }
     }
 
-    /// Takes those requests of this port from the list whose end `fits`.
-    fn withdraw(&self, fits: impl Fn(Due) -> bool) -> Vec<Kept> {
+    /// Takes those requests of this port from the list that `fits`.
+    fn withdraw(&self, fits: impl Fn(&Kept) -> bool) -> Vec<Kept> {
         let mut list = lock(&self.shared.list);
-        let taken = list.kept.extract_if(.., |_, kept| self.owns(kept) && fits(kept.due));
+        let taken = list.kept.extract_if(.., |_, kept| self.owns(kept) && fits(kept));
         taken.map(|(_, kept)| kept).collect()
     }
 }

@@ -89,6 +89,14 @@ impl Queued {
         }
     }
 
+    /// The same for the request of this tag, if it is in flight.
+    pub fn cancel_one(&mut self, tag: u64) {
+        match self {
+            Queued::File(port) => port.cancel_one(tag),
+            Queued::Held(port) => port.cancel_one(tag),
+        }
+    }
+
     /// The bell is wanted from now on. True if there are completions to be taken already.
     pub fn arm(&mut self) -> bool {
         match self {

@@ -163,6 +163,17 @@ impl<T> Ring<T> {
         self.vacate(at).map(|slot| slot.owner)
     }
 
+    /// Takes back one operation that has not begun, of an owner that `is_it`.
+    pub(crate) fn withdraw_one(&mut self, is_it: impl Fn(&T) -> bool) -> Option<T> {
+        let of_it = |at: &u32| {
+            let slot = self.slots.get(*at as usize).and_then(Option::as_ref);
+            slot.is_some_and(|slot| is_it(&slot.owner))
+        };
+        let place = self.queued.iter().position(of_it)?;
+        let at = self.queued.remove(place)?;
+        self.vacate(at).map(|slot| slot.owner)
+    }
+
     /// What the pushers want to have back, of all operations.
     pub(crate) fn owners_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.slots.iter_mut().flatten().map(|slot| &mut slot.owner)
@@ -246,6 +257,20 @@ impl<T> Ring<T> {
     pub(crate) fn cancel(&mut self) {
         self.enter();
         let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCELLATION);
+        // SAFETY: a cancellation points to nothing.
+        if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            self.enter();
+        }
+    }
+
+    /// Ends one operation, if it can be ended: the first of an owner that `is_it`. Its end comes as others do.
+    pub(crate) fn cancel_one(&mut self, mut is_it: impl FnMut(&mut T) -> bool) {
+        let mut slots = self.slots.iter_mut();
+        let Some(at) = slots.position(|slot| slot.as_mut().is_some_and(|slot| is_it(&mut slot.owner))) else {
+            return;
+        };
+        self.enter();
+        let entry = opcode::AsyncCancel::new(at as u64).build().user_data(CANCELLATION);
         // SAFETY: a cancellation points to nothing.
         if unsafe { self.ring.submission().push(&entry) }.is_ok() {
             self.enter();

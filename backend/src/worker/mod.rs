@@ -55,7 +55,7 @@ use std::time::Duration;
 use mdev_dma::{Iova, Perm};
 use rustix::thread::CpuSet;
 
-use crate::device::{Device, Engine, Fault, QueueSetup, VirtioDevice};
+use crate::device::{Device, Engine, QueueNews, QueueSetup, VirtioDevice};
 use crate::ring::{QueueState, RingError};
 use crate::sys::EventFd;
 
@@ -130,6 +130,17 @@ pub enum Command {
         /// The queue's index in its device.
         index: u16,
     },
+    /// Abort a command of a queue that is no vring. Answered with [`WorkerEvent::News`], unless the queue runs no more.
+    Abort {
+        /// The device.
+        device_key: u64,
+        /// The queue's index in its device.
+        index: u16,
+        /// The command.
+        cid: u16,
+        /// Comes back in the event.
+        number: u64,
+    },
     /// A translation that a parked queue waits for will not come: it looks once more, and fails.
     Forsake {
         /// The device.
@@ -199,14 +210,14 @@ pub enum WorkerEvent {
         /// Why.
         error: RingError,
     },
-    /// A queue that is no vring tells of trouble.
-    Faulted {
+    /// A queue that is no vring tells of trouble, or what came of an abort.
+    News {
         /// The device.
         device_key: u64,
         /// The queue's index in its device.
         index: u16,
         /// What has happened.
-        fault: Fault,
+        news: QueueNews,
     },
     /// A queue behind an IOMMU is parked until the front-end translates this for it.
     Missed {

@@ -120,6 +120,9 @@ impl Runner {
             Command::Cancel { device_key, index } => {
                 self.with(device_key, index, |slot| slot.cancel(index));
             }
+            Command::Abort { device_key, index, cid, number } => {
+                self.with(device_key, index, |slot| slot.abort(index, cid, number));
+            }
             Command::Forsake { device_key, index, iova } => {
                 self.with(device_key, index, |slot| slot.forsake(index, iova));
             }

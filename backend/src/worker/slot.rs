@@ -228,6 +228,11 @@ impl Slot {
         }
     }
 
+    /// Aborts a command of a queue that is no ring.
+    pub(super) fn abort(&mut self, index: u16, cid: u16, number: u64) {
+        self.engine.abort(index, cid, number);
+    }
+
     /// Ends a queue whatever is in flight. Stops that waited are answered.
     pub(super) fn end(&mut self, index: u16, poll: &Poll, sink: &EventSink) {
         if let Some(at) = self.queues.iter().position(|member| member.index == index) {
@@ -312,8 +317,8 @@ impl Slot {
             }
         }
         let device_key = self.device_key;
-        while let Some((index, fault)) = self.engine.fault() {
-            sink.tell(WorkerEvent::Faulted { device_key, index, fault });
+        while let Some((index, news)) = self.engine.news() {
+            sink.tell(WorkerEvent::News { device_key, index, news });
         }
     }
 

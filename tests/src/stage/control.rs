@@ -196,7 +196,7 @@ impl Control {
                 }
                 self.journal.failed(conn, index, error);
             }
-            WorkerEvent::Faulted { .. } => unreachable!("vhost-user has rings only"),
+            WorkerEvent::News { .. } => unreachable!("vhost-user has rings only"),
             WorkerEvent::Missed { device_key, index, iova, perm } => {
                 let Some(conn) = self.rings[device_key as usize].owner else { return };
                 if let Some(connection) = self.connections.get_mut(&conn) {

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::Shared;
 use super::namespace::Namespace;
+use super::queued;
 use crate::limit::LogLimit;
 use crate::store::{Completion, Port, Queued};
 use crate::sys::EventFd;
@@ -105,6 +108,22 @@ impl Backends {
         self.list.iter_mut().find(|backend| backend.nsid == nsid && !backend.gone)
     }
 
+    /// Has the first store flushed whose namespace comes after this one, among those that are attached and whose stores take their
+    /// time. False if there is none.
+    ///
+    /// # Errors
+    /// `ENODEV`: the kernel refused it.
+    pub(super) fn flush_after(&mut self, nsid: u32, tag: u64) -> Result<bool, Errno> {
+        let waits =
+            |backend: &&mut Backend| !backend.gone && !matches!(backend.port, Some(Port::Immediate(_)));
+        let behind = self.list.iter_mut().filter(|backend| backend.nsid > nsid).filter(waits);
+        let Some(backend) = behind.min_by_key(|backend| backend.nsid) else { return Ok(false) };
+        let Some(Port::Queued(port)) = &mut backend.port else { return Err(Errno::NODEV) };
+        queued::flush(port, tag);
+        backend.in_flight = backend.in_flight.saturating_add(1);
+        Ok(true)
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Backend> {
         self.list.iter_mut()
     }
@@ -117,6 +136,11 @@ impl Backends {
     /// Ends what can be ended at once.
     pub(super) fn cancel(&mut self) {
         self.queued().for_each(Queued::cancel);
+    }
+
+    /// The same for one request.
+    pub(super) fn cancel_one(&mut self, tag: u64) {
+        self.queued().for_each(|port| port.cancel_one(tag));
     }
 
     /// The bell is wanted. True if something has ended already.

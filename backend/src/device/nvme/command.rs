@@ -6,7 +6,7 @@
 
 use mdev_protocol::nvme::command::{
     CDW10_RANGES, CDW11_DEALLOCATE, CDW12_BLOCKS, CDW12_DEALLOCATE, CDW12_DIRECTIVE, CDW12_FORCE_UNIT_ACCESS,
-    Command, FUSE_NONE, PSDT_SGL_METADATA,
+    Command, FUSE_NONE, NSID_ALL, PSDT_SGL_METADATA,
 };
 use mdev_protocol::nvme::data::DatasetRange;
 use mdev_protocol::nvme::opcode::nvm;
@@ -75,6 +75,12 @@ impl Refused {
     }
 }
 
+/// Whether a command flushes all namespaces.
+#[cold]
+pub(super) fn flushes_all(command: &Command) -> bool {
+    command.opcode() == nvm::FLUSH && command.nsid == NSID_ALL
+}
+
 /// Reads a command. `write_through`: writes are durable when they end.
 ///
 /// # Errors
@@ -83,11 +89,14 @@ impl Refused {
 pub(super) fn parse(command: &Command, namespace: &Namespace, write_through: bool) -> Result<Asked, Refused> {
     let operation = match command.opcode() {
         nvm::READ => Operation::Read,
-        nvm::WRITE if command.cdw12 & CDW12_DIRECTIVE == 0 => Operation::Write { durable: is_durable(command, write_through) },
+        nvm::WRITE if command.cdw12 & CDW12_DIRECTIVE == 0 => {
+            Operation::Write { durable: is_durable(command, write_through) }
+        }
         nvm::COMPARE => Operation::Compare,
         _ => return rare(command, namespace, write_through),
     };
-    check(command, operation, namespace)?;
+    check_flags(command)?;
+    check(operation, namespace)?;
     let Span { offset, len } = span(command, namespace)?;
     match u32::try_from(len) {
         Ok(short) if len <= MAX_TRANSFER => Ok(Asked::Transfer { operation, offset, len: short }),
@@ -110,7 +119,8 @@ fn rare(command: &Command, namespace: &Namespace, write_through: bool) -> Result
         nvm::DATASET_MANAGEMENT => Operation::Discard,
         _ => return Err(INVALID_OPCODE),
     };
-    check(command, operation, namespace)?;
+    check_flags(command)?;
+    check(operation, namespace)?;
     let limits = namespace.store.limits();
     match operation {
         Operation::WriteZeroes { .. } if limits.max_zeroes == 0 => Err(INVALID_OPCODE),
@@ -131,12 +141,21 @@ fn is_durable(command: &Command, write_through: bool) -> bool {
     write_through || command.cdw12 & CDW12_FORCE_UNIT_ACCESS != 0
 }
 
-/// What is wrong with a command whatever blocks it names.
+/// What is wrong with a command whatever it is.
+///
+/// # Errors
+/// It is part of another, or its data pointer is of a kind that is reserved.
 #[inline(always)]
-fn check(command: &Command, operation: Operation, namespace: &Namespace) -> Result<(), Refused> {
+pub(super) fn check_flags(command: &Command) -> Result<(), Refused> {
     if command.fuse() != FUSE_NONE || command.psdt() > PSDT_SGL_METADATA {
         return Err(INVALID_FIELD);
     }
+    Ok(())
+}
+
+/// What is wrong with an operation whatever blocks it is about.
+#[inline(always)]
+fn check(operation: Operation, namespace: &Namespace) -> Result<(), Refused> {
     if operation.changes() && namespace.read_only {
         return Err(READ_ONLY);
     }

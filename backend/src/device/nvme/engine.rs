@@ -18,8 +18,8 @@
 //!
 //! # What it does not implement
 //!
-//! Fused commands, arbitration between queues (each has its turn), interrupt coalescing, the abort of one command in flight (Abort
-//! may fail, and does). Force Unit Access of a read means nothing: what is written is read, cached or not.
+//! Fused commands, arbitration between queues (each has its turn), interrupt coalescing, the abort of a command that was not taken
+//! yet. Force Unit Access of a read means nothing: what is written is read, cached or not.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -29,35 +29,39 @@ use mdev_pin::ResolveError;
 use mdev_protocol::nvme::status::Status;
 use rustix::io::Errno;
 
-use super::backends::{Backend, Backends};
+use super::Shared;
+use super::aborts::Aborts;
+use super::backends::Backends;
 use super::completion::{CompletionQueue, Ended};
 use super::data::Piece;
-use super::flying::{Flown, Flying};
-use super::queued;
-use super::reach::{QueueFailure, Reach};
+use super::flying::Flying;
+use super::reach::{QueueNews, Reach};
 use super::serving::{BURST, Served, Serving, UnderWay};
 use super::submission::{SubmissionQueue, SubmissionSetup};
 use super::tally::Tally;
-use super::{Mishap, Namespace, Shared};
 use crate::device::{Bell, DropCause, EventFd, QueueStats};
-use crate::store::{Completion, MAX_IN_FLIGHT, Operation};
+use crate::store::{Completion, MAX_IN_FLIGHT};
 
 /// One submission queue, from its creation to its deletion, on one worker.
 pub struct SubmissionEngine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     queue: SubmissionQueue,
     completion: Arc<CompletionQueue>,
     reach: Reach,
-    backends: Backends,
-    flying: Flying,
+    pub(super) backends: Backends,
+    pub(super) flying: Flying,
+    /// Commands in flight that the host wants to be aborted.
+    pub(super) aborts: Aborts,
     /// A command of which a store that needs no time has done some steps.
     under_way: Option<UnderWay>,
     /// Commands that have ended and whose host does not know yet.
-    ended: Vec<Ended>,
+    pub(super) ended: Vec<Ended>,
     /// What was not counted yet.
-    tally: Tally,
+    pub(super) tally: Tally,
     /// What one poll passes on; kept for its memory.
-    completions: Vec<Completion>,
+    pub(super) completions: Vec<Completion>,
+    /// The same: requests that have ended, by tag, and their namespaces.
+    pub(super) landed: Vec<(u64, u32, Result<u64, Errno>)>,
     pieces: Vec<Piece>,
     stats: Arc<QueueStats>,
     kick: Option<Arc<EventFd>>,
@@ -67,7 +71,7 @@ pub struct SubmissionEngine {
     /// Nothing more is taken.
     quiesced: bool,
     /// What is in flight has been cancelled.
-    cancelled: bool,
+    pub(super) cancelled: bool,
 }
 
 impl SubmissionEngine {
@@ -90,10 +94,12 @@ impl SubmissionEngine {
             reach: Reach::new(&access, waker),
             backends,
             flying: Flying::new(),
+            aborts: Aborts::default(),
             under_way: None,
             ended: Vec::with_capacity(MAX_IN_FLIGHT.saturating_add(BURST as usize)),
             tally: Tally::default(),
             completions: Vec::with_capacity(MAX_IN_FLIGHT),
+            landed: Vec::with_capacity(MAX_IN_FLIGHT),
             pieces: Vec::new(),
             stats,
             kick,
@@ -140,7 +146,11 @@ impl SubmissionEngine {
             self.stats.add_empty_poll();
             return 0;
         }
-        self.serve()
+        let moved = self.serve();
+        if !self.aborts.is_empty() && self.ended.is_empty() {
+            self.aborts.posted();
+        }
+        moved
     }
 
     fn serve(&mut self) -> u32 {
@@ -181,70 +191,16 @@ impl SubmissionEngine {
             }
         }
         if let Some(value) = bad_tail {
-            self.reach.tell(QueueFailure::InvalidDoorbell { qid: self.queue.qid(), head: false, value });
+            self.reach.tell(QueueNews::InvalidDoorbell { qid: self.queue.qid(), head: false, value });
         }
         if let Some(value) = bad_head {
-            self.reach.tell(QueueFailure::InvalidDoorbell { qid: self.completion.qid(), head: true, value });
+            self.reach.tell(QueueNews::InvalidDoorbell { qid: self.completion.qid(), head: true, value });
         }
         match outcome {
             Ok(()) => self.reach.healed(),
             Err(error) => self.reach.lacks(error, &self.stats),
         }
         taken.saturating_add(posted)
-    }
-
-    /// Takes the completions that have come.
-    fn collect(&mut self) {
-        let Self { shared, backends, flying, completions, ended, stats, queue, cancelled, tally, .. } = self;
-        let mut swept = false;
-        let mut submitted = false;
-        for backend in backends.iter_mut() {
-            backend.take(completions);
-            for Completion { tag, result } in completions.drain(..) {
-                let Some(flown) = flying.get_mut(tag) else { continue };
-                let status = match result {
-                    Ok(bytes) => {
-                        if !*cancelled && go_on(backend, flown, tag) {
-                            submitted = true;
-                            continue;
-                        }
-                        // What was cancelled between two steps is not all done.
-                        if flown.rest.as_ref().is_some_and(|rest| !rest.is_done()) {
-                            tally.failed();
-                            aborted(*cancelled)
-                        } else {
-                            tally.done(flown.operation, bytes);
-                            Status::SUCCESS
-                        }
-                    }
-                    Err(errno) => {
-                        let (status, cause) = failure(flown.operation, errno, *cancelled);
-                        stats.add_drops(cause, 1);
-                        tally.failed();
-                        let (qid, operation, offset) = (queue.qid(), flown.operation, flown.offset);
-                        if errno != Errno::CANCELED && errno != Errno::ILSEQ {
-                            shared.complain(format_args!("queue {qid}: {operation:?} at {offset}"), errno);
-                        }
-                        if errno != Errno::CANCELED {
-                            let block = offset.checked_div(Namespace::BLOCK).unwrap_or(0);
-                            let (cid, nsid) = (flown.cid, backend.nsid);
-                            let location = u16::MAX;
-                            shared.mishaps.record(Mishap { qid, cid, status, location, block, nsid });
-                        }
-                        status
-                    }
-                };
-                let Some(Flown { cid, .. }) = flying.land(tag) else { continue };
-                swept |= backend.in_flight == 0;
-                ended.push(Ended::new(cid, status));
-            }
-        }
-        if submitted {
-            backends.begin();
-        }
-        if swept {
-            backends.sweep();
-        }
     }
 
     /// Asks for what wakes the worker, before it sleeps. True if there is work already: poll again instead.
@@ -291,14 +247,33 @@ impl SubmissionEngine {
 
     /// Whether there is something to tell of.
     #[inline]
-    pub fn has_failure(&self) -> bool {
-        self.reach.has_untold()
+    pub fn has_news(&self) -> bool {
+        self.reach.has_untold() || !self.aborts.is_empty() && self.aborts.has_decided()
     }
 
     /// What there is to tell of, once.
     #[inline]
-    pub fn failure(&mut self) -> Option<QueueFailure> {
-        self.reach.take_failure()
+    pub fn news(&mut self) -> Option<QueueNews> {
+        let decided = |(number, aborted)| QueueNews::Abort { number, aborted };
+        self.reach.take_news().or_else(|| self.aborts.take_decided().map(decided))
+    }
+
+    /// Aborts a command, if that can still be done. Whether it was is told by [`SubmissionEngine::news`] under this number.
+    pub fn abort(&mut self, cid: u16, number: u64) {
+        if let Some(tag) = self.flying.find(cid) {
+            let again = self.aborts.has(tag);
+            if self.aborts.add(number, tag) && !again {
+                self.backends.cancel_one(tag);
+            }
+        } else if self.under_way.as_ref().is_some_and(|under_way| under_way.cid == cid) {
+            self.under_way = None;
+            self.stats.add_drops(DropCause::Cancelled, 1);
+            self.tally.failed();
+            self.ended.push(Ended::new(cid, Status::ABORT_REQUESTED));
+            self.aborts.add_ended(number);
+        } else {
+            self.aborts.refuse(number);
+        }
     }
 
     /// Takes nothing more. True when no command is in flight and the host knows of all that have ended, as far as it has room
@@ -323,41 +298,5 @@ impl SubmissionEngine {
         if let Some(under_way) = self.under_way.take() {
             self.ended.push(Ended::new(under_way.cid, Status::ABORTED_SQ_DELETION));
         }
-    }
-}
-
-/// The next step of a command whose last one went well. False if there is none.
-fn go_on(backend: &mut Backend, flown: &mut Flown, tag: u64) -> bool {
-    let limits = backend.namespace.store.limits();
-    let Some(port) = backend.queued() else { return false };
-    let more = queued::go_on(flown, tag, port, &limits);
-    if more {
-        backend.in_flight = backend.in_flight.saturating_add(1);
-    }
-    more
-}
-
-fn aborted(cancelled: bool) -> Status {
-    if cancelled { Status::ABORTED_SQ_DELETION } else { Status::ABORT_REQUESTED }
-}
-
-/// How a command ends whose store has failed, and what that is counted as.
-#[cold]
-pub(super) fn failure(operation: Operation, errno: Errno, cancelled: bool) -> (Status, DropCause) {
-    match errno {
-        Errno::CANCELED => (aborted(cancelled), DropCause::Cancelled),
-        Errno::ILSEQ if operation == Operation::Compare => (Status::COMPARE_FAILURE, DropCause::StoreFailed),
-        Errno::NOSPC | Errno::DQUOT => (Status::CAPACITY_EXCEEDED, DropCause::NoSpace),
-        Errno::FAULT => (Status::DATA_TRANSFER_ERROR, DropCause::MemoryLost),
-        // The store has become shorter, or cannot be written to any more.
-        Errno::INVAL => (Status::LBA_OUT_OF_RANGE.do_not_retry(), DropCause::OutOfRange),
-        Errno::ROFS => (Status::WRITE_PROTECTED.do_not_retry(), DropCause::ReadOnly),
-        _ => match operation {
-            Operation::Read | Operation::Compare | Operation::Verify => {
-                (Status::UNRECOVERED_READ_ERROR, DropCause::StoreFailed)
-            }
-            Operation::Flush => (Status::INTERNAL_ERROR, DropCause::StoreFailed),
-            _ => (Status::WRITE_FAULT, DropCause::StoreFailed),
-        },
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Flown {
     pub(super) offset: u64,
     /// What is to be done when the store has ended this.
     pub(super) rest: Option<Box<Steps>>,
+    /// It is a flush of all namespaces, which goes from one to the next.
+    pub(super) everywhere: bool,
 }
 
 /// All of them. A request's tag is its slot.
@@ -45,6 +47,12 @@ impl Flying {
     /// A request that has ended, if it is one.
     pub(super) fn get_mut(&mut self, tag: u64) -> Option<&mut Flown> {
         self.slots.get_mut(usize::try_from(tag).ok()?)?.as_mut()
+    }
+
+    /// The request of a command, if it is one: the first that is found, should the host have given an identifier twice.
+    pub(super) fn find(&self, cid: u16) -> Option<u64> {
+        let of_it = |flown: &Option<Flown>| flown.as_ref().is_some_and(|flown| flown.cid == cid);
+        self.slots.iter().position(of_it).map(|slot| slot as u64)
     }
 
     /// It is not in flight any more.

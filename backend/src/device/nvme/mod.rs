@@ -17,6 +17,7 @@
 //! | `data` | where are its data |
 //! | `immediate`, `queued` | how is it carried out by stores that need no time, and by those that do |
 //! | `backends`, `flying`, `steps` | which stores does a queue use, what is in flight, what is left of a long command |
+//! | `landing`, `aborts` | what follows when a store has ended a request, and what does the host want to be ended |
 //! | `reach` | what does a queue lack, and what is wrong with it |
 //! | `tally` | what has a burst moved |
 //! | `controller` | what does the host read and write: registers, configuration space, admin commands |
@@ -45,6 +46,7 @@
     )
 )]
 
+mod aborts;
 mod admin_bell;
 mod backends;
 mod command;
@@ -56,6 +58,7 @@ mod engine;
 mod flying;
 pub mod fuzzing;
 mod immediate;
+mod landing;
 mod mishaps;
 mod namespace;
 mod queued;
@@ -92,7 +95,7 @@ pub use mishaps::{Mishap, Mishaps};
 pub use namespace::{
     Attached, MAX_NAMESPACES, Namespace, NamespaceConfig, NamespaceError, Namespaces, derived_id,
 };
-pub use reach::QueueFailure;
+pub use reach::QueueNews;
 pub use submission::SubmissionSetup;
 pub use usage::{Usage, Used};
 pub use vectors::Vectors;
@@ -200,6 +203,8 @@ pub struct Shared {
     pub namespaces: Namespaces,
     /// The host has not disabled the volatile write cache (feature 06h). Each write reads it once.
     pub write_back: AtomicBool,
+    /// A shutdown has the stores flushed.
+    flushing: AtomicBool,
     /// What commands moved, by the identifier of their submission queue; the first, of the admin queue, stays empty.
     usage: Vec<Usage>,
     /// Commands that failed, for the error information log.
@@ -294,6 +299,7 @@ impl NvmeDevice {
             serial,
             namespaces: Namespaces::new(namespaces)?,
             write_back: AtomicBool::new(true),
+            flushing: AtomicBool::new(false),
             usage: (0..=config.queues).map(|_| Usage::default()).collect(),
             mishaps: Mishaps::default(),
         });

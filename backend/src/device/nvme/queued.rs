@@ -27,7 +27,9 @@ pub(super) fn transfer(
     memory: Pins,
 ) {
     let Span { offset, len } = span;
-    let Some(tag) = flying.add(Flown { cid, operation, offset, rest: None }) else { return };
+    let Some(tag) = flying.add(Flown { cid, operation, offset, rest: None, everywhere: false }) else {
+        return;
+    };
     port.submit(Request { tag, operation, offset, len, memory });
 }
 
@@ -36,7 +38,7 @@ pub(super) fn change(flying: &mut Flying, port: &mut Queued, cid: u16, mut steps
     let operation = steps.operation;
     let Some(Span { offset, len }) = steps.next(at_once(operation, limits)) else { return };
     let rest = (!steps.is_done()).then(|| Box::new(steps));
-    let Some(tag) = flying.add(Flown { cid, operation, offset, rest }) else { return };
+    let Some(tag) = flying.add(Flown { cid, operation, offset, rest, everywhere: false }) else { return };
     port.submit(request(tag, operation, offset, len));
 }
 
@@ -48,6 +50,11 @@ pub(super) fn go_on(flown: &mut Flown, tag: u64, port: &mut Queued, limits: &Lim
     *offset = span.offset;
     port.submit(request(tag, *operation, span.offset, span.len));
     true
+}
+
+/// Has a store flushed, for a command that flushes all.
+pub(super) fn flush(port: &mut Queued, tag: u64) {
+    port.submit(request(tag, Operation::Flush, 0, 0));
 }
 
 fn request(tag: u64, operation: Operation, offset: u64, len: u64) -> Request {

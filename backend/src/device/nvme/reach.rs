@@ -19,7 +19,7 @@ static FAILURES: LogLimit = LogLimit::new(8, Duration::from_secs(10));
 
 /// What a queue has to tell of.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QueueFailure {
+pub enum QueueNews {
     /// The memory of its entries, or of its completion queue's, is not there. It runs no more.
     #[error("its memory cannot be used: {0}")]
     Memory(ResolveError),
@@ -33,12 +33,20 @@ pub enum QueueFailure {
         /// What was written.
         value: u32,
     },
+    /// An abort that the queue was asked for is decided.
+    #[error("abort {number} is decided: {aborted}")]
+    Abort {
+        /// The number of the abort.
+        number: u64,
+        /// Its command has ended as aborted.
+        aborted: bool,
+    },
 }
 
-impl QueueFailure {
+impl QueueNews {
     /// Whether the queue runs no more.
     pub fn is_fatal(self) -> bool {
-        matches!(self, QueueFailure::Memory(_))
+        matches!(self, QueueNews::Memory(_))
     }
 }
 
@@ -54,7 +62,7 @@ pub(super) struct Reach {
     parked: Option<Parked>,
     failed: bool,
     /// What nobody has asked for yet.
-    untold: Option<QueueFailure>,
+    untold: Option<QueueNews>,
 }
 
 /// Whether a command may wait for its data.
@@ -142,10 +150,10 @@ impl Reach {
 
     /// Something is to be told of.
     #[cold]
-    pub(super) fn tell(&mut self, failure: QueueFailure) {
+    pub(super) fn tell(&mut self, news: QueueNews) {
         // What is fatal is told before what is not.
         if self.untold.is_none_or(|untold| !untold.is_fatal()) {
-            self.untold = Some(failure);
+            self.untold = Some(news);
         }
     }
 
@@ -157,14 +165,14 @@ impl Reach {
 
     /// What nobody has asked for yet.
     #[inline(always)]
-    pub(super) fn take_failure(&mut self) -> Option<QueueFailure> {
+    pub(super) fn take_news(&mut self) -> Option<QueueNews> {
         if self.untold.is_some() { self.untold.take() } else { None }
     }
 
     fn fail(&mut self, error: ResolveError, stats: &QueueStats) {
         self.failed = true;
         self.parked = None;
-        self.tell(QueueFailure::Memory(error));
+        self.tell(QueueNews::Memory(error));
         stats.add_error();
         if let Some(left_out) = FAILURES.permit() {
             log::warn!("an NVMe queue stopped until its controller is reset: {error}{left_out}");

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{QueueFailure, SubmissionEngine};
+use super::{QueueNews, SubmissionEngine};
 use crate::device::{Bell, Engine, Queue};
 
 impl Engine for SubmissionEngine {
@@ -38,13 +38,17 @@ impl Engine for SubmissionEngine {
         SubmissionEngine::disarm(self);
     }
 
-    fn needs_reset(&self) -> bool {
-        self.has_failure()
+    fn abort(&mut self, _index: u16, cid: u16, number: u64) {
+        SubmissionEngine::abort(self, cid, number);
     }
 
-    fn fault(&mut self) -> Option<(u16, QueueFailure)> {
+    fn needs_reset(&self) -> bool {
+        self.has_news()
+    }
+
+    fn news(&mut self) -> Option<(u16, QueueNews)> {
         let index = self.qid().checked_sub(1)?;
-        Some((index, self.failure()?))
+        Some((index, SubmissionEngine::news(self)?))
     }
 
     fn next_deadline(&self) -> Option<Instant> {

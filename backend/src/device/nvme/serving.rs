@@ -11,12 +11,12 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::backends::{Backend, Backends};
-use super::command::{Asked, Refused, deallocation, parse};
+use super::command::{Asked, Refused, check_flags, deallocation, flushes_all, parse};
 use super::completion::{CompletionQueue, Ended, Posted};
 use super::data::{self, Fault, Piece};
-use super::engine::failure;
-use super::flying::Flying;
+use super::flying::{Flown, Flying};
 use super::immediate::{self, Memory};
+use super::landing::failure;
 use super::queued;
 use super::reach::Patience;
 use super::steps::{Span, Steps};
@@ -169,10 +169,7 @@ impl Serving<'_> {
         memory: &mut Memory<'s>,
     ) -> Result<(), Stop> {
         let cid = command.cid();
-        let Some(backend) = self.backends.find(command.nsid) else {
-            self.refuse(command, Refused::no_namespace(command));
-            return Ok(());
-        };
+        let Some(backend) = self.backends.find(command.nsid) else { return self.nowhere(command) };
         let asked = match parse(command, &backend.namespace, self.write_through) {
             Ok(asked) => asked,
             Err(refused) => {
@@ -271,6 +268,31 @@ impl Serving<'_> {
             Fault::Memory(_) => Refused::NO_MEMORY,
         };
         self.refuse(command, refused);
+        Ok(())
+    }
+
+    /// A command for no single namespace: all are flushed, or it fails.
+    #[cold]
+    fn nowhere(&mut self, command: &Command) -> Result<(), Stop> {
+        let refused = if !flushes_all(command) {
+            Some(Refused::no_namespace(command))
+        } else {
+            check_flags(command).err()
+        };
+        if let Some(refused) = refused {
+            self.refuse(command, refused);
+            return Ok(());
+        }
+        let (cid, operation) = (command.cid(), Operation::Flush);
+        let flown = Flown { cid, operation, offset: 0, rest: None, everywhere: true };
+        let Some(tag) = self.flying.add(flown) else { return Err(Stop::Full) };
+        let begun = self.backends.flush_after(0, tag);
+        if begun == Ok(true) {
+            self.submitted = true;
+        } else {
+            self.flying.land(tag);
+            self.end(cid, command.nsid, operation, Span::NONE, begun.map(drop));
+        }
         Ok(())
     }
 

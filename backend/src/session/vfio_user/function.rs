@@ -15,7 +15,7 @@ use crate::device::nvme::{
     AdminBell, BAR0_LEN, BAR4_LEN, Controller, Doorbells, Host, NvmeDevice, SubmissionEngine,
     SubmissionSetup, Vectors,
 };
-use crate::device::{Engine, Fault};
+use crate::device::{Engine, QueueNews};
 use crate::session::Queues;
 use crate::sys::EventFd;
 use crate::worker::MakeEngine;
@@ -193,7 +193,7 @@ impl Function {
         now: Instant,
     ) -> Option<Instant> {
         if self.controller.next_deadline().is_some_and(|at| at <= now) {
-            self.with(access, conn, queues, |controller, host| controller.serve_admin(host));
+            self.with(access, conn, queues, |controller, host| controller.look(host));
         }
         self.controller.next_deadline()
     }
@@ -243,18 +243,18 @@ impl Function {
         self.with(access, conn, queues, |controller, host| controller.stopped(qid, host));
     }
 
-    /// A queue tells of trouble.
-    pub(super) fn queue_faulted(
+    /// A queue tells of trouble, or of an abort.
+    pub(super) fn queue_news(
         &mut self,
         access: &Access,
         conn: u64,
         queues: &mut dyn Queues,
         index: u16,
-        fault: Fault,
+        news: QueueNews,
     ) {
         let qid = index.saturating_add(1);
         if self.running.contains_key(&qid) {
-            self.with(access, conn, queues, |controller, host| controller.failed(qid, fault, host));
+            self.with(access, conn, queues, |controller, host| controller.queue_news(qid, news, host));
         }
     }
 
@@ -314,6 +314,10 @@ impl Host for Reach<'_> {
             self.running.remove(&qid);
             self.ended.push(qid);
         }
+    }
+
+    fn abort(&mut self, qid: u16, cid: u16, number: u64) {
+        self.queues.abort(self.conn, self.index_of(qid), cid, number);
     }
 
     fn kick(&mut self, qid: u16) {

@@ -68,7 +68,7 @@ use rustix::net::{Shutdown, shutdown};
 
 use super::access::access_of;
 use super::{POLL, Queues, SessionError, SessionOptions, TURN};
-use crate::device::Fault;
+use crate::device::QueueNews;
 use crate::device::nvme::{NvmeDevice, Seat};
 use crate::limit::LogLimit;
 use crate::ring::QueueState;
@@ -342,9 +342,9 @@ impl super::Session for Session {
         }
     }
 
-    fn queue_faulted(&mut self, queues: &mut dyn Queues, index: u16, fault: Fault) {
+    fn queue_news(&mut self, queues: &mut dyn Queues, index: u16, news: QueueNews) {
         if self.is_open() {
-            self.function.queue_faulted(&self.access, self.conn, queues, index, fault);
+            self.function.queue_news(&self.access, self.conn, queues, index, news);
         }
     }
 }

@@ -76,6 +76,18 @@ impl Port {
         }
     }
 
+    /// See [`Queued::cancel_one`](super::super::Queued::cancel_one).
+    pub fn cancel_one(&mut self, tag: u64) {
+        if let Some(job) = self.ring.withdraw_one(|job| job.tag == tag) {
+            self.ended.push(Completion { tag: job.tag, result: Err(Errno::CANCELED) });
+        } else {
+            self.ring.cancel_one(|job| {
+                job.cancelled |= job.tag == tag;
+                job.tag == tag
+            });
+        }
+    }
+
     /// See [`Queued::arm`](super::super::Queued::arm).
     pub fn arm(&mut self) -> bool {
         self.armed = true;

@@ -38,6 +38,8 @@ impl Host for Workers {
         self.stopping.push(qid);
     }
 
+    fn abort(&mut self, _qid: u16, _cid: u16, _number: u64) {}
+
     fn kick(&mut self, _qid: u16) {}
 }
 

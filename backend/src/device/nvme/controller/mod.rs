@@ -7,6 +7,7 @@
 //! | `mod` | what may be done to a controller |
 //! | `registers` | what do the registers say (base specification, section 3.1.3) |
 //! | `life` | how is it enabled, disabled, shut down and reset (sections 3.5 to 3.7) |
+//! | `flush` | what does a shutdown wait for |
 //! | `doorbell` | what follows from a doorbell that was trapped |
 //! | `config_space`, `messages` | what is in its PCI configuration space, and in the table of its MSI-X vectors |
 //! | `fuzzing` | does it stand whatever a host does |
@@ -28,13 +29,13 @@
 //!
 //! # What it does not implement
 //!
-//! A subsystem reset, memory buffers, power states, coalesced interrupts (the feature is remembered and has no effect). A shutdown
-//! does not flush what stores have in volatile caches of the host system. Memory is reached whether or not the function may by its PCI
+//! A subsystem reset, memory buffers, power states, coalesced interrupts (the feature is remembered and has no effect). Memory is reached whether or not the function may by its PCI
 //! command register, since clients that keep it from that unmap it.
 
 mod admin;
 mod config_space;
 mod doorbell;
+mod flush;
 mod fuzzing;
 mod life;
 mod messages;
@@ -53,10 +54,11 @@ use mdev_protocol::nvme::status::Status;
 use super::completion::CompletionQueue;
 use super::submission::entries_at;
 use super::{
-    Doorbells, MAX_QUEUES, Mishap, Namespace, NvmeDevice, QueueFailure, Shared, SubmissionSetup, Vectors,
+    Doorbells, MAX_QUEUES, Mishap, Namespace, NvmeDevice, QueueNews, Shared, SubmissionSetup, Vectors,
 };
-use admin::{AdminQueue, Events, Features};
+use admin::{Aborts, AdminQueue, Events, Features};
 use config_space::{Change, ConfigSpace};
+use flush::Flush;
 use life::Life;
 use messages::MessageTable;
 use registers::Registers;
@@ -83,6 +85,10 @@ pub trait Host {
     /// A queue that runs is to end: it takes nothing more, and what is in flight is aborted. Then [`Controller::stopped`] is to
     /// be called, by whoever called the controller, not from here.
     fn stop(&mut self, qid: u16);
+
+    /// A command of a queue that runs is to be aborted, if that can still be done. Whether it was is told by
+    /// [`Controller::queue_news`], by whoever called the controller, not from here; unless the queue ends before.
+    fn abort(&mut self, qid: u16, cid: u16, number: u64);
 
     /// A doorbell of this I/O submission queue was trapped, or its completion queue has room again: it is to be looked at.
     fn kick(&mut self, qid: u16);
@@ -130,6 +136,11 @@ pub struct Controller {
     completions: BTreeMap<u16, Arc<CompletionQueue>>,
     features: Features,
     events: Events,
+    aborts: Aborts,
+    /// The flush of a shutdown.
+    flush: Option<Flush>,
+    /// The stores were flushed for the shutdown that the host has asked for, or it was given up.
+    flushed: bool,
     seen: Seen,
     /// Namespaces that have changed since the host read of it.
     changed: BTreeSet<u32>,
@@ -156,6 +167,9 @@ impl Controller {
             completions: BTreeMap::new(),
             features,
             events: Events::default(),
+            aborts: Aborts::default(),
+            flush: None,
+            flushed: false,
             seen,
             changed: BTreeSet::new(),
             created: Instant::now(),
@@ -223,6 +237,7 @@ impl Controller {
     /// A queue that [`Host::stop`] was called for has ended.
     pub fn stopped(&mut self, qid: u16, host: &mut dyn Host) {
         let Some(submission) = self.submissions.remove(&qid) else { return };
+        self.aborts.queue_ended(qid);
         if let (SubmissionState::Deleting(cid), Some(admin)) = (submission.state, &mut self.admin) {
             admin.succeeded(cid);
             self.serve_admin(host);
@@ -230,10 +245,11 @@ impl Controller {
         self.settle(host);
     }
 
-    /// The engine of a queue has told of trouble.
-    pub fn failed(&mut self, qid: u16, failure: QueueFailure, host: &mut dyn Host) {
-        match failure {
-            QueueFailure::InvalidDoorbell { .. } => self.event(Event::INVALID_DOORBELL_VALUE),
+    /// The engine of a queue has told of trouble, or of an abort.
+    pub fn queue_news(&mut self, qid: u16, news: QueueNews, host: &mut dyn Host) {
+        match news {
+            QueueNews::InvalidDoorbell { .. } => self.event(Event::INVALID_DOORBELL_VALUE),
+            QueueNews::Abort { number, aborted } => self.aborts.told(number, aborted),
             failure if self.submissions.contains_key(&qid) => {
                 self.fail(format_args!("queue {qid} has failed, {failure}"));
             }
@@ -242,8 +258,14 @@ impl Controller {
         self.serve_admin(host);
     }
 
-    /// Looks at the admin queue: one of its doorbells was written by a client that maps them, or [`Controller::next_deadline`] has
-    /// passed.
+    /// [`Controller::next_deadline`] has passed: looks at what is waited for.
+    pub fn look(&mut self, host: &mut dyn Host) {
+        self.settle(host);
+        self.aborts.expire(Instant::now());
+        self.serve_admin(host);
+    }
+
+    /// Looks at the admin queue: one of its doorbells was written by a client that maps them.
     pub fn serve_admin(&mut self, host: &mut dyn Host) {
         if self.life != Life::Enabled || self.fatal {
             return;
@@ -260,11 +282,15 @@ impl Controller {
         self.admin = Some(admin);
     }
 
-    /// When to call [`Controller::serve_admin`] even though nobody wrote a doorbell: commands are left, or memory is not there, or
-    /// the host has no room for completions.
+    /// When to call [`Controller::look`] even though nobody wrote a doorbell: commands are left, or memory is not there, or the host
+    /// has no room for completions; an abort has waited for long enough; a shutdown waits for its flush.
     pub fn next_deadline(&self) -> Option<Instant> {
         let serves = self.life == Life::Enabled && !self.fatal;
-        self.admin.as_ref().filter(|_| serves).and_then(AdminQueue::deadline)
+        let admin = self.admin.as_ref().filter(|_| serves);
+        let queue = admin.and_then(AdminQueue::deadline);
+        let abort = admin.and_then(|_| self.aborts.deadline());
+        let flush = self.flush.as_ref().map(Flush::deadline);
+        queue.into_iter().chain(abort).chain(flush).min()
     }
 
     /// The function is reset: by its device control register, by the transport, or because its client is gone. All queues end;

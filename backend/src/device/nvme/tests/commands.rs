@@ -183,6 +183,10 @@ fn namespaces_that_are_not_there_are_refused() {
     for nsid in [0, 2, 500, NSID_ALL] {
         for opcode in [nvm::READ, nvm::FLUSH, nvm::DATASET_MANAGEMENT] {
             let command = Command { nsid, ..transfer(opcode, 0, 1, 0, 0) };
+            if (opcode, nsid) == (nvm::FLUSH, NSID_ALL) {
+                assert_eq!(rig.run(command), Status::SUCCESS);
+                continue;
+            }
             assert_eq!(refused(&mut rig, command), Status::INVALID_NAMESPACE);
         }
         let unknown = Command { nsid, ..transfer(0x7f, 0, 1, 0, 0) };

@@ -9,7 +9,7 @@ use mdev_protocol::nvme::status::Status;
 
 use super::rig::{CQ, Options, Rig, read};
 use crate::device::EventFd;
-use crate::device::nvme::{QueueFailure, Vectors};
+use crate::device::nvme::{QueueNews, Vectors};
 use crate::store::Store;
 use crate::sys::Kicks;
 
@@ -123,11 +123,11 @@ fn bad_tails_are_ignored_and_told_once() {
     for bad in [64, 65, u32::MAX] {
         rig.doorbells.set_tail(1, bad);
         assert_eq!(rig.poll(), 0);
-        let failure = rig.queues[0].engine.failure();
-        assert_eq!(failure, Some(QueueFailure::InvalidDoorbell { qid: 1, head: false, value: bad }));
+        let failure = rig.queues[0].engine.news();
+        assert_eq!(failure, Some(QueueNews::InvalidDoorbell { qid: 1, head: false, value: bad }));
         assert!(!failure.unwrap().is_fatal());
         rig.poll();
-        assert_eq!(rig.queues[0].engine.failure(), None);
+        assert_eq!(rig.queues[0].engine.news(), None);
         assert!(!rig.queues[0].engine.arm());
         assert_eq!(rig.run(flush(1)), Status::SUCCESS);
     }
@@ -142,11 +142,11 @@ fn bad_heads_are_ignored_and_told_once() {
         (0..5).for_each(|cid| rig.place(0, flush(cid)));
         rig.ring(0);
         rig.poll();
-        let told = rig.queues[0].engine.failure();
-        assert_eq!(told, Some(QueueFailure::InvalidDoorbell { qid: CQ, head: true, value: bad }));
+        let told = rig.queues[0].engine.news();
+        assert_eq!(told, Some(QueueNews::InvalidDoorbell { qid: CQ, head: true, value: bad }));
         if bad > 3 {
             rig.poll();
-            assert_eq!(rig.queues[0].engine.failure(), None);
+            assert_eq!(rig.queues[0].engine.news(), None);
             assert!(!rig.queues[0].engine.arm());
         }
         assert_eq!(rig.reap().len(), 3);

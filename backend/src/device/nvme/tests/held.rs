@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use mdev_dma::{Iova, IovaRange};
 use mdev_pin::Within;
-use mdev_protocol::nvme::command::{CDW11_DEALLOCATE, Command};
+use mdev_protocol::nvme::command::{CDW11_DEALLOCATE, Command, NSID_ALL};
 use mdev_protocol::nvme::opcode::nvm;
 use mdev_protocol::nvme::status::Status;
 use rustix::io::Errno;
 
-use super::rig::{Options, Rig, SIZE, device, read, transfer, write};
-use crate::device::DropCause;
+use super::rig::{CQ, Options, Rig, SIZE, device, read, transfer, write};
+use crate::device::{DropCause, QueueNews};
 use crate::store::held::Held;
 use crate::store::{MAX_IN_FLIGHT, Operation, Store};
 
@@ -161,6 +161,136 @@ fn nothing_is_written_after_the_engine_is_gone() {
     assert_eq!((held.finish_all(), rig.ioas.pins()), (0, 0));
     assert_eq!(rig.bytes(0, 4096), [0xee; 4096]);
     assert!(rig.look().is_empty());
+}
+
+fn aborts(rig: &mut Rig) -> Vec<(u64, bool)> {
+    let engine = &mut rig.queues[0].engine;
+    assert!(engine.has_news() || engine.news().is_none());
+    let decided = std::iter::from_fn(|| engine.news()).map(|news| match news {
+        QueueNews::Abort { number, aborted } => (number, aborted),
+        other => panic!("{other}"),
+    });
+    decided.collect()
+}
+
+#[test]
+fn abort_is_decided_when_the_host_can_see_the_end_of_its_command() {
+    let (mut rig, held) = Rig::held(Options { completions: 2, ..Options::default() });
+    let at = rig.at(0);
+    (0..3).for_each(|lba| rig.place(0, read(lba, 1, at, 0)));
+    rig.ring(0);
+    rig.poll();
+    held.finish(held.pending()[0].id);
+    rig.queues[0].engine.abort(1, 70);
+    assert_eq!(rig.ioas.pins(), 1, "it holds no memory from now on");
+    rig.poll();
+    assert_eq!((aborts(&mut rig), rig.look().len()), (vec![], 1), "there is no room for its completion");
+    rig.doorbells.set_head(CQ, rig.head);
+    rig.poll();
+    let found = rig.reap();
+    assert_eq!((found[0].cid, found[0].status()), (1, Status::ABORT_REQUESTED));
+    assert_eq!(aborts(&mut rig), [(70, true)]);
+    assert_eq!(rig.counters().drops_by(DropCause::Cancelled), 1);
+}
+
+#[test]
+fn command_that_ends_before_its_abort_was_not_aborted() {
+    let (mut rig, held) = Rig::held(Options::default());
+    let at = rig.at(0);
+    rig.offer(read(3, 1, at, 0));
+    rig.poll();
+    // It has ended when it is to be cancelled, and nobody has looked.
+    held.finish_all();
+    rig.queues[0].engine.abort(3, 1);
+    rig.queues[0].engine.abort(4, 2);
+    assert_eq!(aborts(&mut rig), [(2, false)]);
+    rig.poll();
+    assert_eq!((rig.reap()[0].status(), aborts(&mut rig)), (Status::SUCCESS, vec![(1, false)]));
+    rig.queues[0].engine.abort(3, 3);
+    assert_eq!(aborts(&mut rig), [(3, false)]);
+}
+
+#[test]
+fn command_of_several_steps_is_aborted_between_them() {
+    let (mut rig, held) = Rig::held(Options::default());
+    rig.list(0, &[4096 << 32, 0]);
+    let mut command = Command::new(nvm::DATASET_MANAGEMENT, 9, 1);
+    (command.cdw11, command.dptr) = (CDW11_DEALLOCATE, [rig.lists.at.0, 0]);
+    rig.offer(command);
+    rig.poll();
+    held.finish_all();
+    rig.queues[0].engine.abort(9, 5);
+    rig.poll();
+    assert_eq!((rig.reap()[0].status(), held.pending().len()), (Status::ABORT_REQUESTED, 0));
+    assert_eq!(aborts(&mut rig), [(5, true)]);
+    // A store that needs no time does it step by step, too.
+    let store = Store::open(&"mem,size=64M".parse().unwrap()).unwrap();
+    let mut rig = Rig::on(store, Options::default());
+    rig.offer(transfer(nvm::WRITE_ZEROES, 0, 65536, 0, 0));
+    rig.poll();
+    let cid = transfer(nvm::WRITE_ZEROES, 0, 65536, 0, 0).cid();
+    rig.queues[0].engine.abort(cid, 6);
+    rig.poll();
+    assert_eq!((rig.reap()[0].status(), aborts(&mut rig)), (Status::ABORT_REQUESTED, vec![(6, true)]));
+    assert!(!rig.queues[0].engine.arm());
+}
+
+#[test]
+fn command_that_is_aborted_again_and_again_costs_little() {
+    let (mut rig, held) = Rig::held(Options::default());
+    let at = rig.at(0);
+    rig.offer(read(3, 1, at, 0));
+    rig.poll();
+    let id = held.pending()[0].id;
+    held.finish(id);
+    (0..100).for_each(|number| rig.queues[0].engine.abort(3, number));
+    let refused = aborts(&mut rig);
+    assert!(refused.len() == 84 && refused.iter().all(|(_, aborted)| !aborted));
+    rig.poll();
+    assert_eq!(aborts(&mut rig).len(), 16);
+}
+
+#[test]
+fn flush_of_all_namespaces_goes_from_one_to_the_next() {
+    let stores: Vec<Held> = (0..3).map(|_| Held::new(vec![0; SIZE as usize])).collect();
+    let mut all: Vec<Store> = stores.iter().cloned().map(Store::Held).collect();
+    all.insert(1, Store::open(&"mem,size=4M".parse().unwrap()).unwrap());
+    let mut rig = Rig::of(device(all, false), Options::default());
+    rig.device.shared().namespaces.detach(4).unwrap();
+    let command = Command::new(nvm::FLUSH, 9, NSID_ALL);
+    let pending = |held: &Held| held.pending().iter().map(|one| one.operation).collect::<Vec<_>>();
+    rig.offer(command);
+    rig.poll();
+    for at in 0..2 {
+        let flushes = [0, 1, 2].map(|store| pending(&stores[store]).len());
+        assert_eq!(flushes, [usize::from(at == 0), usize::from(at == 1), 0]);
+        assert_eq!(pending(&stores[at]), [Operation::Flush]);
+        assert!(rig.look().is_empty());
+        stores[at].finish_all();
+        rig.poll();
+    }
+    let found = rig.reap();
+    assert_eq!((found.len(), found[0].cid, found[0].status()), (1, 9, Status::SUCCESS));
+    // One that fails, and one that is aborted between two.
+    rig.offer(command);
+    rig.poll();
+    stores[0].fail(stores[0].pending()[0].id, Errno::IO);
+    rig.poll();
+    assert_eq!((rig.reap()[0].status(), pending(&stores[1]).len()), (Status::INTERNAL_ERROR, 0));
+    rig.offer(command);
+    rig.poll();
+    stores[0].finish_all();
+    rig.queues[0].engine.abort(9, 1);
+    rig.poll();
+    assert_eq!((rig.reap()[0].status(), pending(&stores[1]).len()), (Status::ABORT_REQUESTED, 0));
+    assert_eq!(aborts(&mut rig), [(1, true)]);
+    let mut fused = command;
+    fused.cdw0 |= 1 << 8;
+    assert_eq!(rig.run(fused).plain(), Status::INVALID_FIELD);
+    for nsid in 1..4 {
+        rig.device.shared().namespaces.detach(nsid).unwrap();
+    }
+    assert_eq!(rig.run(command), Status::SUCCESS, "there is nothing to flush");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use mdev_protocol::nvme::status::Status;
 
 use super::rig::{Options, Rig, read};
 use crate::device::DropCause;
-use crate::device::nvme::QueueFailure;
+use crate::device::nvme::QueueNews;
 use crate::driver::MemoryOptions;
 use crate::store::Store;
 
@@ -71,7 +71,7 @@ fn data_that_stay_away_fail_their_command_alone() {
     rig.poll();
     let found = rig.reap();
     assert_eq!(found[0].status().plain(), Status::DATA_TRANSFER_ERROR);
-    assert_eq!((found[1].status(), rig.queues[0].engine.failure()), (Status::SUCCESS, None));
+    assert_eq!((found[1].status(), rig.queues[0].engine.news()), (Status::SUCCESS, None));
     assert_eq!(rig.counters().drops_by(DropCause::NoMemory), 1);
 }
 
@@ -126,13 +126,13 @@ fn queue_whose_memory_stays_away_fails_once() {
     rig.offer(read(0, 1, at, 0));
     unmap(&rig);
     rig.poll();
-    assert_eq!(rig.queues[0].engine.failure(), None);
+    assert_eq!(rig.queues[0].engine.news(), None);
     std::thread::sleep(Duration::from_millis(35));
     rig.poll();
-    let failure = rig.queues[0].engine.failure();
-    assert_eq!(failure, Some(QueueFailure::Memory(ResolveError::Hole)));
+    let failure = rig.queues[0].engine.news();
+    assert_eq!(failure, Some(QueueNews::Memory(ResolveError::Hole)));
     map(&rig);
-    assert_eq!((rig.poll(), rig.queues[0].engine.failure()), (0, None), "it is over");
+    assert_eq!((rig.poll(), rig.queues[0].engine.news()), (0, None), "it is over");
     assert!(!rig.queues[0].engine.arm() && rig.queues[0].engine.quiesce());
 }
 
@@ -159,7 +159,7 @@ fn data_that_are_lost_fail_their_command_alone() {
         let (fine, lost) = (Status::SUCCESS, Status::DATA_TRANSFER_ERROR);
         assert_eq!(ends, [fine, lost, fine, lost]);
     }
-    assert_eq!(rig.queues[0].engine.failure(), None);
+    assert_eq!(rig.queues[0].engine.news(), None);
     assert_eq!(rig.counters().drops_by(DropCause::MemoryLost), 4);
 }
 
@@ -171,7 +171,7 @@ fn queue_that_is_lost_fails() {
     rig.offer(read(1, 1, at, 0));
     shrink(&rig, 0);
     rig.poll();
-    assert_eq!(rig.queues[0].engine.failure(), Some(QueueFailure::Memory(ResolveError::Poisoned)));
+    assert_eq!(rig.queues[0].engine.news(), Some(QueueNews::Memory(ResolveError::Poisoned)));
     assert_eq!(rig.poll(), 0);
 }
 

@@ -104,7 +104,7 @@ fn random_commands_all_end_once() {
         if rig.queues[0].engine.next_deadline().is_some() {
             rig.queues[0].engine.forsake();
         }
-        assert_eq!(rig.queues[0].engine.failure(), None);
+        assert_eq!(rig.queues[0].engine.news(), None);
         assert!(last.elapsed() < std::time::Duration::from_secs(20), "{ended} of {sent} have ended");
     }
     assert!(open.iter().all(|&count| count == 0));

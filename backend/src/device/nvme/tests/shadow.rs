@@ -5,7 +5,7 @@ use mdev_protocol::nvme::command::Command;
 use mdev_protocol::nvme::opcode::nvm;
 
 use super::rig::{CQ, Options, Rig};
-use crate::device::nvme::{QueueFailure, Shadow};
+use crate::device::nvme::{QueueNews, Shadow};
 use crate::store::Store;
 
 const TAIL: usize = 8;
@@ -102,8 +102,8 @@ fn bad_values_in_memory_are_told_of_too() {
     begin(&rig);
     set(&rig, TAIL, 64);
     rig.poll();
-    let told = QueueFailure::InvalidDoorbell { qid: 1, head: false, value: 64 };
-    assert_eq!(rig.queues[0].engine.failure(), Some(told));
+    let told = QueueNews::InvalidDoorbell { qid: 1, head: false, value: 64 };
+    assert_eq!(rig.queues[0].engine.news(), Some(told));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn memory_that_went_away_parks_the_queue_and_then_fails_it() {
     assert!(rig.queues[0].engine.next_deadline().is_some());
     std::thread::sleep(std::time::Duration::from_millis(35));
     rig.poll();
-    assert!(rig.queues[0].engine.failure().unwrap().is_fatal());
+    assert!(rig.queues[0].engine.news().unwrap().is_fatal());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use mdev_protocol::nvme::status::Status;
 use zerocopy::IntoBytes;
 
 use super::events::MAX_REQUESTS;
-use super::{DONE, Fault, Outcome, features, memory, refused};
+use super::{DONE, Fault, Outcome, aborts, features, memory, refused};
 use crate::device::nvme::controller::Controller;
 use crate::device::nvme::controller::config_space::{SUBSYSTEM_VENDOR, VENDOR};
 use crate::device::nvme::controller::registers::VERSION;
@@ -28,6 +28,9 @@ pub(super) const MAX_TRANSFER: u8 = 8;
 const MAX_ZEROES: u8 = 13;
 /// Kelvin above which it would be critical.
 const CRITICAL: u16 = 373;
+/// Microseconds that a shutdown may take to enter its power state, and to leave it (not told): the end of its commands and a flush,
+/// which [`flush::WITHIN`](super::super::flush::WITHIN) bounds.
+const POWER_OFF: [u32; 2] = [0, 10_000_000];
 /// Bytes of a queue entry, at least and at most, as exponents of two.
 const SUBMISSION_ENTRY: u8 = 0x66;
 const COMPLETION_ENTRY: u8 = 0x44;
@@ -35,8 +38,8 @@ const COMPLETION_ENTRY: u8 = 0x44;
 const FIRMWARE: u8 = 1 | 1 << 1;
 /// Log pages: effects of commands, offsets and lengths of 32 bits, the list of supported pages.
 const LOGS: u8 = 1 << 1 | 1 << 2 | 1 << 5;
-/// There is a volatile cache, and a flush names one namespace.
-const WRITE_CACHE: u8 = 1 | 0b10 << 1;
+/// There is a volatile cache, and a flush names one namespace or all of them.
+const WRITE_CACHE: u8 = 1 | 0b11 << 1;
 /// SGLs, without a rule of alignment.
 const SGL: u32 = 1;
 /// Write zeroes may deallocate.
@@ -175,11 +178,12 @@ impl Controller {
             max_transfer: MAX_TRANSFER,
             controller_id: CONTROLLER_ID,
             version: VERSION,
+            power_off_latency: POWER_OFF,
             events: EVENT_NAMESPACES,
             attributes: attribute::LONG_HOST_ID,
             kind: 1,
             optional_admin: optional_admin::NAMESPACES | optional_admin::DOORBELL_BUFFER,
-            abort_limit: 3,
+            abort_limit: aborts::MAX.saturating_sub(1) as u8,
             event_limit: MAX_REQUESTS.saturating_sub(1) as u8,
             firmware_updates: FIRMWARE,
             log_attributes: LOGS,

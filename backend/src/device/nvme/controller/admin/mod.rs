@@ -1,8 +1,9 @@
 //! Admin commands: taken from their queue one at a time, each carried out before the next.
 //!
-//! A command either ends at once, with a result or a status; or later (the deletion of a queue, an event request); or its data
+//! A command either ends at once, with a result or a status; or later (the deletion of a queue, an event request, an abort); or its data
 //! are in memory that is not there for the moment. Then it has not been taken, nothing of it has happened, and it is looked at again.
 
+mod aborts;
 mod events;
 mod features;
 mod identify;
@@ -25,6 +26,7 @@ use super::life::Life;
 use super::{COMMANDS_AT_ONCE, Controller, Host, mishap};
 use crate::device::nvme::data::Fault;
 
+pub(super) use aborts::Aborts;
 pub(super) use events::Events;
 pub(super) use features::Features;
 pub(super) use queue::AdminQueue;
@@ -60,7 +62,7 @@ impl Controller {
         host: &mut dyn Host,
     ) -> Result<bool, ResolveError> {
         for _ in 0..COMMANDS_AT_ONCE {
-            self.events.tell(|cid, event| admin.ended(cid, Status::SUCCESS, event.result()));
+            self.tell(admin);
             if !self.post(admin)? || self.life != Life::Enabled {
                 // The host has to take completions first, or to reset.
                 return Ok(false);
@@ -97,8 +99,16 @@ impl Controller {
                 }
             }
         }
-        self.events.tell(|cid, event| admin.ended(cid, Status::SUCCESS, event.result()));
+        self.tell(admin);
         self.post(admin)
+    }
+
+    /// Ends the commands that have waited for something that has happened.
+    fn tell(&mut self, admin: &mut AdminQueue) {
+        self.events.tell(|cid, event| admin.ended(cid, Status::SUCCESS, event.result()));
+        for (cid, result) in self.aborts.take_decided() {
+            admin.ended(cid, Status::SUCCESS, result);
+        }
     }
 
     /// Tells the host what has ended. False: it has no room for all.
@@ -120,7 +130,7 @@ impl Controller {
             DELETE_CQ => self.delete_completion(command),
             CREATE_CQ => self.create_completion(command),
             IDENTIFY => self.identify(lane, command),
-            ABORT => self.abort(command),
+            ABORT => self.abort(command, host),
             SET_FEATURES => self.set_feature(lane, command),
             GET_FEATURES => self.get_feature(lane, command),
             ASYNC_EVENT => self.events.request(command.cid()),
@@ -129,17 +139,6 @@ impl Controller {
             DOORBELL_BUFFER_CONFIG => self.use_doorbell_buffer(lane, command, host),
             _ => refused(Status::INVALID_OPCODE),
         }
-    }
-
-    /// Aborts an event request. Other commands of the admin queue have ended when this one begins, and those of I/O queues are left
-    /// to end by themselves, which the result tells: bit 0 is set.
-    fn abort(&mut self, command: &Command) -> Outcome {
-        let (qid, cid) = (command.cdw10 as u16, (command.cdw10 >> 16) as u16);
-        if qid != 0 && !self.submissions.contains_key(&qid) {
-            return refused(Status::INVALID_FIELD);
-        }
-        let aborted = qid == 0 && self.events.abort(cid);
-        Ok(Answer::Now((!aborted).into()))
     }
 
     /// Something happened that the host may want to know. It is told when the admin queue is served next.

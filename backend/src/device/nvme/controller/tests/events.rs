@@ -5,7 +5,7 @@ use mdev_protocol::nvme::log;
 use mdev_protocol::nvme::opcode::admin;
 use mdev_protocol::nvme::status::Status;
 
-use super::super::{Namespace, QueueFailure};
+use super::super::{Namespace, QueueNews};
 use super::rig::*;
 use crate::device::nvme::NamespaceConfig;
 use crate::store::Store;
@@ -87,11 +87,11 @@ fn bad_doorbells_are_told_as_errors() {
     rig.ring(3, false, 1);
     assert_eq!(results(&mut rig), [(first, BAD_REGISTER)]);
     let second = request(&mut rig);
-    let failure = QueueFailure::InvalidDoorbell { qid: 1, head: false, value: 64 };
-    rig.controller.failed(1, failure, &mut rig.host);
+    let failure = QueueNews::InvalidDoorbell { qid: 1, head: false, value: 64 };
+    rig.controller.queue_news(1, failure, &mut rig.host);
     assert_eq!(results(&mut rig), [], "the error log was not read");
     read_log(&mut rig, log::ERRORS, false);
-    rig.controller.failed(1, failure, &mut rig.host);
+    rig.controller.queue_news(1, failure, &mut rig.host);
     assert_eq!(results(&mut rig), [(second, BAD_VALUE)]);
     read_log(&mut rig, log::ERRORS, false);
     let third = request(&mut rig);
@@ -106,9 +106,9 @@ fn bad_doorbells_are_told_as_errors() {
 fn queue_that_lost_its_memory_makes_the_controller_fatal() {
     let mut rig = Rig::enabled();
     rig.create_pair(1);
-    rig.controller.failed(2, QueueFailure::Memory(ResolveError::Hole), &mut rig.host);
+    rig.controller.queue_news(2, QueueNews::Memory(ResolveError::Hole), &mut rig.host);
     assert_eq!(rig.read(0x1c), 1, "there is no queue 2");
-    rig.controller.failed(1, QueueFailure::Memory(ResolveError::Hole), &mut rig.host);
+    rig.controller.queue_news(1, QueueNews::Memory(ResolveError::Hole), &mut rig.host);
     assert_eq!(rig.read(0x1c), 3);
     rig.disable();
     rig.enable();
@@ -145,7 +145,16 @@ fn requests_beyond_the_limit_are_refused_and_can_be_aborted() {
     assert_eq!(rig.done(abort(0, cids[3])), 1, "not aborted");
     assert_eq!(rig.run(abort(1, 0)).0, Status::INVALID_FIELD);
     rig.create_pair(1);
-    assert_eq!(rig.done(abort(1, 0)), 1);
+    let cid = rig.submit(abort(1, 0x77));
+    assert!(rig.ended().is_empty(), "the queue knows");
+    let [(1, 0x77, number)] = rig.host.aborted[..] else { panic!("{:?}", rig.host.aborted) };
+    let wrong = QueueNews::Abort { number: number + 1, aborted: true };
+    rig.controller.queue_news(1, wrong, &mut rig.host);
+    assert!(rig.ended().is_empty());
+    rig.controller.queue_news(1, QueueNews::Abort { number, aborted: true }, &mut rig.host);
+    assert_eq!(rig.ended().iter().map(|one| (one.cid, one.dw0)).collect::<Vec<_>>(), [(cid, 0)]);
+    rig.controller.queue_news(1, QueueNews::Abort { number, aborted: true }, &mut rig.host);
+    assert!(rig.ended().is_empty(), "once");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use mdev_protocol::nvme::register::{ACQ, AQA, ASQ, CAP, CC, CRTO, CSTS, INTMC, I
 use mdev_protocol::nvme::status::Status;
 
 use super::rig::*;
+use crate::store::held::Held;
 
 const FATAL: u32 = 2;
 
@@ -169,6 +170,10 @@ fn shutdown_ends_queues_and_serves_nothing_until_reset() {
         rig.write(CC, ENABLED | kind << 14);
         assert_eq!(rig.read(CSTS), 1 | 1 << 2, "shutdown processing");
         rig.finish_stops();
+        if kind == 1 {
+            assert_eq!(rig.read(CSTS), 1 | 1 << 2, "its stores are being flushed");
+            rig.finish_flushes();
+        }
         assert_eq!(rig.read(CSTS), 1 | 2 << 2, "shutdown complete");
         rig.submit(Command::new(admin::GET_FEATURES, 0, 0));
         assert!(rig.ended().is_empty());
@@ -182,7 +187,85 @@ fn shutdown_ends_queues_and_serves_nothing_until_reset() {
     rig.write(CC, ENABLED & !1 | 1 << 14);
     assert_eq!(rig.read(CSTS), 1 | 1 << 2);
     rig.finish_stops();
+    assert_eq!(rig.read(CSTS), 1 << 2, "it is disabled, but not all is durable");
+    rig.finish_flushes();
     assert_eq!(rig.read(CSTS), 2 << 2, "shut down and disabled at once");
+}
+
+#[test]
+fn shutdown_waits_for_the_flush_of_every_store_that_can_be_written() {
+    let mut rig = Rig::enabled();
+    rig.write(CC, ENABLED | 1 << 14);
+    // Attached or not.
+    assert!(rig.awaits_flushes(3), "{:?}", rig.held.iter().map(Held::pending).collect::<Vec<_>>());
+    assert!(rig.controller.next_deadline().is_some());
+    rig.held[0].finish_all();
+    rig.held[1].finish_all();
+    rig.controller.look(&mut rig.host);
+    assert_eq!(rig.read(CSTS), 1 | 1 << 2, "the last one is not flushed");
+    rig.finish_flushes();
+    assert_eq!((rig.read(CSTS), rig.controller.next_deadline()), (1 | 2 << 2, None));
+    // The same shutdown is asked for again, and nothing was written since.
+    rig.write(CC, ENABLED | 1 << 14);
+    rig.write(CC, ENABLED & !1 | 1 << 14);
+    assert_eq!(rig.read(CSTS), 2 << 2);
+}
+
+#[test]
+fn shutdown_of_a_disabled_controller_flushes_too() {
+    let mut rig = Rig::enabled();
+    rig.disable();
+    rig.write(CC, ENABLED & !1 | 1 << 14);
+    assert_eq!(rig.read(CSTS), 1 << 2);
+    rig.finish_flushes();
+    assert_eq!(rig.read(CSTS), 2 << 2);
+}
+
+#[test]
+fn flush_that_fails_or_does_not_end_does_not_hold_up_a_shutdown() {
+    let mut rig = Rig::enabled();
+    rig.write(CC, ENABLED | 1 << 14);
+    assert!(rig.awaits_flushes(3));
+    for held in &rig.held {
+        held.fail(held.pending()[0].id, rustix::io::Errno::IO);
+    }
+    rig.finish_flushes();
+    assert_eq!(rig.read(CSTS), 1 | 2 << 2);
+    let mut rig = Rig::enabled();
+    rig.write(CC, ENABLED | 1 << 14);
+    let began = std::time::Instant::now();
+    while rig.read(CSTS) != 1 | 2 << 2 {
+        let at = rig.controller.next_deadline().expect("it looks again");
+        std::thread::sleep(at.saturating_duration_since(std::time::Instant::now()));
+        rig.controller.look(&mut rig.host);
+        assert!(began.elapsed().as_secs() < 20, "never shut down");
+    }
+    assert!(began.elapsed() >= super::super::flush::WITHIN);
+}
+
+#[test]
+fn disabling_and_resetting_do_not_wait_for_the_flush_of_a_shutdown() {
+    for by_register in [true, false] {
+        let mut rig = Rig::enabled();
+        rig.write(CC, ENABLED | 1 << 14);
+        assert!(rig.awaits_flushes(3));
+        if by_register {
+            rig.write(CC, ENABLED & !1);
+        } else {
+            rig.controller.write_config(0x69, &[0x80], &mut rig.host);
+        }
+        assert_eq!((rig.read(CSTS), rig.controller.next_deadline()), (0, None));
+        rig.enable();
+        rig.create_pair(1);
+        // The next one waits for the first to be over, and makes its own then.
+        rig.write(CC, ENABLED | 1 << 14);
+        rig.finish_stops();
+        rig.controller.look(&mut rig.host);
+        assert!(rig.awaits_flushes(3));
+        assert_eq!(rig.read(CSTS), 1 | 1 << 2);
+        rig.finish_flushes();
+        assert_eq!(rig.read(CSTS), 1 | 2 << 2);
+    }
 }
 
 #[test]

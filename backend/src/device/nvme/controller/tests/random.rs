@@ -6,7 +6,7 @@ use mdev_protocol::nvme::register::{AQA, CC, CSTS};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRng};
 
-use super::super::{QueueFailure, fuzz_controller};
+use super::super::{QueueNews, fuzz_controller};
 use super::rig::*;
 use crate::device::fuzzing::tests::corpus_and_noise;
 
@@ -116,8 +116,8 @@ impl Dice {
             }
             11 => rig.controller.namespaces_changed(&mut rig.host),
             12 => {
-                let failure = QueueFailure::InvalidDoorbell { qid: 1, head: true, value: 9 };
-                rig.controller.failed(self.below(6) as u16, failure, &mut rig.host);
+                let failure = QueueNews::InvalidDoorbell { qid: 1, head: true, value: 9 };
+                rig.controller.queue_news(self.below(6) as u16, failure, &mut rig.host);
             }
             13 => rig.controller.stopped(9, &mut rig.host),
             14 | 15 => revive(rig),

@@ -28,6 +28,7 @@ pub struct FakeHost {
     pub started: Vec<(u16, u32, Iova)>,
     pub stopping: Vec<u16>,
     pub kicked: Vec<u16>,
+    pub aborted: Vec<(u16, u16, u64)>,
 }
 
 impl Host for FakeHost {
@@ -44,6 +45,10 @@ impl Host for FakeHost {
         self.stopping.push(qid);
     }
 
+    fn abort(&mut self, qid: u16, cid: u16, number: u64) {
+        self.aborted.push((qid, cid, number));
+    }
+
     fn kick(&mut self, qid: u16) {
         self.kicked.push(qid);
     }
@@ -54,6 +59,8 @@ pub struct Rig {
     pub ioas: Ioas,
     pub host: FakeHost,
     pub device: NvmeDevice,
+    /// The stores of its namespaces.
+    pub held: Vec<Held>,
     pub doorbells: Arc<Doorbells>,
     pub vectors: Arc<Vectors>,
     pub controller: Controller,
@@ -67,15 +74,14 @@ pub struct Rig {
     cid: u16,
 }
 
-/// A device with namespaces of these identifiers on 1 MiB each, of which those below 10 are attached.
-pub fn device(nsids: &[u32]) -> NvmeDevice {
+/// A device with namespaces of these identifiers on these stores, of which those below 10 are attached.
+fn on(nsids: &[u32], stores: &[Held]) -> NvmeDevice {
     let config =
         NvmeConfig { name: "disk".into(), namespaces: Vec::new(), queues: PAIRS, serial: Some("S 1".into()) };
-    let namespaces = nsids.iter().map(|&nsid| {
+    let namespaces = nsids.iter().zip(stores).map(|(&nsid, held)| {
         let kind = "null,size=512".parse().unwrap();
         let config = NamespaceConfig { read_only: nsid == 3, ..NamespaceConfig::new(nsid, kind) };
-        let store = Store::Held(Held::new(vec![0; 1 << 20]));
-        (Namespace::on("disk", &config, store), nsid < 10)
+        (Namespace::on("disk", &config, Store::Held(held.clone())), nsid < 10)
     });
     NvmeDevice::with_namespaces(config, namespaces.collect()).unwrap()
 }
@@ -83,7 +89,8 @@ pub fn device(nsids: &[u32]) -> NvmeDevice {
 impl Rig {
     /// A controller that was just powered on, with namespaces 1, 3 and (not attached) 11.
     pub fn new() -> Self {
-        let device = device(&[1, 3, 11]);
+        let held: Vec<_> = (0..3).map(|_| Held::new(vec![0; 1 << 20])).collect();
+        let device = on(&[1, 3, 11], &held);
         let mut memory = GuestMemory::new(MemoryOptions::default()).unwrap();
         let asq = memory.allocate(PAGE, PAGE).unwrap();
         let acq = memory.allocate(PAGE, PAGE).unwrap();
@@ -97,12 +104,19 @@ impl Rig {
         let doorbells = Arc::new(Doorbells::new().unwrap());
         let vectors = Arc::new(Vectors::new(PAIRS + 1));
         let controller = Controller::new(&device, doorbells.clone(), vectors.clone());
-        let host = FakeHost { access, started: Vec::new(), stopping: Vec::new(), kicked: Vec::new() };
+        let host = FakeHost {
+            access,
+            started: Vec::new(),
+            stopping: Vec::new(),
+            kicked: Vec::new(),
+            aborted: Vec::new(),
+        };
         Rig {
             memory,
             ioas,
             host,
             device,
+            held,
             doorbells,
             vectors,
             controller,
@@ -167,6 +181,30 @@ impl Rig {
             self.controller.stopped(*qid, &mut self.host);
         }
         stopping.len()
+    }
+
+    /// Whether so many stores are to be flushed, after a while.
+    pub fn awaits_flushes(&self, count: usize) -> bool {
+        let waiting = || self.held.iter().map(|held| held.pending().len()).sum::<usize>();
+        (0..5000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            waiting() == count
+        })
+    }
+
+    /// Ends the flush of a shutdown, and waits for the controller to see it.
+    pub fn finish_flushes(&mut self) {
+        for _ in 0..5000 {
+            for held in &self.held {
+                held.finish_all();
+            }
+            self.controller.look(&mut self.host);
+            if self.read(CSTS) & 0xc != 1 << 2 {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("the shutdown does not end");
     }
 
     pub fn ring(&mut self, qid: u16, head: bool, value: u32) {

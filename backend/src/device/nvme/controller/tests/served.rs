@@ -52,6 +52,10 @@ impl Host for Inline {
         self.stopping.push(qid);
     }
 
+    fn abort(&mut self, qid: u16, cid: u16, number: u64) {
+        self.engines.get_mut(&qid).unwrap().abort(cid, number);
+    }
+
     fn kick(&mut self, qid: u16) {
         assert!(self.engines.contains_key(&qid));
     }
@@ -146,9 +150,14 @@ impl Machine {
     /// Lets everybody work, as often as anybody could need.
     fn work(&mut self) {
         for _ in 0..8 {
-            self.host.engines.values_mut().for_each(|engine| {
+            let mut heard = Vec::new();
+            for (qid, engine) in &mut self.host.engines {
                 engine.poll();
-            });
+                heard.extend(std::iter::from_fn(|| engine.news()).map(|news| (*qid, news)));
+            }
+            for (qid, news) in heard {
+                self.controller.queue_news(qid, news, &mut self.host);
+            }
             let ends = |host: &mut Inline, qid: &u16| host.engines.get_mut(qid).unwrap().quiesce();
             let stopping = std::mem::take(&mut self.host.stopping);
             for qid in stopping {
@@ -164,6 +173,11 @@ impl Machine {
 
     fn ended(&mut self, pair: &mut Pair) -> Vec<(u16, Status)> {
         self.work();
+        self.results(pair).into_iter().map(|(cid, status, _)| (cid, status)).collect()
+    }
+
+    /// What the host finds without anybody working.
+    fn results(&mut self, pair: &mut Pair) -> Vec<(u16, Status, u32)> {
         let mut ended = Vec::new();
         loop {
             let at = Iova(pair.at + PAGE + u64::from(pair.head) * 16);
@@ -174,7 +188,7 @@ impl Machine {
             assert_eq!(completion.sq_id, pair.qid);
             pair.head = (pair.head + 1) % ENTRIES;
             pair.phase ^= pair.head == 0;
-            ended.push((completion.cid, completion.status().plain()));
+            ended.push((completion.cid, completion.status().plain(), completion.dw0));
             self.write(DOORBELLS + u32::from(pair.qid) * 8 + 4, pair.head);
         }
         ended
@@ -223,6 +237,81 @@ fn blocks_that_were_written_are_read_through_another_queue_and_counted() {
     let health = Health::read_from_bytes(&page).unwrap();
     let number = u128::from_le_bytes;
     assert_eq!((number(health.writes), number(health.reads), number(health.error_entries)), (40, 1, 1));
+}
+
+fn abort(qid: u16, cid: u16) -> Command {
+    Command { cdw10: u32::from(qid) | u32::from(cid) << 16, ..Command::new(admin::ABORT, 0, 0) }
+}
+
+#[test]
+fn aborted_command_ends_first_and_its_buffer_is_not_written_any_more() {
+    let mut machine = Machine::new();
+    let mut admin = machine.enable();
+    let mut pair = machine.create(&mut admin, 1);
+    let at = machine.data();
+    machine.memory.slice(Iova(at), PAGE).unwrap().fill(0x33);
+    let reads = [0, 8].map(|block| machine.submit(&mut pair, transfer(nvm::READ, 2, block, at)));
+    assert_eq!(machine.ended(&mut pair), []);
+    let cid = machine.submit(&mut admin, abort(1, reads[0]));
+    assert_eq!(machine.results(&mut admin), [], "not before its command has ended");
+    machine.work();
+    assert_eq!(machine.ended(&mut pair), [(reads[0], Status::ABORT_REQUESTED)]);
+    assert_eq!(machine.results(&mut admin), [(cid, Status::SUCCESS, 0)]);
+    assert_eq!(machine.held.pending().len(), 1, "the other is not concerned");
+    let mut bytes = [0; 4096];
+    machine.memory.slice(Iova(at), PAGE).unwrap().copy_to(&mut bytes);
+    assert_eq!(bytes, [0x33; 4096]);
+    machine.held.finish_all();
+    assert_eq!(machine.ended(&mut pair), [(reads[1], Status::SUCCESS)]);
+    // It has ended, as have those that never were.
+    for cid in [reads[0], reads[1], 999] {
+        let by = machine.submit(&mut admin, abort(1, cid));
+        machine.work();
+        assert_eq!(machine.results(&mut admin), [(by, Status::SUCCESS, 1)]);
+    }
+    assert_eq!(machine.run(&mut admin, abort(4, 1)), Status::INVALID_FIELD, "there is no such queue");
+}
+
+#[test]
+fn more_aborts_than_are_allowed_are_refused_and_those_that_wait_end_in_time() {
+    let mut machine = Machine::new();
+    let mut admin = machine.enable();
+    machine.create(&mut admin, 1);
+    // Nobody works on the queue: nothing is decided.
+    let waiting: Vec<u16> = (0..5).map(|cid| machine.submit(&mut admin, abort(1, cid))).collect();
+    assert_eq!(machine.results(&mut admin), [(waiting[4], Status::ABORT_LIMIT_EXCEEDED, 0)]);
+    let until = machine.controller.next_deadline().unwrap();
+    std::thread::sleep(until.saturating_duration_since(std::time::Instant::now()));
+    while machine.controller.next_deadline().is_some() {
+        machine.controller.look(&mut machine.host);
+    }
+    let expected: Vec<_> = waiting[..4].iter().map(|cid| (*cid, Status::SUCCESS, 1)).collect();
+    assert_eq!(machine.results(&mut admin), expected);
+    machine.work();
+    assert_eq!(machine.results(&mut admin), [], "what the queue says later is not told again");
+}
+
+#[test]
+fn deletion_decides_the_aborts_of_its_queue() {
+    let mut machine = Machine::new();
+    let mut admin = machine.enable();
+    machine.create(&mut admin, 1);
+    let aborting = machine.submit(&mut admin, abort(1, 7));
+    let deletion = Command { cdw10: 1, ..Command::new(admin::DELETE_SQ, 0, 0) };
+    let deleting = machine.submit(&mut admin, deletion);
+    let second = machine.submit(&mut admin, abort(1, 7));
+    for engine in machine.host.engines.values_mut() {
+        while engine.news().is_some() {}
+    }
+    machine.work();
+    let ended = machine.results(&mut admin);
+    let expected =
+        [(second, Status::SUCCESS, 1), (aborting, Status::SUCCESS, 1), (deleting, Status::SUCCESS, 0)];
+    let sorted = |mut all: Vec<(u16, Status, u32)>| {
+        all.sort_by_key(|(cid, ..)| *cid);
+        all
+    };
+    assert_eq!(sorted(ended), sorted(expected.to_vec()));
 }
 
 #[test]
@@ -359,5 +448,11 @@ fn driver_of_linux_finds_what_it_asks_for() {
     assert_eq!(machine.run(&mut admin, delete(admin::DELETE_SQ)), Status::SUCCESS);
     assert_eq!(machine.run(&mut admin, delete(admin::DELETE_CQ)), Status::SUCCESS);
     machine.write(CC, ENABLED | 1 << 14);
-    assert_eq!(machine.status(), 1 | 2 << 2);
+    assert_eq!(machine.status(), 1 | 1 << 2, "what was written is being made durable");
+    while machine.status() != 1 | 2 << 2 {
+        machine.held.finish_all();
+        let at = machine.controller.next_deadline().unwrap();
+        std::thread::sleep(at.saturating_duration_since(std::time::Instant::now()));
+        machine.controller.look(&mut machine.host);
+    }
 }
