@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mdev_dma::IovaRange;
-use mdev_pin::Access;
+use mdev_pin::{Access, Ioas, Stretch};
 use mdev_protocol::vfio_user::{RegionFlags, RegionInfo, RegionIoFds, SparseArea};
 
 use super::error::Refusal;
@@ -38,6 +38,8 @@ const ADMIN: u16 = 0;
 pub(super) struct Function {
     device: Arc<NvmeDevice>,
     controller: Controller,
+    /// The client's memory.
+    ioas: Ioas,
     doorbells: Arc<Doorbells>,
     pub(super) vectors: Arc<Vectors>,
     /// Where the pin goes while the client has not masked it.
@@ -62,6 +64,7 @@ struct Running {
 /// The way of a controller to its queues.
 struct Reach<'a> {
     access: &'a Access,
+    ioas: &'a Ioas,
     conn: u64,
     queues: &'a mut dyn Queues,
     device: &'a Arc<NvmeDevice>,
@@ -72,13 +75,14 @@ struct Reach<'a> {
 }
 
 impl Function {
-    /// A function that was just powered on. `mappable`: workers poll, so that doorbells need not be trapped.
-    pub(super) fn new(device: &Arc<NvmeDevice>, mappable: bool) -> io::Result<Self> {
+    /// A function that was just powered on, and will reach `ioas`. `mappable`: workers poll, so that doorbells need not be trapped.
+    pub(super) fn new(device: &Arc<NvmeDevice>, ioas: Ioas, mappable: bool) -> io::Result<Self> {
         let doorbells = Arc::new(Doorbells::new()?);
         let vectors = Arc::new(Vectors::new(device.config().queues.saturating_add(1)));
         Ok(Self {
             controller: Controller::new(device, doorbells.clone(), vectors.clone()),
             device: device.clone(),
+            ioas,
             doorbells,
             vectors,
             pin: None,
@@ -97,8 +101,8 @@ impl Function {
         queues: &mut dyn Queues,
         call: impl FnOnce(&mut Controller, &mut Reach<'_>) -> T,
     ) -> T {
-        let Self { device, controller, running, stops, .. } = self;
-        let mut reach = Reach { access, conn, queues, device, running, stops, ended: Vec::new() };
+        let Self { device, controller, ioas, running, stops, .. } = self;
+        let mut reach = Reach { access, ioas, conn, queues, device, running, stops, ended: Vec::new() };
         let result = call(controller, &mut reach);
         while let Some(qid) = reach.ended.pop() {
             controller.stopped(qid, &mut reach);
@@ -314,6 +318,10 @@ impl Host for Reach<'_> {
             self.running.remove(&qid);
             self.ended.push(qid);
         }
+    }
+
+    fn keep_whole(&mut self, memory: Vec<IovaRange>) {
+        self.ioas.keep_whole(memory.into_iter().map(Stretch::At));
     }
 
     fn abort(&mut self, qid: u16, cid: u16, number: u64) {

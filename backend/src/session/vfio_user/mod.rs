@@ -150,7 +150,7 @@ impl Session {
         let ioas = Ioas::new(windows);
         let access = access_of(device.clone());
         access.attach(&ioas).map_err(io::Error::other)?;
-        let function = Function::new(&device, busy_workers)?;
+        let function = Function::new(&device, ioas.clone(), busy_workers)?;
         Ok(Session {
             conn,
             name: device.config().name.clone(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mdev_dma::IovaRange;
 use mdev_pin::Access;
 use mdev_protocol::nvme::register::{ACQ, AQA, ASQ, CC, CSTS};
 
@@ -37,6 +38,8 @@ impl Host for Workers {
     fn stop(&mut self, qid: u16) {
         self.stopping.push(qid);
     }
+
+    fn keep_whole(&mut self, _memory: Vec<IovaRange>) {}
 
     fn abort(&mut self, _qid: u16, _cid: u16, _number: u64) {}
 

@@ -89,7 +89,7 @@ impl Controller {
         }
     }
 
-    fn enable(&mut self, host: &dyn Host) {
+    fn enable(&mut self, host: &mut dyn Host) {
         let super::Registers { configuration, attributes, submission, completion } = self.registers;
         if configuration.command_set() != 0 || configuration.page() != 0 || configuration.arbitration() != 0 {
             return self
@@ -102,6 +102,7 @@ impl Controller {
         self.doorbells.reset();
         let bases = (submission, completion);
         self.admin = Some(AdminQueue::new(host.access(), attributes, bases, &self.doorbells, &self.vectors));
+        host.keep_whole(self.queue_memory());
         self.seen = seen(&self.shared);
         self.life = Life::Enabled;
     }

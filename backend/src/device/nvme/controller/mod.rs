@@ -88,6 +88,10 @@ pub trait Host {
 
     /// A command of a queue that runs is to be aborted, if that can still be done. Whether it was is told by
     /// [`Controller::queue_news`], by whoever called the controller, not from here; unless the queue ends before.
+    /// The address space is to keep these whole ([`mdev_pin::Ioas::keep_whole`]), and no others: where the entries of queues are, said
+    /// before one of them begins to run, since each queue is read through one slice.
+    fn keep_whole(&mut self, memory: Vec<IovaRange>);
+
     fn abort(&mut self, qid: u16, cid: u16, number: u64);
 
     /// A doorbell of this I/O submission queue was trapped, or its completion queue has room again: it is to be looked at.

@@ -87,6 +87,7 @@ impl Controller {
         };
         self.submissions
             .insert(qid, Submission { completion, range: setup.range(), state: SubmissionState::Running });
+        host.keep_whole(self.queue_memory());
         host.start(setup);
         DONE
     }

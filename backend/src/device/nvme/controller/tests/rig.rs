@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mdev_dma::Iova;
+use mdev_dma::{Iova, IovaRange};
 use mdev_pin::{Access, IgnoreUnmap, Ioas};
 use mdev_protocol::nvme::command::{Command, Completion};
 use mdev_protocol::nvme::register::{ACQ, AQA, ASQ, CC, CSTS, DOORBELLS};
@@ -29,6 +29,7 @@ pub struct FakeHost {
     pub stopping: Vec<u16>,
     pub kicked: Vec<u16>,
     pub aborted: Vec<(u16, u16, u64)>,
+    pub whole: Vec<IovaRange>,
 }
 
 impl Host for FakeHost {
@@ -37,12 +38,20 @@ impl Host for FakeHost {
     }
 
     fn start(&mut self, setup: SubmissionSetup) {
+        let range = setup.range().unwrap();
+        assert!(self.whole.contains(&range), "queue {} starts before its memory is kept whole", setup.qid);
+        let completions = setup.completion.range().unwrap();
+        assert!(self.whole.contains(&completions), "nor is that of its completion queue");
         self.started.push((setup.qid, setup.entries, setup.base));
     }
 
     fn stop(&mut self, qid: u16) {
         assert!(!self.stopping.contains(&qid), "queue {qid} is stopped twice");
         self.stopping.push(qid);
+    }
+
+    fn keep_whole(&mut self, memory: Vec<IovaRange>) {
+        self.whole = memory;
     }
 
     fn abort(&mut self, qid: u16, cid: u16, number: u64) {
@@ -110,6 +119,7 @@ impl Rig {
             stopping: Vec::new(),
             kicked: Vec::new(),
             aborted: Vec::new(),
+            whole: Vec::new(),
         };
         Rig {
             memory,

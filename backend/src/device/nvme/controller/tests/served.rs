@@ -52,6 +52,8 @@ impl Host for Inline {
         self.stopping.push(qid);
     }
 
+    fn keep_whole(&mut self, _memory: Vec<IovaRange>) {}
+
     fn abort(&mut self, qid: u16, cid: u16, number: u64) {
         self.engines.get_mut(&qid).unwrap().abort(cid, number);
     }
