@@ -19,6 +19,8 @@ const PAGE: u32 = 4096;
 pub(super) struct Piece {
     pub(super) at: Iova,
     pub(super) len: u32,
+    /// Of no address: these bytes are not wanted ([`super::bucket`]).
+    pub(super) unwanted: bool,
 }
 
 /// Why the data of a command are nowhere.
@@ -36,7 +38,8 @@ impl From<ResolveError> for Fault {
     }
 }
 
-/// The pieces of the `len` bytes of a command's data, in order, instead of what `out` had.
+/// The pieces of the `len` bytes of a command's data, in order, instead of what `out` had. `to_host`: they go there, so that the
+/// host may not want all of them.
 ///
 /// # Errors
 /// What is wrong with its pointers, or with a list that they name. Then `out` has any pieces.
@@ -45,13 +48,14 @@ pub(super) fn locate(
     burst: &Burst<'_>,
     command: &Command,
     len: u32,
+    to_host: bool,
     out: &mut Vec<Piece>,
 ) -> Result<(), Fault> {
     out.clear();
     if command.psdt() == PSDT_PRP {
         prp::walk(burst, command.dptr, len, out)
     } else {
-        sgl::walk(burst, command.dptr, len, out)
+        sgl::walk(burst, command.dptr, len, to_host, out)
     }
 }
 
@@ -59,12 +63,13 @@ pub(super) fn locate(
 #[inline(always)]
 fn push(out: &mut Vec<Piece>, at: u64, len: u32) {
     if let Some(last) = out.last_mut()
+        && !last.unwanted
         && last.at.0.checked_add(last.len.into()) == Some(at)
         && let Some(sum) = last.len.checked_add(len)
     {
         last.len = sum;
     } else {
-        out.push(Piece { at: Iova(at), len });
+        out.push(Piece { at: Iova(at), len, unwanted: false });
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
-use mdev_pin::ResolveError;
+use mdev_pin::{Lane, ResolveError};
 use mdev_protocol::nvme::status::Status;
 use rustix::io::Errno;
 
@@ -50,6 +50,8 @@ pub struct SubmissionEngine {
     reach: Reach,
     pub(super) backends: Backends,
     pub(super) flying: Flying,
+    /// The way to the device's bucket.
+    bucket: Lane,
     /// Commands in flight that the host wants to be aborted.
     pub(super) aborts: Aborts,
     /// A command of which a store that needs no time has done some steps.
@@ -88,6 +90,7 @@ impl SubmissionEngine {
         let mut backends = Backends::new(bell.clone());
         backends.refresh(&shared);
         Self {
+            bucket: shared.bucket.lane(),
             shared,
             queue: SubmissionQueue::new(qid, base, entries, doorbells),
             completion,
@@ -163,6 +166,7 @@ impl SubmissionEngine {
             backends: &mut self.backends,
             flying: &mut self.flying,
             under_way: &mut self.under_way,
+            bucket: &mut self.bucket,
             ended: &mut self.ended,
             pieces: &mut self.pieces,
             stats: &self.stats,

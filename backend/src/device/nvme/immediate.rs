@@ -5,6 +5,7 @@ use mdev_pin::{Burst, ResolveError};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
+use super::bucket::Bucket;
 use super::data::Piece;
 use super::steps::{Span, Steps};
 use crate::store::{Immediate, Operation};
@@ -15,13 +16,14 @@ const AT_ONCE: u64 = 2 << 20;
 /// The memory of one command, kept from command to command of a burst for its room.
 pub(super) type Memory<'s> = SmallVec<[GuestSlice<'s>; 8]>;
 
-/// Finds the memory of a command.
+/// Finds the memory of a command. What is not wanted goes to the bucket.
 ///
 /// # Errors
 /// A piece that is in none, or in none that permits it.
 #[inline(always)]
 pub(super) fn resolve<'s>(
     burst: &'s Burst<'_>,
+    bucket: &'s Bucket,
     pieces: &[Piece],
     operation: Operation,
     out: &mut Memory<'s>,
@@ -29,6 +31,10 @@ pub(super) fn resolve<'s>(
     let perm = operation.memory();
     out.clear();
     for piece in pieces {
+        if piece.unwanted {
+            out.push(bucket.slice(piece.len).ok_or(ResolveError::Overflow)?);
+            continue;
+        }
         match burst.slice(piece.at, piece.len, perm) {
             Ok(slice) => out.push(slice),
             Err(ResolveError::Split) => {

@@ -14,7 +14,7 @@
 //! | `submission` | where are its commands |
 //! | `engine`, `serving` | how does a burst of commands become requests, and their ends completions |
 //! | `command` | what does a command ask for |
-//! | `data` | where are its data |
+//! | `data`, `bucket` | where are its data, and where do those go that nobody wants |
 //! | `immediate`, `queued` | how is it carried out by stores that need no time, and by those that do |
 //! | `backends`, `flying`, `steps` | which stores does a queue use, what is in flight, what is left of a long command |
 //! | `landing`, `aborts` | what follows when a store has ended a request, and what does the host want to be ended |
@@ -49,6 +49,7 @@
 mod aborts;
 mod admin_bell;
 mod backends;
+mod bucket;
 mod command;
 mod completion;
 mod controller;
@@ -83,6 +84,8 @@ use super::{Device, EventFd, QueueNames, QueueStats};
 use crate::limit::LogLimit;
 use crate::store::StoreError;
 use crate::sys::{Interest, Poll};
+
+use bucket::Bucket;
 
 pub use admin_bell::AdminBell;
 pub use completion::{CompletionQueue, CompletionSetup, Ended, Posted};
@@ -155,6 +158,9 @@ pub enum NvmeConfigError {
         /// Why.
         source: io::Error,
     },
+    /// No descriptors left, or no memory.
+    #[error("an NVMe controller needs a little memory of its own: {0}; allow more open files (ulimit -n)")]
+    Bucket(io::Error),
     /// No descriptors left.
     #[error("an NVMe controller needs an eventfd for each queue: {0}; allow more open files (ulimit -n)")]
     Bell(io::Error),
@@ -203,6 +209,10 @@ pub struct Shared {
     pub namespaces: Namespaces,
     /// The host has not disabled the volatile write cache (feature 06h). Each write reads it once.
     pub write_back: AtomicBool,
+    /// The function must not reach memory, since its host has taken that back (the bus initiator bit of the PCI command register).
+    paused: AtomicBool,
+    /// Takes what hosts do not want.
+    bucket: Bucket,
     /// A shutdown has the stores flushed.
     flushing: AtomicBool,
     /// What commands moved, by the identifier of their submission queue; the first, of the admin queue, stays empty.
@@ -304,6 +314,8 @@ impl NvmeDevice {
             mishaps: Mishaps::default(),
         });
         Ok(Self { config, shared, watch, occupied: Arc::default(), queues })
+            paused: AtomicBool::new(false),
+            bucket: Bucket::new().map_err(NvmeConfigError::Bucket)?,
     }
 
     /// As it was made.

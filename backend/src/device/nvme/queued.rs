@@ -1,20 +1,30 @@
 //! Commands whose store takes its time: their memory is pinned, and the store has them before the burst ends. So an unmap
 //! that has waited for the bursts finds every pin.
 
-use mdev_pin::{Burst, ResolveError};
+use mdev_pin::{Burst, Lane, ResolveError};
 
+use super::bucket;
 use super::data::Piece;
 use super::flying::{Flown, Flying};
 use super::steps::{Span, Steps};
 use crate::store::{Limits, Operation, Pins, Queued, Request};
 
-/// Holds the memory of a command.
+/// Holds the memory of a command. `bucket` is the way to where what is not wanted goes.
 ///
 /// # Errors
 /// A piece that is in none, or in none that permits it. Nothing is held.
-pub(super) fn pin(burst: &Burst<'_>, pieces: &[Piece], operation: Operation) -> Result<Pins, ResolveError> {
+pub(super) fn pin(
+    burst: &Burst<'_>,
+    bucket: &mut Lane,
+    pieces: &[Piece],
+    operation: Operation,
+) -> Result<Pins, ResolveError> {
     let perm = operation.memory();
-    pieces.iter().map(|piece| burst.pin(piece.at, piece.len, perm)).collect()
+    let mut pin = |piece: &Piece| match piece.unwanted {
+        false => burst.pin(piece.at, piece.len, perm),
+        true => bucket::pin(bucket, piece.len),
+    };
+    pieces.iter().map(&mut pin).collect()
 }
 
 /// Gives a command that moves data to its store. There is room for it.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mdev_dma::GuestSlice;
-use mdev_pin::{Burst, ResolveError};
+use mdev_pin::{Burst, Lane, ResolveError};
 use mdev_protocol::nvme::command::Command;
 use mdev_protocol::nvme::data::DatasetRange;
 use mdev_protocol::nvme::status::Status;
@@ -71,6 +71,8 @@ pub(super) struct Serving<'e> {
     pub(super) completion: &'e Arc<CompletionQueue>,
     pub(super) backends: &'e mut Backends,
     pub(super) flying: &'e mut Flying,
+    /// The way to the device's bucket.
+    pub(super) bucket: &'e mut Lane,
     pub(super) under_way: &'e mut Option<UnderWay>,
     pub(super) ended: &'e mut Vec<Ended>,
     pub(super) pieces: &'e mut Vec<Piece>,
@@ -83,7 +85,7 @@ pub(super) struct Serving<'e> {
     pub(super) submitted: bool,
 }
 
-impl Serving<'_> {
+impl<'e> Serving<'e> {
     /// Posts what has ended, takes commands, and posts what has ended of them.
     ///
     /// # Errors
@@ -167,7 +169,10 @@ impl Serving<'_> {
         burst: &'s Burst<'_>,
         command: &Command,
         memory: &mut Memory<'s>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Stop>
+    where
+        'e: 's,
+    {
         let cid = command.cid();
         let Some(backend) = self.backends.find(command.nsid) else { return self.nowhere(command) };
         let asked = match parse(command, &backend.namespace, self.write_through) {
@@ -182,22 +187,26 @@ impl Serving<'_> {
             Asked::Change(steps) => return self.change(command, steps),
             Asked::Deallocate { len } => return self.deallocate(burst, command, len),
         };
-        if let Err(fault) = data::locate(burst, command, len, self.pieces) {
+        let to_host = operation == Operation::Read;
+        if let Err(fault) = data::locate(burst, command, len, to_host, self.pieces) {
             return self.fault(command, fault);
         }
         let span = Span { offset, len: len.into() };
+        let bucket = &self.shared.bucket;
         let outcome = match &mut backend.port {
-            Some(Port::Immediate(port)) => match immediate::resolve(burst, self.pieces, operation, memory) {
-                Ok(()) => {
-                    let outcome = port.serve(operation, offset, span.len, memory);
-                    // A page that was lost under it concerns nobody else.
-                    let lost = burst.poisoned() && memory.iter().any(GuestSlice::poisoned);
-                    if lost { Err(Errno::FAULT) } else { outcome }
+            Some(Port::Immediate(port)) => {
+                match immediate::resolve(burst, bucket, self.pieces, operation, memory) {
+                    Ok(()) => {
+                        let outcome = port.serve(operation, offset, span.len, memory);
+                        // A page that was lost under it concerns nobody else.
+                        let lost = burst.poisoned() && memory.iter().any(GuestSlice::poisoned);
+                        if lost { Err(Errno::FAULT) } else { outcome }
+                    }
+                    Err(error) => return self.fault(command, error.into()),
                 }
-                Err(error) => return self.fault(command, error.into()),
-            },
+            }
             Some(Port::Queued(_)) if self.flying.is_full() => return Err(Stop::Full),
-            Some(Port::Queued(port)) => match queued::pin(burst, self.pieces, operation) {
+            Some(Port::Queued(port)) => match queued::pin(burst, self.bucket, self.pieces, operation) {
                 Ok(pins) => {
                     queued::transfer(self.flying, port, cid, operation, span, pins);
                     backend.in_flight = backend.in_flight.saturating_add(1);
@@ -359,7 +368,7 @@ impl Serving<'_> {
 
     /// Copies the data of a command that is not about blocks.
     fn gather(&mut self, burst: &Burst<'_>, command: &Command, out: &mut [u8]) -> Result<(), Fault> {
-        data::locate(burst, command, out.len() as u32, self.pieces)?;
+        data::locate(burst, command, out.len() as u32, false, self.pieces)?;
         let mut rest = out;
         for piece in self.pieces.iter() {
             let (here, behind) = rest.split_at_mut_checked(piece.len as usize).unwrap_or_default();

@@ -160,7 +160,7 @@ pub struct IdentifyController {
     pub atomic_compare_write: u16,
     /// Formats of copy descriptors.
     pub copy_formats: u16,
-    /// SGLs: 1 in bits 0-1 if there are any, without a rule of alignment.
+    /// SGLs: 1 in bits 0-1 if there are any, without a rule of alignment; bit 16 if there are bit buckets.
     pub sgl: u32,
     /// Namespaces at most, if that is less than the highest identifier.
     pub max_namespaces: u32,

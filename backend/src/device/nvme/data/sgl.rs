@@ -1,9 +1,12 @@
-//! SGL descriptors: blocks of data, and segments with more descriptors. Bit buckets, keyed and transport descriptors are not
-//! served, nor lists that describe more bytes than are moved.
+//! SGL descriptors: blocks of data, bit buckets, and segments with more descriptors. Keyed and transport descriptors are not served,
+//! nor lists that describe more bytes than are moved. A bit bucket takes bytes that go to the host; among those that come from
+//! it, it is as if it were not there.
 
 use mdev_dma::Iova;
 use mdev_pin::Burst;
-use mdev_protocol::nvme::data::{SGL_ADDRESS, SGL_DATA_BLOCK, SGL_LAST_SEGMENT, SGL_SEGMENT, SglDescriptor};
+use mdev_protocol::nvme::data::{
+    SGL_ADDRESS, SGL_BIT_BUCKET, SGL_DATA_BLOCK, SGL_LAST_SEGMENT, SGL_SEGMENT, SglDescriptor,
+};
 use mdev_protocol::nvme::status::Status;
 use zerocopy::IntoBytes;
 
@@ -23,6 +26,7 @@ fn refused<T>(status: Status) -> Result<T, Fault> {
 /// A descriptor, as far as it is served.
 enum Meaning {
     Data { at: u64, len: u32 },
+    Bucket { len: u32 },
     Segment(Segment),
 }
 
@@ -41,6 +45,7 @@ fn meaning(descriptor: SglDescriptor) -> Result<Meaning, Fault> {
     }
     match descriptor.kind() {
         SGL_DATA_BLOCK => Ok(Meaning::Data { at, len }),
+        SGL_BIT_BUCKET => Ok(Meaning::Bucket { len }),
         SGL_SEGMENT | SGL_LAST_SEGMENT if len == 0 || !len.is_multiple_of(LEN) => {
             refused(Status::INVALID_SGL_SEGMENT)
         }
@@ -52,11 +57,21 @@ fn meaning(descriptor: SglDescriptor) -> Result<Meaning, Fault> {
 }
 
 /// See [`super::locate`].
-pub(super) fn walk(burst: &Burst<'_>, dptr: [u64; 2], len: u32, out: &mut Vec<Piece>) -> Result<(), Fault> {
-    let mut list = List { out, left: len, descriptors: 1 };
+pub(super) fn walk(
+    burst: &Burst<'_>,
+    dptr: [u64; 2],
+    len: u32,
+    to_host: bool,
+    out: &mut Vec<Piece>,
+) -> Result<(), Fault> {
+    let mut list = List { out, to_host, left: len, descriptors: 1 };
     let mut next = match meaning(SglDescriptor::from_pointer(dptr))? {
         Meaning::Data { at, len } => {
             list.add(at, len)?;
+            None
+        }
+        Meaning::Bucket { len } => {
+            list.throw(len)?;
             None
         }
         Meaning::Segment(segment) => Some(segment),
@@ -71,6 +86,7 @@ pub(super) fn walk(burst: &Burst<'_>, dptr: [u64; 2], len: u32, out: &mut Vec<Pi
 /// What was described so far.
 struct List<'o> {
     out: &'o mut Vec<Piece>,
+    to_host: bool,
     /// Bytes that are not described yet.
     left: u32,
     /// Descriptors that were read, or will be.
@@ -78,9 +94,25 @@ struct List<'o> {
 }
 
 impl List<'_> {
-    fn add(&mut self, at: u64, len: u32) -> Result<(), Fault> {
+    fn count(&mut self, len: u32) -> Result<(), Fault> {
         let Some(left) = self.left.checked_sub(len) else { return refused(Status::SGL_DATA_LENGTH_INVALID) };
         self.left = left;
+        Ok(())
+    }
+
+    /// A bit bucket.
+    fn throw(&mut self, len: u32) -> Result<(), Fault> {
+        if self.to_host {
+            self.count(len)?;
+            if len > 0 {
+                self.out.push(Piece { at: Iova(0), len, unwanted: true });
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, at: u64, len: u32) -> Result<(), Fault> {
+        self.count(len)?;
         if len > 0 {
             push(self.out, at, len);
         }
@@ -102,6 +134,7 @@ impl List<'_> {
                 count = count.wrapping_sub(1);
                 match meaning(*descriptor)? {
                     Meaning::Data { at, len } => self.add(at, len)?,
+                    Meaning::Bucket { len } => self.throw(len)?,
                     Meaning::Segment(_) if last => return refused(Status::INVALID_SGL_SEGMENT),
                     Meaning::Segment(next) if count == 0 => return Ok(Some(next)),
                     Meaning::Segment(_) => return refused(Status::INVALID_SGL_COUNT),

@@ -7,7 +7,9 @@ use mdev_protocol::nvme::data::{
 };
 use mdev_protocol::nvme::status::Status;
 
-use super::rig::{Rig, read, write};
+use super::rig::{Options, Rig, SIZE, read, write};
+use crate::store::Store;
+use crate::store::held::Held;
 
 /// Fills the data with numbers and the store with what a transfer of them should be.
 fn numbered(rig: &Rig) {
@@ -162,7 +164,7 @@ fn descriptors_that_make_no_sense_are_refused_with_their_reason() {
         assert!(status.is_success() || status.is_final());
         status.plain()
     };
-    for kind in [SGL_BIT_BUCKET, SGL_KEYED_DATA_BLOCK, SGL_TRANSPORT_DATA_BLOCK, 6, 15] {
+    for kind in [SGL_KEYED_DATA_BLOCK, SGL_TRANSPORT_DATA_BLOCK, 6, 15] {
         let odd = SglDescriptor::new(kind, at, 512);
         assert_eq!(run(&mut rig, odd, &[]), Status::SGL_TYPE_INVALID);
         assert_eq!(run(&mut rig, to(SGL_LAST_SEGMENT, 16), &[odd]), Status::SGL_TYPE_INVALID);
@@ -190,6 +192,58 @@ fn descriptors_that_make_no_sense_are_refused_with_their_reason() {
     assert_eq!(run(&mut rig, own, &[own]), Status::INVALID_SGL_COUNT);
     assert_eq!(run(&mut rig, last(!15), &[data(512)]), Status::INVALID_SGL_COUNT);
     assert_eq!(run(&mut rig, last(16), &[data(512)]), Status::SUCCESS);
+}
+
+/// What a read of two blocks that are all fives leaves of a page of sevens, and what it finds in the bucket's place.
+fn read_with_buckets(mut rig: Rig, mut run: impl FnMut(&mut Rig, Command) -> Status) {
+    let (at, list) = (rig.at(0), rig.lists.at.0);
+    rig.fill(4096, 4096, 7);
+    let data = |offset, len| SglDescriptor::new(SGL_DATA_BLOCK, at + 4096 + offset, len);
+    // Its address means nothing.
+    let bucket = |len| SglDescriptor::new(SGL_BIT_BUCKET, u64::MAX, len);
+    segment(&rig, 0, &[bucket(24), data(0, 100), bucket(0), bucket(400), data(500, 500)]);
+    let several = SglDescriptor::new(SGL_LAST_SEGMENT, list, 80);
+    assert_eq!(run(&mut rig, with_sgl(read(0, 2, 0, 0), several)), Status::SUCCESS);
+    let bytes = rig.bytes(4096, 4096);
+    let expected = |index: usize| if index < 100 || (500..1000).contains(&index) { 5 } else { 7 };
+    assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == expected(index)));
+    // Nothing is wanted at all.
+    assert_eq!(run(&mut rig, with_sgl(read(0, 2, 0, 0), bucket(1024))), Status::SUCCESS);
+    assert_eq!(rig.bytes(4096, 4096), bytes);
+    for len in [1023, 1025, u32::MAX] {
+        let wrong = with_sgl(read(0, 2, 0, 0), bucket(len));
+        assert_eq!(run(&mut rig, wrong).plain(), Status::SGL_DATA_LENGTH_INVALID);
+    }
+    // What comes from the host is not counted by them.
+    segment(&rig, 0, &[data(0, 512), bucket(u32::MAX), data(512, 512)]);
+    let written = with_sgl(write(4, 2, 0, 0), SglDescriptor::new(SGL_LAST_SEGMENT, list, 48));
+    assert_eq!(run(&mut rig, written), Status::SUCCESS);
+    let first = with_sgl(read(4, 2, 0, 0), SglDescriptor::new(SGL_DATA_BLOCK, at, 1024));
+    assert_eq!(run(&mut rig, first), Status::SUCCESS);
+    assert_eq!(rig.bytes(0, 1024), bytes[..1024]);
+    assert_eq!(rig.ioas.pins(), 0);
+}
+
+#[test]
+fn bit_buckets_take_what_is_not_wanted_from_a_store_that_needs_no_time() {
+    let mut rig = Rig::new("mem,size=4M");
+    rig.fill(0, 1024, 5);
+    let at = rig.at(0);
+    assert_eq!(rig.run(write(0, 2, at, 0)), Status::SUCCESS);
+    read_with_buckets(rig, |rig, command| rig.run(command));
+}
+
+#[test]
+fn bit_buckets_take_what_is_not_wanted_from_a_store_that_takes_its_time() {
+    let held = Held::new([vec![5; 1024], vec![0; SIZE as usize - 1024]].concat());
+    let rig = Rig::on(Store::Held(held.clone()), Options::default());
+    read_with_buckets(rig, |rig, command| {
+        rig.offer(command);
+        rig.poll();
+        held.finish_all();
+        rig.poll();
+        rig.reap()[0].status()
+    });
 }
 
 #[test]

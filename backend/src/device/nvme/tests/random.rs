@@ -207,7 +207,7 @@ fn prp_walk_is_that_of_a_naive_model() {
             let command = Command { dptr: [first, second], ..Command::new(nvm::READ, 0, 1) };
             let mut pieces = Vec::new();
             let mut lane = rig.access.lane();
-            let found = locate(&lane.enter(), &command, len, &mut pieces);
+            let found = locate(&lane.enter(), &command, len, true, &mut pieces);
             match (found, naive(&list, [first, second], len)) {
                 (Ok(()), Some(bytes)) => {
                     let all: Vec<u64> = pieces

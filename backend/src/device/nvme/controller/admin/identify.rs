@@ -40,8 +40,8 @@ const FIRMWARE: u8 = 1 | 1 << 1;
 const LOGS: u8 = 1 << 1 | 1 << 2 | 1 << 5;
 /// There is a volatile cache, and a flush names one namespace or all of them.
 const WRITE_CACHE: u8 = 1 | 0b11 << 1;
-/// SGLs, without a rule of alignment.
-const SGL: u32 = 1;
+/// SGLs without a rule of alignment, and bit buckets in them.
+const SGL: u32 = 1 | 1 << 16;
 /// Write zeroes may deallocate.
 const DEALLOCATION: u8 = 1 << 3;
 /// Deallocated blocks read as zeros. Without it, Linux never lets write zeroes deallocate (`nvme_setup_write_zeroes`).

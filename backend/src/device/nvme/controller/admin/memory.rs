@@ -20,7 +20,7 @@ fn with_pieces(
         return Ok(());
     }
     let mut pieces = Vec::new();
-    data::locate(&burst, command, len, &mut pieces)?;
+    data::locate(&burst, command, len, perm == Perm::WRITE, &mut pieces)?;
     let mut memory = SgList::new();
     for piece in &pieces {
         burst.sg(piece.at, piece.len, perm, &mut memory)?;

@@ -42,7 +42,7 @@ fn controller_is_what_linux_expects() {
     assert_eq!((id.max_transfer, id.submission_entry, id.completion_entry), (8, 0x66, 0x44));
     assert_eq!((id.namespaces, id.optional_admin, id.optional_nvm), (128, 0x108, 0xdd));
     assert_eq!((id.power_off_latency, id.abort_limit), ([0, 10_000_000], 3));
-    assert_eq!((id.sgl, id.write_cache, id.log_attributes, id.events), (1, 7, 0x26, 0x100));
+    assert_eq!((id.sgl, id.write_cache, id.log_attributes, id.events), (0x1_0001, 7, 0x26, 0x100));
     assert_eq!(u128::from_le_bytes(id.total_capacity), 3 << 20);
     let name = id.subsystem_name.split(|byte| *byte == 0).next().unwrap();
     let name = std::str::from_utf8(name).unwrap();
