@@ -145,7 +145,8 @@ impl SubmissionEngine {
             self.collect();
         }
         let nothing_owed = self.ended.is_empty() && self.under_way.is_none();
-        if nothing_owed && (self.quiesced || self.queue.is_empty()) || !self.reach.is_ready() {
+        let idle = nothing_owed && (self.quiesced || self.queue.is_empty());
+        if idle || !self.reach.is_ready() || self.shared.is_paused() {
             self.stats.add_empty_poll();
             return 0;
         }
@@ -165,8 +166,8 @@ impl SubmissionEngine {
             completion: &self.completion,
             backends: &mut self.backends,
             flying: &mut self.flying,
-            under_way: &mut self.under_way,
             bucket: &mut self.bucket,
+            under_way: &mut self.under_way,
             ended: &mut self.ended,
             pieces: &mut self.pieces,
             stats: &self.stats,
@@ -210,7 +211,7 @@ impl SubmissionEngine {
     /// Asks for what wakes the worker, before it sleeps. True if there is work already: poll again instead.
     pub fn arm(&mut self) -> bool {
         let work = self.backends.arm();
-        if self.reach.has_failed() {
+        if self.reach.has_failed() || self.shared.is_paused() {
             return work;
         }
         if self.reach.is_parked() {
@@ -246,7 +247,8 @@ impl SubmissionEngine {
 
     /// When to poll again even if nobody wakes the worker.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.reach.deadline().into_iter().chain(self.backends.next_deadline()).min()
+        let parked = self.reach.deadline().filter(|_| !self.shared.is_paused());
+        parked.into_iter().chain(self.backends.next_deadline()).min()
     }
 
     /// Whether there is something to tell of.
@@ -281,10 +283,11 @@ impl SubmissionEngine {
     }
 
     /// Takes nothing more. True when no command is in flight and the host knows of all that have ended, as far as it has room
-    /// for that: then the engine can be dropped. Until then it is polled as before, and asked this after every poll.
+    /// for that and lets the function reach its memory: then the engine can be dropped. Until then it is polled as before, and asked this after every poll.
     pub fn quiesce(&mut self) -> bool {
         self.quiesced = true;
-        let unheard = self.full || self.reach.has_failed() || self.reach.is_parked();
+        let unheard =
+            self.full || self.shared.is_paused() || self.reach.has_failed() || self.reach.is_parked();
         self.flying.is_empty() && (self.under_way.is_none() || unheard) && (self.ended.is_empty() || unheard)
     }
 

@@ -229,6 +229,11 @@ impl Shared {
         !self.write_back.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing may be taken from the host's memory or put there.
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
     /// A command has failed in its store.
     #[cold]
     fn complain(&self, what: impl std::fmt::Display, errno: Errno) {
@@ -309,13 +314,13 @@ impl NvmeDevice {
             serial,
             namespaces: Namespaces::new(namespaces)?,
             write_back: AtomicBool::new(true),
+            paused: AtomicBool::new(false),
+            bucket: Bucket::new().map_err(NvmeConfigError::Bucket)?,
             flushing: AtomicBool::new(false),
             usage: (0..=config.queues).map(|_| Usage::default()).collect(),
             mishaps: Mishaps::default(),
         });
         Ok(Self { config, shared, watch, occupied: Arc::default(), queues })
-            paused: AtomicBool::new(false),
-            bucket: Bucket::new().map_err(NvmeConfigError::Bucket)?,
     }
 
     /// As it was made.

@@ -4,6 +4,9 @@
 //! of its own, taken only when an interrupt is due. What nobody can be told of stays pending, and is told when
 //! somebody can.
 //!
+//! Hosts mask messages: all of them in the MSI-X capability, one in the table of vectors. Clients that keep that table to themselves
+//! take the event of a masked vector back instead. So a vector counts as masked only when somebody has written so.
+//!
 //! The pin is a level, which clients see as an event each time it rises or is looked at again: it is asserted when a
 //! completion is posted, and falls when whoever knows the queues finds all of them consumed ([`Vectors::lower`]).
 
@@ -14,29 +17,41 @@ use crate::sys::EventFd;
 
 /// The interrupts of a controller.
 pub struct Vectors {
-    messages: Box<[Message]>,
+    messages: Box<[Mutex<Message>]>,
     /// MSI-X is enabled.
     by_message: AtomicBool,
+    /// The host has masked all messages (the function mask of the MSI-X capability).
+    all_masked: AtomicBool,
     pin: Mutex<Option<Arc<EventFd>>>,
     /// The pin is asserted.
     asserted: AtomicBool,
+    /// The host has disabled the pin (in the PCI command register). It is asserted all the same, and nobody is told.
+    pin_disabled: AtomicBool,
     /// The register INTMS: vectors that the host has masked. It means the pin only.
     masked: AtomicU32,
     pending: Box<[AtomicU64]>,
 }
 
-/// Where the messages of a vector go.
-type Message = Mutex<Option<Arc<EventFd>>>;
+/// The messages of a vector.
+#[derive(Default)]
+struct Message {
+    /// Where they go.
+    event: Option<Arc<EventFd>>,
+    /// The host has masked them in the table of vectors.
+    masked: bool,
+}
 
 impl Vectors {
     /// So many vectors, all of which go nowhere; the pin is in use.
     pub fn new(count: u16) -> Self {
         let count = usize::from(count);
         Self {
-            messages: (0..count).map(|_| Mutex::new(None)).collect(),
+            messages: (0..count).map(|_| Mutex::default()).collect(),
             by_message: AtomicBool::new(false),
+            all_masked: AtomicBool::new(false),
             pin: Mutex::new(None),
             asserted: AtomicBool::new(false),
+            pin_disabled: AtomicBool::new(false),
             masked: AtomicU32::new(0),
             pending: (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
         }
@@ -53,25 +68,50 @@ impl Vectors {
             self.asserted.store(true, Ordering::Release);
             self.tell_pin();
         } else if let Some(message) = self.messages.get(usize::from(vector)) {
-            match &*lock(message) {
+            let message = lock(message);
+            match self.way(&message) {
                 Some(event) => event.signal(),
-                // Under the lock, so that whoever sets it finds this.
+                // Under the lock, so that whoever opens the way finds this.
                 None => self.pend(vector),
             }
         }
     }
 
-    /// Where messages of a vector go from now on; `None`: it is masked, or has no event yet. What is pending is told at once. Unknown
-    /// vectors are left alone.
+    /// Where messages of a vector go from now on; `None`: it is masked, or has no event yet. What is pending is told at once, unless
+    /// the host has masked it. Unknown vectors are left alone.
     pub fn set(&self, vector: u16, event: Option<Arc<EventFd>>) {
+        self.change(vector, |message| message.event = event);
+    }
+
+    /// Masks a vector, or lets what is pending through.
+    pub fn mask_message(&self, vector: u16, masked: bool) {
+        self.change(vector, |message| message.masked = masked);
+    }
+
+    /// The same for all of them, beside what each of them has.
+    pub fn mask_messages(&self, masked: bool) {
+        self.all_masked.store(masked, Ordering::Release);
+        if !masked {
+            // Whoever had its lock before has left its bit; whoever gets it later sees that they are not masked.
+            (0..self.count()).for_each(|vector| self.change(vector, |_| {}));
+        }
+    }
+
+    fn change(&self, vector: u16, change: impl FnOnce(&mut Message)) {
         let Some(message) = self.messages.get(usize::from(vector)) else { return };
         let mut message = lock(message);
-        if let Some(event) = &event
+        change(&mut message);
+        if let Some(event) = self.way(&message)
             && self.take_pending(vector)
         {
             event.signal();
         }
-        *message = event;
+    }
+
+    /// Where messages of a vector go, if they may.
+    fn way<'m>(&self, message: &'m Message) -> Option<&'m Arc<EventFd>> {
+        let masked = message.masked || self.all_masked.load(Ordering::Acquire);
+        message.event.as_ref().filter(|_| !masked)
     }
 
     /// Whether interrupts are messages (MSI-X is enabled) or the pin.
@@ -85,6 +125,12 @@ impl Vectors {
     /// Where the pin goes from now on. An asserted one is told at once.
     pub fn set_pin(&self, event: Option<Arc<EventFd>>) {
         *lock(&self.pin) = event;
+        self.tell_pin();
+    }
+
+    /// The host forbids the pin, or allows it: if it is asserted then, it is told.
+    pub fn disable_pin(&self, disabled: bool) {
+        self.pin_disabled.store(disabled, Ordering::Release);
         self.tell_pin();
     }
 
@@ -126,7 +172,10 @@ impl Vectors {
 
     /// As after a reset: nothing is pending, asserted or masked, and the pin is in use. Where interrupts go stays.
     pub fn reset(&self) {
-        let Self { messages: _, by_message, pin: _, asserted, masked, pending } = self;
+        let Self { messages, by_message, all_masked, pin: _, asserted, pin_disabled, masked, pending } = self;
+        messages.iter().for_each(|message| lock(message).masked = false);
+        all_masked.store(false, Ordering::Release);
+        pin_disabled.store(false, Ordering::Release);
         by_message.store(false, Ordering::Release);
         asserted.store(false, Ordering::Release);
         masked.store(0, Ordering::Release);
@@ -138,6 +187,7 @@ impl Vectors {
         fence(Ordering::SeqCst);
         if self.is_asserted()
             && self.masked() & 1 == 0
+            && !self.pin_disabled.load(Ordering::Acquire)
             && let Some(event) = &*lock(&self.pin)
         {
             event.signal();

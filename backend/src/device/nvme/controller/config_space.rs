@@ -1,7 +1,7 @@
 //! The PCI configuration space: bytes, and which of their bits can be written.
 //!
 //! BARs can be written as far as their sizes let them be, so that hosts find these; where they point to is the client's
-//! matter. Of what is written only two things have an effect: MSI-X is enabled or disabled, and the function is reset.
+//! matter. What has an effect when it is written is told by a [`Change`].
 
 use std::mem::offset_of;
 
@@ -84,6 +84,20 @@ pub(super) struct Change {
     pub(super) reset: bool,
     /// MSI-X has been enabled or disabled.
     pub(super) by_message: Option<bool>,
+    /// All messages have been masked or unmasked.
+    pub(super) messages_masked: Option<bool>,
+    /// The pin has been disabled or enabled.
+    pub(super) pin_disabled: Option<bool>,
+    /// The function may reach memory, or must not any more.
+    pub(super) initiator: Option<bool>,
+}
+
+/// The bits that have an effect when they change. See [`Change`].
+struct Switches {
+    by_message: bool,
+    messages_masked: bool,
+    pin_disabled: bool,
+    initiator: bool,
 }
 
 /// See the [module](self).
@@ -174,20 +188,40 @@ impl ConfigSpace {
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Change {
         const CONTROL_UPPER: usize = EXPRESS + offset_of!(Express, device_control) + 1;
         let Ok(first) = usize::try_from(offset) else { return Change::default() };
-        let before = self.by_message();
+        let before = self.switches();
         let mut reset = false;
         let places = self.bytes.iter_mut().zip(self.writable.iter()).enumerate().skip(first);
         for ((at, (place, mask)), byte) in places.zip(data) {
             *place = *place & !mask | byte & mask;
             reset |= at == CONTROL_UPPER && byte & (Express::INITIATE_RESET >> 8) as u8 != 0;
         }
-        let after = self.by_message();
-        Change { reset, by_message: (before != after).then_some(after) }
+        let after = self.switches();
+        let turned = |which: fn(&Switches) -> bool| {
+            let now = which(&after);
+            (which(&before) != now).then_some(now)
+        };
+        Change {
+            reset,
+            by_message: turned(|one| one.by_message),
+            messages_masked: turned(|one| one.messages_masked),
+            pin_disabled: turned(|one| one.pin_disabled),
+            initiator: turned(|one| one.initiator),
+        }
     }
 
-    /// Whether MSI-X is enabled.
-    fn by_message(&self) -> bool {
-        const CONTROL_UPPER: usize = MSIX + offset_of!(Msix, control) + 1;
-        self.bytes.get(CONTROL_UPPER).is_some_and(|byte| byte & (Msix::ENABLED >> 8) as u8 != 0)
+    fn switches(&self) -> Switches {
+        const CONTROL: usize = MSIX + offset_of!(Msix, control);
+        let word = |at: usize| {
+            let mut bytes = self.bytes.iter().skip(at).copied();
+            u16::from_le_bytes([bytes.next().unwrap_or(0), bytes.next().unwrap_or(0)])
+        };
+        let command = word(offset_of!(Header, command));
+        let control = word(CONTROL);
+        Switches {
+            by_message: control & Msix::ENABLED != 0,
+            messages_masked: control & Msix::MASKED != 0,
+            pin_disabled: command & command::INTERRUPT_DISABLE != 0,
+            initiator: command & command::BUS_INITIATOR != 0,
+        }
     }
 }

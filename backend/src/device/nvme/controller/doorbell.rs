@@ -67,7 +67,7 @@ impl Controller {
 
     /// The pin falls if the host has taken all completions.
     pub(super) fn settle_pin(&mut self) {
-        if self.vectors.is_asserted() && !self.has_entries() {
+        if self.vectors.is_asserted() && !self.shared.is_paused() && !self.has_entries() {
             self.vectors.lower();
             // Whoever posted in between raised it for nothing.
             if self.has_entries() {

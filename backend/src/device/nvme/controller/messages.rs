@@ -1,4 +1,4 @@
-//! The table of MSI-X vectors: remembered for whoever reads it.
+//! The table of MSI-X vectors: addresses and data are remembered for whoever reads them, masks are heeded.
 
 use mdev_protocol::pci::Msix;
 
@@ -10,6 +10,9 @@ const ENTRY: [u8; Msix::ENTRY_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 
 /// Bits of an entry that can be written: address in dwords, data, mask.
 const WRITABLE: [u8; Msix::ENTRY_LEN] =
     [0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0];
+
+/// The byte of an entry whose first bit masks it.
+const MASK: usize = 12;
 
 /// See the [module](self).
 pub(super) struct MessageTable(Vec<u8>);
@@ -34,11 +37,14 @@ impl MessageTable {
         }
     }
 
-    pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
+    pub(super) fn write(&mut self, offset: u64, data: &[u8], vectors: &Vectors) {
         let Ok(first) = usize::try_from(offset) else { return };
-        let places = self.0.iter_mut().zip(WRITABLE.iter().cycle()).skip(first);
-        for ((place, mask), byte) in places.zip(data) {
+        let places = self.0.iter_mut().zip(WRITABLE.iter().cycle()).enumerate().skip(first);
+        for ((at, (place, mask)), byte) in places.zip(data) {
             *place = *place & !mask | byte & mask;
+            if at % Msix::ENTRY_LEN == MASK {
+                vectors.mask_message((at / Msix::ENTRY_LEN) as u16, *place & 1 != 0);
+            }
         }
     }
 }

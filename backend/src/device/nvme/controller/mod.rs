@@ -8,6 +8,7 @@
 //! | `registers` | what do the registers say (base specification, section 3.1.3) |
 //! | `life` | how is it enabled, disabled, shut down and reset (sections 3.5 to 3.7) |
 //! | `flush` | what does a shutdown wait for |
+//! | `bus` | may it reach memory |
 //! | `doorbell` | what follows from a doorbell that was trapped |
 //! | `config_space`, `messages` | what is in its PCI configuration space, and in the table of its MSI-X vectors |
 //! | `fuzzing` | does it stand whatever a host does |
@@ -29,10 +30,10 @@
 //!
 //! # What it does not implement
 //!
-//! A subsystem reset, memory buffers, power states, coalesced interrupts (the feature is remembered and has no effect). Memory is reached whether or not the function may by its PCI
-//! command register, since clients that keep it from that unmap it.
+//! A subsystem reset, memory buffers, power states, coalesced interrupts (the feature is remembered and has no effect).
 
 mod admin;
+mod bus;
 mod config_space;
 mod doorbell;
 mod flush;
@@ -43,6 +44,7 @@ mod registers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use mdev_dma::{Iova, IovaRange};
@@ -86,12 +88,12 @@ pub trait Host {
     /// be called, by whoever called the controller, not from here.
     fn stop(&mut self, qid: u16);
 
-    /// A command of a queue that runs is to be aborted, if that can still be done. Whether it was is told by
-    /// [`Controller::queue_news`], by whoever called the controller, not from here; unless the queue ends before.
     /// The address space is to keep these whole ([`mdev_pin::Ioas::keep_whole`]), and no others: where the entries of queues are, said
     /// before one of them begins to run, since each queue is read through one slice.
     fn keep_whole(&mut self, memory: Vec<IovaRange>);
 
+    /// A command of a queue that runs is to be aborted, if that can still be done. Whether it was is told by
+    /// [`Controller::queue_news`], by whoever called the controller, not from here; unless the queue ends before.
     fn abort(&mut self, qid: u16, cid: u16, number: u64);
 
     /// A doorbell of this I/O submission queue was trapped, or its completion queue has room again: it is to be looked at.
@@ -158,6 +160,7 @@ impl Controller {
     pub fn new(device: &NvmeDevice, doorbells: Arc<Doorbells>, vectors: Arc<Vectors>) -> Self {
         let pairs = device.config().queues.min(MAX_QUEUES);
         let shared = device.shared().clone();
+        shared.paused.store(false, Ordering::Release);
         let (seen, features) = (seen(&shared), Features::new(pairs));
         features.apply(&shared);
         Self {
@@ -216,10 +219,10 @@ impl Controller {
         self.messages.read(offset, out, &self.vectors);
     }
 
-    /// Writes the table of MSI-X vectors, at any place. What is beyond it is ignored. The table is remembered and has no effect:
-    /// clients tell by other means where interrupts go.
+    /// Writes the table of MSI-X vectors, at any place. What is beyond it is ignored. Masks are heeded; addresses and data are only
+    /// remembered, since clients tell by other means where interrupts go.
     pub fn write_bar4(&mut self, offset: u64, data: &[u8]) {
-        self.messages.write(offset, data);
+        self.messages.write(offset, data, &self.vectors);
     }
 
     /// Reads the PCI configuration space, at any place. What is beyond it reads as zeros.
@@ -229,9 +232,19 @@ impl Controller {
 
     /// Writes the PCI configuration space, at any place. What is beyond it, or read-only, is ignored. May reset the controller.
     pub fn write_config(&mut self, offset: u64, data: &[u8], host: &mut dyn Host) {
-        let Change { reset, by_message } = self.space.write(offset, data);
+        let Change { reset, by_message, messages_masked, pin_disabled, initiator } =
+            self.space.write(offset, data);
+        if let Some(masked) = messages_masked {
+            self.vectors.mask_messages(masked);
+        }
         if let Some(by_message) = by_message {
             self.vectors.set_by_message(by_message);
+        }
+        if let Some(disabled) = pin_disabled {
+            self.vectors.disable_pin(disabled);
+        }
+        if let Some(permitted) = initiator {
+            self.permit(permitted, host);
         }
         if reset {
             self.reset(host);
@@ -271,7 +284,7 @@ impl Controller {
 
     /// Looks at the admin queue: one of its doorbells was written by a client that maps them.
     pub fn serve_admin(&mut self, host: &mut dyn Host) {
-        if self.life != Life::Enabled || self.fatal {
+        if self.life != Life::Enabled || self.fatal || self.shared.is_paused() {
             return;
         }
         let Some(mut admin) = self.admin.take() else { return };
@@ -289,7 +302,7 @@ impl Controller {
     /// When to call [`Controller::look`] even though nobody wrote a doorbell: commands are left, or memory is not there, or the host
     /// has no room for completions; an abort has waited for long enough; a shutdown waits for its flush.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let serves = self.life == Life::Enabled && !self.fatal;
+        let serves = self.life == Life::Enabled && !self.fatal && !self.shared.is_paused();
         let admin = self.admin.as_ref().filter(|_| serves);
         let queue = admin.and_then(AdminQueue::deadline);
         let abort = admin.and_then(|_| self.aborts.deadline());
@@ -304,6 +317,7 @@ impl Controller {
         self.messages.reset();
         self.registers = Registers::default();
         self.vectors.reset();
+        self.shared.paused.store(false, Ordering::Release);
         self.end(life::Ending::Disabled, host);
     }
 

@@ -1,3 +1,5 @@
+mod aborts;
+mod bus;
 mod config;
 mod events;
 mod features;

@@ -1,11 +1,12 @@
 //! Commands of anything.
 
-use mdev_protocol::nvme::command::Command;
+use mdev_protocol::nvme::command::{Command, NSID_ALL};
 use mdev_protocol::nvme::opcode::nvm;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::rig::{Options, Rig, SIZE, device};
+use crate::device::QueueNews;
 use crate::store::held::Held;
 use crate::store::{Port, Store};
 
@@ -53,6 +54,9 @@ impl Numbers {
         if self.below(4) == 0 {
             command.cdw0 |= (self.below(256) as u32) << 8;
         }
+        if self.below(50) == 0 {
+            command.nsid = NSID_ALL;
+        }
         command.dptr = [self.pointer(rig), self.pointer(rig)];
         if self.below(3) == 0 {
             command.dptr[1] = self.below(3000) | self.below(8) << 60;
@@ -77,6 +81,7 @@ fn random_commands_all_end_once() {
     let mut rig = Rig::of(device(stores, false), options);
     let mut numbers = Numbers(0x2545_f491_4f6c_dd1d);
     let (mut sent, mut ended) = (0, 0);
+    let (mut asked, mut decided, mut aborted) = (0, 0, 0);
     let mut open = [0u32; 1 << 16];
     let mut last = std::time::Instant::now();
     while ended < COUNT {
@@ -95,6 +100,16 @@ fn random_commands_all_end_once() {
         if numbers.below(4) == 0 {
             held.finish_all();
         }
+        if numbers.below(4) == 0 {
+            // Those that the host waits for, of which many are still in the queue, and any other.
+            let last = sent as u16;
+            let waiting = (1..=200).rev().map(|back| last.wrapping_sub(back));
+            let waiting = waiting.filter(|cid| open[usize::from(*cid)] > 0).take(8);
+            for cid in waiting.chain([numbers.next() as u16]).collect::<Vec<_>>() {
+                rig.queues[0].engine.abort(cid, asked);
+                asked += 1;
+            }
+        }
         for one in rig.reap() {
             open[usize::from(one.cid)] -= 1;
             ended += 1;
@@ -104,10 +119,16 @@ fn random_commands_all_end_once() {
         if rig.queues[0].engine.next_deadline().is_some() {
             rig.queues[0].engine.forsake();
         }
-        assert_eq!(rig.queues[0].engine.news(), None);
+        while let Some(news) = rig.queues[0].engine.news() {
+            let QueueNews::Abort { aborted: done, .. } = news else { panic!("{news}") };
+            decided += 1;
+            aborted += u64::from(done);
+        }
         assert!(last.elapsed() < std::time::Duration::from_secs(20), "{ended} of {sent} have ended");
     }
     assert!(open.iter().all(|&count| count == 0));
+    assert_eq!(asked, decided);
+    assert!(aborted > 20, "only {aborted} of {asked} were aborted");
     assert_eq!((rig.ioas.pins(), rig.counters().packets), (0, COUNT as u64));
 }
 

@@ -4,6 +4,8 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use mdev_dma::Iova;
+use mdev_protocol::nvme::command::Command;
+use mdev_protocol::nvme::opcode::admin;
 use mdev_protocol::nvme::status::Status;
 use mdev_protocol::vfio_user::{DmaFlags, DmaMap, DmaUnmap, Request};
 use rustix::io::Errno;
@@ -94,6 +96,26 @@ fn an_unmap_waits_for_the_commands_that_use_the_range_and_for_nothing_else() {
     host.client.await_reply(waits).unwrap();
     host.client.await_reply(behind).unwrap();
     assert_eq!(host.reap().unwrap().status(), Status::SUCCESS);
+}
+
+#[test]
+fn an_aborted_command_gives_its_memory_back() {
+    for mode in [Mode::Event, Mode::Busy] {
+        let server = Server::start(mode);
+        let mut host = Host::new(server.client());
+        host.read();
+        assert!(server.awaits(1));
+        let abort = |cid: u32| Command { cdw10: 1 | cid << 16, ..Command::new(admin::ABORT, 0, 0) };
+        assert_eq!(host.admin(abort(1)), Status::SUCCESS);
+        assert!(host.has_completion(), "before the abort");
+        let ended = host.reap().unwrap();
+        assert_eq!((ended.cid, ended.status()), (1, Status::ABORT_REQUESTED));
+        let since = Instant::now();
+        let data = unmap_of(&host.memory.regions()[1]);
+        host.client.dma_unmap(data).unwrap();
+        assert!(since.elapsed() < WITHIN && server.held.pending().is_empty());
+        assert_eq!(host.admin(abort(1)), Status::SUCCESS, "there is nothing to abort");
+    }
 }
 
 #[test]

@@ -145,6 +145,42 @@ fn what_has_not_begun_is_cancelled_and_the_port_goes_on() {
 }
 
 #[test]
+fn one_request_is_cancelled_and_the_others_are_not_concerned() {
+    let (guest, image) = (Guest::new(), Image::in_memory(&sectors(64)));
+    let (_file, mut port) = image.open();
+    for tag in 0..4 {
+        port.submit(guest.request(tag, Operation::WRITE, tag * 512, 0, 512));
+    }
+    port.cancel_one(2);
+    port.cancel_one(9);
+    assert_eq!(guest.ioas.pins(), 3);
+    port.begin();
+    let found = ends(&mut port, 4);
+    assert!(
+        found.iter().all(|(tag, result)| *result == if *tag == 2 { Err(Errno::CANCELED) } else { Ok(512) })
+    );
+    assert_eq!(image.bytes()[1024..1536], sectors(64)[1024..1536]);
+    port.cancel_one(1);
+    // Some that the kernel has: one of them ends as it may, and says truly how.
+    let (guest, image) = (Guest::new(), Image::on_disk(&vec![0; 32 << 20]).direct());
+    let (_file, mut port) = image.open();
+    guest.write(0, &[0xff; 1 << 19]);
+    for tag in 0..50 {
+        port.submit(guest.request(tag, Operation::WRITE, tag << 19, 0, 1 << 19));
+    }
+    port.begin();
+    port.cancel_one(40);
+    let found = ends(&mut port, 50);
+    let bytes = image.bytes();
+    let whole = |tag: u64| bytes[(tag as usize) << 19..][..1 << 19].iter().all(|byte| *byte == 0xff);
+    assert!(found.iter().all(|(tag, result)| match result {
+        Ok(_) => whole(*tag),
+        Err(errno) => (*tag, *errno) == (40, Errno::CANCELED),
+    }));
+    assert_eq!(guest.ioas.pins(), 0);
+}
+
+#[test]
 fn what_is_in_flight_and_cancelled_ends_once_and_says_truly_how() {
     let (guest, image) = (Guest::new(), Image::on_disk(&vec![0; 64 << 20]).direct());
     let (_file, mut port) = image.open();

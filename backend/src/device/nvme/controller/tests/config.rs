@@ -104,6 +104,67 @@ fn interrupt_status_and_pending_bits_follow_the_vectors() {
     assert_eq!(pending, [4, 0, 0, 0, 0, 0, 0, 0]);
 }
 
+fn pending(rig: &Rig) -> u8 {
+    let mut bytes = [0xee; 8];
+    rig.controller.read_bar4(0x1000, &mut bytes);
+    bytes[0]
+}
+
+#[test]
+fn masked_vectors_are_pending_until_they_are_unmasked() {
+    let mut rig = Rig::enabled();
+    let events: Vec<_> = (0..3).map(|_| std::sync::Arc::new(crate::sys::EventFd::new().unwrap())).collect();
+    let told = || events.iter().map(|event| event.drain() != crate::sys::Kicks::None).collect::<Vec<_>>();
+    for (vector, event) in events.iter().enumerate() {
+        rig.vectors.set(vector as u16, Some(event.clone()));
+    }
+    let mask =
+        |rig: &mut Rig, vector: u64, byte| rig.controller.write_bar4(vector * 16 + 12, &[byte, 0, 0, 0]);
+    write(&mut rig, 0x52, &[4, 0x80]);
+    // A table that nobody has written masks nothing: its client keeps it to itself.
+    (0..3).for_each(|vector| rig.vectors.raise(vector));
+    assert_eq!((told(), pending(&rig)), (vec![true, true, true], 0));
+    mask(&mut rig, 1, 1);
+    (0..3).for_each(|vector| rig.vectors.raise(vector));
+    assert_eq!((told(), pending(&rig)), (vec![true, false, true], 0b10));
+    // A write elsewhere in the entry is none of the mask.
+    rig.controller.write_bar4(16, &[0xff; 8]);
+    assert_eq!((told(), pending(&rig)), (vec![false; 3], 0b10));
+    // The function is masked: all of them wait, and one that is masked waits on.
+    write(&mut rig, 0x53, &[0xc0]);
+    rig.vectors.raise(2);
+    mask(&mut rig, 0, 1);
+    mask(&mut rig, 0, 0);
+    rig.vectors.raise(0);
+    assert_eq!((told(), pending(&rig)), (vec![false; 3], 0b111));
+    write(&mut rig, 0x53, &[0x80]);
+    assert_eq!((told(), pending(&rig)), (vec![true, false, true], 0b10));
+    mask(&mut rig, 1, 0);
+    assert_eq!((told(), pending(&rig)), (vec![false, true, false], 0));
+    mask(&mut rig, 1, 0);
+    assert_eq!(told(), [false; 3], "told once");
+    // A reset forgets masks and what is pending.
+    mask(&mut rig, 2, 1);
+    rig.vectors.raise(2);
+    rig.controller.reset(&mut rig.host);
+    assert_eq!(pending(&rig), 0);
+    write(&mut rig, 0x52, &[4, 0x80]);
+    rig.vectors.raise(2);
+    assert_eq!(told(), [false, false, true]);
+}
+
+#[test]
+fn disabled_pin_is_asserted_and_told_when_it_is_enabled() {
+    let mut rig = Rig::enabled();
+    let event = std::sync::Arc::new(crate::sys::EventFd::new().unwrap());
+    rig.vectors.set_pin(Some(event.clone()));
+    write(&mut rig, 5, &[4]);
+    rig.vectors.raise(0);
+    assert_eq!((event.drain(), space(&rig)[6]), (crate::sys::Kicks::None, 0x18));
+    write(&mut rig, 5, &[0]);
+    assert_eq!(event.drain(), crate::sys::Kicks::Some(1));
+}
+
 #[test]
 fn vector_table_keeps_what_can_be_written() {
     let mut rig = Rig::new();

@@ -134,6 +134,8 @@ impl Dice {
 
 /// What a host does that wants its controller back.
 fn revive(rig: &mut Rig) {
+    // It may reach memory.
+    rig.controller.write_config(4, &[6], &mut rig.host);
     rig.write(CC, 0);
     rig.finish_stops();
     assert_eq!(rig.read(CSTS), 0, "disabled");

@@ -24,11 +24,11 @@ use crate::store::held::Held;
 
 const ENTRIES: u32 = 16;
 
-struct Inline {
-    access: Access,
-    device: NvmeDevice,
-    engines: BTreeMap<u16, SubmissionEngine>,
-    stopping: Vec<u16>,
+pub struct Inline {
+    pub access: Access,
+    pub device: NvmeDevice,
+    pub engines: BTreeMap<u16, SubmissionEngine>,
+    pub stopping: Vec<u16>,
 }
 
 impl Host for Inline {
@@ -64,26 +64,26 @@ impl Host for Inline {
 }
 
 /// A pair of queues as its host has it: at two consecutive pages.
-struct Pair {
-    qid: u16,
-    at: u64,
-    tail: u32,
-    head: u32,
-    phase: bool,
+pub struct Pair {
+    pub qid: u16,
+    pub at: u64,
+    pub tail: u32,
+    pub head: u32,
+    pub phase: bool,
 }
 
-struct Machine {
-    memory: GuestMemory,
-    host: Inline,
-    controller: Controller,
-    held: Held,
-    room: Part,
-    next: u16,
+pub struct Machine {
+    pub memory: GuestMemory,
+    pub host: Inline,
+    pub controller: Controller,
+    pub held: Held,
+    pub room: Part,
+    pub next: u16,
 }
 
 impl Machine {
     /// Namespace 1 is memory, namespace 2 ends its requests when it is told to.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let held = Held::new(vec![0; 1 << 20]);
         let open = |nsid, store| {
             let config = NamespaceConfig::new(nsid, "null,size=512".parse().unwrap());
@@ -105,24 +105,24 @@ impl Machine {
         Self { memory, host, controller, held, room, next: 0 }
     }
 
-    fn write(&mut self, offset: u32, value: u32) {
+    pub fn write(&mut self, offset: u32, value: u32) {
         self.controller.write_bar0(offset.into(), &value.to_le_bytes(), &mut self.host);
     }
 
-    fn status(&mut self) -> u32 {
+    pub fn status(&mut self) -> u32 {
         let mut bytes = [0; 4];
         self.controller.read_bar0(CSTS.into(), &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
     /// The pages of pair `qid` are 2 * qid and the one behind it, cleared.
-    fn pair(&self, qid: u16) -> Pair {
+    pub fn pair(&self, qid: u16) -> Pair {
         let offset = u64::from(qid) * 2 * PAGE;
         self.room.range(offset, 2 * PAGE).unwrap().fill(0);
         Pair { qid, at: self.room.at.0 + offset, tail: 0, head: 0, phase: true }
     }
 
-    fn enable(&mut self) -> Pair {
+    pub fn enable(&mut self) -> Pair {
         let admin = self.pair(0);
         self.write(AQA, (ENTRIES - 1) << 16 | (ENTRIES - 1));
         self.write(ASQ, admin.at as u32);
@@ -132,14 +132,14 @@ impl Machine {
         admin
     }
 
-    fn create(&mut self, admin: &mut Pair, qid: u16) -> Pair {
+    pub fn create(&mut self, admin: &mut Pair, qid: u16) -> Pair {
         let pair = self.pair(qid);
         assert_eq!(self.run(admin, create_cq(qid, ENTRIES, pair.at + PAGE)), Status::SUCCESS);
         assert_eq!(self.run(admin, create_sq(qid, ENTRIES, pair.at, qid)), Status::SUCCESS);
         pair
     }
 
-    fn submit(&mut self, pair: &mut Pair, command: Command) -> u16 {
+    pub fn submit(&mut self, pair: &mut Pair, command: Command) -> u16 {
         self.next += 1;
         let command = Command { cdw0: command.cdw0 & 0xffff | u32::from(self.next) << 16, ..command };
         let at = Iova(pair.at + u64::from(pair.tail) * 64);
@@ -150,7 +150,7 @@ impl Machine {
     }
 
     /// Lets everybody work, as often as anybody could need.
-    fn work(&mut self) {
+    pub fn work(&mut self) {
         for _ in 0..8 {
             let mut heard = Vec::new();
             for (qid, engine) in &mut self.host.engines {
@@ -173,13 +173,13 @@ impl Machine {
         }
     }
 
-    fn ended(&mut self, pair: &mut Pair) -> Vec<(u16, Status)> {
+    pub fn ended(&mut self, pair: &mut Pair) -> Vec<(u16, Status)> {
         self.work();
         self.results(pair).into_iter().map(|(cid, status, _)| (cid, status)).collect()
     }
 
     /// What the host finds without anybody working.
-    fn results(&mut self, pair: &mut Pair) -> Vec<(u16, Status, u32)> {
+    pub fn results(&mut self, pair: &mut Pair) -> Vec<(u16, Status, u32)> {
         let mut ended = Vec::new();
         loop {
             let at = Iova(pair.at + PAGE + u64::from(pair.head) * 16);
@@ -196,7 +196,7 @@ impl Machine {
         ended
     }
 
-    fn run(&mut self, pair: &mut Pair, command: Command) -> Status {
+    pub fn run(&mut self, pair: &mut Pair, command: Command) -> Status {
         let cid = self.submit(pair, command);
         let ended = self.ended(pair);
         assert_eq!(ended.len(), 1, "{command:?}");
@@ -204,12 +204,12 @@ impl Machine {
         ended[0].1
     }
 
-    fn data(&self) -> u64 {
+    pub fn data(&self) -> u64 {
         self.room.at.0 + 20 * PAGE
     }
 }
 
-fn transfer(opcode: u8, nsid: u32, block: u32, at: u64) -> Command {
+pub fn transfer(opcode: u8, nsid: u32, block: u32, at: u64) -> Command {
     Command { dptr: [at, 0], cdw10: block, cdw12: 7, ..Command::new(opcode, 0, nsid) }
 }
 
@@ -239,81 +239,6 @@ fn blocks_that_were_written_are_read_through_another_queue_and_counted() {
     let health = Health::read_from_bytes(&page).unwrap();
     let number = u128::from_le_bytes;
     assert_eq!((number(health.writes), number(health.reads), number(health.error_entries)), (40, 1, 1));
-}
-
-fn abort(qid: u16, cid: u16) -> Command {
-    Command { cdw10: u32::from(qid) | u32::from(cid) << 16, ..Command::new(admin::ABORT, 0, 0) }
-}
-
-#[test]
-fn aborted_command_ends_first_and_its_buffer_is_not_written_any_more() {
-    let mut machine = Machine::new();
-    let mut admin = machine.enable();
-    let mut pair = machine.create(&mut admin, 1);
-    let at = machine.data();
-    machine.memory.slice(Iova(at), PAGE).unwrap().fill(0x33);
-    let reads = [0, 8].map(|block| machine.submit(&mut pair, transfer(nvm::READ, 2, block, at)));
-    assert_eq!(machine.ended(&mut pair), []);
-    let cid = machine.submit(&mut admin, abort(1, reads[0]));
-    assert_eq!(machine.results(&mut admin), [], "not before its command has ended");
-    machine.work();
-    assert_eq!(machine.ended(&mut pair), [(reads[0], Status::ABORT_REQUESTED)]);
-    assert_eq!(machine.results(&mut admin), [(cid, Status::SUCCESS, 0)]);
-    assert_eq!(machine.held.pending().len(), 1, "the other is not concerned");
-    let mut bytes = [0; 4096];
-    machine.memory.slice(Iova(at), PAGE).unwrap().copy_to(&mut bytes);
-    assert_eq!(bytes, [0x33; 4096]);
-    machine.held.finish_all();
-    assert_eq!(machine.ended(&mut pair), [(reads[1], Status::SUCCESS)]);
-    // It has ended, as have those that never were.
-    for cid in [reads[0], reads[1], 999] {
-        let by = machine.submit(&mut admin, abort(1, cid));
-        machine.work();
-        assert_eq!(machine.results(&mut admin), [(by, Status::SUCCESS, 1)]);
-    }
-    assert_eq!(machine.run(&mut admin, abort(4, 1)), Status::INVALID_FIELD, "there is no such queue");
-}
-
-#[test]
-fn more_aborts_than_are_allowed_are_refused_and_those_that_wait_end_in_time() {
-    let mut machine = Machine::new();
-    let mut admin = machine.enable();
-    machine.create(&mut admin, 1);
-    // Nobody works on the queue: nothing is decided.
-    let waiting: Vec<u16> = (0..5).map(|cid| machine.submit(&mut admin, abort(1, cid))).collect();
-    assert_eq!(machine.results(&mut admin), [(waiting[4], Status::ABORT_LIMIT_EXCEEDED, 0)]);
-    let until = machine.controller.next_deadline().unwrap();
-    std::thread::sleep(until.saturating_duration_since(std::time::Instant::now()));
-    while machine.controller.next_deadline().is_some() {
-        machine.controller.look(&mut machine.host);
-    }
-    let expected: Vec<_> = waiting[..4].iter().map(|cid| (*cid, Status::SUCCESS, 1)).collect();
-    assert_eq!(machine.results(&mut admin), expected);
-    machine.work();
-    assert_eq!(machine.results(&mut admin), [], "what the queue says later is not told again");
-}
-
-#[test]
-fn deletion_decides_the_aborts_of_its_queue() {
-    let mut machine = Machine::new();
-    let mut admin = machine.enable();
-    machine.create(&mut admin, 1);
-    let aborting = machine.submit(&mut admin, abort(1, 7));
-    let deletion = Command { cdw10: 1, ..Command::new(admin::DELETE_SQ, 0, 0) };
-    let deleting = machine.submit(&mut admin, deletion);
-    let second = machine.submit(&mut admin, abort(1, 7));
-    for engine in machine.host.engines.values_mut() {
-        while engine.news().is_some() {}
-    }
-    machine.work();
-    let ended = machine.results(&mut admin);
-    let expected =
-        [(second, Status::SUCCESS, 1), (aborting, Status::SUCCESS, 1), (deleting, Status::SUCCESS, 0)];
-    let sorted = |mut all: Vec<(u16, Status, u32)>| {
-        all.sort_by_key(|(cid, ..)| *cid);
-        all
-    };
-    assert_eq!(sorted(ended), sorted(expected.to_vec()));
 }
 
 #[test]
