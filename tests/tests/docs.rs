@@ -155,9 +155,14 @@ fn the_options_of_mdevd_regress_are_those_of_its_help() {
 #[test]
 fn the_scenarios_are_those_that_are_played() {
     let page = page("docs/regression-tests.md");
-    for (heading, transport) in [("On memory", Transport::Memory), ("Over vhost-user", Transport::VhostUser)]
-    {
-        let there = scenarios(transport).into_iter().map(|scenario| {
+    for (heading, transport) in [
+        ("On memory", Transport::Memory),
+        ("Over vhost-user", Transport::VhostUser),
+        ("Over vfio-user", Transport::VfioUser),
+    ] {
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            scenarios(transport).into_iter().partition(|scenario| scenario.is_of_its_transport());
+        let there = here.into_iter().map(|scenario| {
             let needs = match scenario.body {
                 Body::Play(_) => "-",
                 Body::Needs(what) => what,
@@ -167,6 +172,14 @@ fn the_scenarios_are_those_that_are_played() {
                 .to_vec()
         });
         assert_eq!(page.table(heading), there.collect::<Vec<_>>(), "{heading}");
+        if !elsewhere.is_empty() {
+            let mut numbers: Vec<String> =
+                elsewhere.iter().map(|scenario| scenario.number.to_string()).collect();
+            numbers.dedup();
+            let said = format!("not on {}: {}.", transport.name(), numbers.join(", "));
+            let words: Vec<&str> = page.text().split_whitespace().collect();
+            assert!(words.join(" ").contains(&said), "{said:?} is missing");
+        }
     }
 }
 

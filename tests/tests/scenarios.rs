@@ -75,11 +75,20 @@ tests! {
         scenario_24_front_end_vanishes: "front-end-vanishes",
         scenario_26_daemon_restart: "daemon-restart",
     }
+    VfioUser {
+        scenario_02_late_pin_race_of_a_controller: "late-pin-race",
+        scenario_04_trapped_mmio_no_close_of_a_controller: "trapped-mmio-no-close",
+        scenario_08_stubborn_device_of_a_controller: "stubborn-device",
+        scenario_15_partial_unmap_of_a_controller: "partial-unmap",
+        scenario_20_truncate_under_io_of_a_controller: "truncate-under-io",
+        scenario_22_remreg_barrier_of_a_controller: "remreg-barrier",
+        scenario_24_front_end_vanishes_of_a_controller: "front-end-vanishes",
+    }
 }
 
 #[test]
 fn every_scenario_that_can_be_played_is_a_test() {
-    for transport in [Transport::Memory, Transport::VhostUser] {
+    for transport in [Transport::Memory, Transport::VhostUser, Transport::VfioUser] {
         let played: Vec<&str> = scenarios(transport)
             .iter()
             .filter(|scenario| matches!(scenario.body, Body::Play(_)))

@@ -18,7 +18,11 @@ while it pins, its memory is unmapped, truncated, or its owner is killed. Each i
 some rounds; no operation may take ten times its bound, and at the end there must be no pins,
 descriptors or mappings left. It needs no privileges and no virtual machine.
 
-Results: ok; FAILED, with the reason below the table; skipped, with what it needs.
+On vhost-user it is a virtio device, on vfio-user an NVMe controller, over a real socket in
+this process.
+
+Results: ok; FAILED, with the reason below the table; skipped, with what it needs; not on this
+transport, where only others play it.
 
 The exit status is 1 if a scenario failed.";
 

@@ -29,6 +29,7 @@ mod charge;
 mod close;
 mod contents;
 mod isolation;
+mod nvme;
 mod owner;
 mod parking;
 mod random;
@@ -46,7 +47,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use run::{Run, Verdict, play};
-pub use scenario::{Body, Failure, Outcome, Scenario, Transport, scenarios};
+pub use scenario::{Body, ELSEWHERE, Failure, Outcome, Scenario, Transport, scenarios};
 
 /// What `mdevd regress` is to do.
 #[derive(Clone, Debug)]
@@ -114,13 +115,13 @@ pub fn run(options: &Options, stop: &AtomicBool, out: &mut dyn Write) -> Result<
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         }
     };
+    let here = scenarios.iter().filter(|scenario| scenario.is_of_its_transport()).count();
     print(format!(
-        "mdevd {} ({}), Linux {}\n{} scenario{} on {}, {} rounds, seed {}\n\n",
+        "mdevd {} ({}), Linux {}\n{here} scenario{} on {}, {} rounds, seed {}\n\n",
         report.version,
         report.commit,
         report.machine.kernel,
-        scenarios.len(),
-        if scenarios.len() == 1 { "" } else { "s" },
+        if here == 1 { "" } else { "s" },
         options.transport.name(),
         options.rounds,
         options.seed,

@@ -1,7 +1,7 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
 use super::socket::{held, iommu, leaving, memory, restart};
-use super::{absent, callback, charge, close, contents, isolation, owner, parking, unmap};
+use super::{absent, callback, charge, close, contents, isolation, nvme, owner, parking, unmap};
 use std::fmt;
 use std::time::Duration;
 
@@ -10,8 +10,10 @@ use std::time::Duration;
 pub enum Transport {
     /// Address spaces and accesses in this process, without a device.
     Memory,
-    /// A device in this process, reached through a real vhost-user socket.
+    /// A virtio device in this process, reached through a real vhost-user socket.
     VhostUser,
+    /// An NVMe controller in this process, reached through a real vfio-user socket.
+    VfioUser,
 }
 
 impl Transport {
@@ -20,6 +22,7 @@ impl Transport {
         match self {
             Transport::Memory => "memory",
             Transport::VhostUser => "vhost-user",
+            Transport::VfioUser => "vfio-user",
         }
     }
 }
@@ -81,6 +84,13 @@ pub struct Scenario {
     pub body: Body,
 }
 
+impl Scenario {
+    /// Whether its transport has it at all.
+    pub fn is_of_its_transport(&self) -> bool {
+        !matches!(self.body, Body::Needs(ELSEWHERE))
+    }
+}
+
 /// How a scenario goes.
 #[derive(Copy, Clone, Debug)]
 pub enum Body {
@@ -90,8 +100,26 @@ pub enum Body {
     Needs(&'static str),
 }
 
-/// All scenarios of a transport, by number.
+/// What a scenario needs that only other transports have.
+pub const ELSEWHERE: &str = "not on this transport";
+
+/// All scenarios, by number. Over a socket, those that only others play are there too, and need another transport.
 pub fn scenarios(transport: Transport) -> Vec<Scenario> {
+    let mut all = own(transport);
+    if transport != Transport::Memory {
+        let others = [Transport::Memory, Transport::VhostUser, Transport::VfioUser];
+        for scenario in others.into_iter().flat_map(own) {
+            if !all.iter().any(|known| known.name == scenario.name) {
+                all.push(Scenario { body: Body::Needs(ELSEWHERE), ..scenario });
+            }
+        }
+    }
+    all.sort_by_key(|scenario| scenario.number);
+    all
+}
+
+/// The scenarios that are written for a transport.
+fn own(transport: Transport) -> Vec<Scenario> {
     let groups: &[&[Scenario]] = match transport {
         Transport::Memory => &[
             owner::SCENARIOS,
@@ -107,8 +135,12 @@ pub fn scenarios(transport: Transport) -> Vec<Scenario> {
         Transport::VhostUser => {
             &[held::SCENARIOS, iommu::SCENARIOS, leaving::SCENARIOS, memory::SCENARIOS, restart::SCENARIOS]
         }
+        Transport::VfioUser => &[
+            nvme::barrier::SCENARIOS,
+            nvme::doorbell::SCENARIOS,
+            nvme::leaving::SCENARIOS,
+            nvme::memory::SCENARIOS,
+        ],
     };
-    let mut all: Vec<Scenario> = groups.concat();
-    all.sort_by_key(|scenario| scenario.number);
-    all
+    groups.concat()
 }

@@ -1,6 +1,6 @@
 //! The table at the end.
 use super::run::Verdict;
-use super::scenario::{Body, Scenario};
+use super::scenario::{Body, ELSEWHERE, Scenario};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ pub fn table(played: &[(Scenario, Verdict)]) -> String {
     let notes = played.iter().map(|(scenario, verdict)| match verdict {
         Verdict::Ok(_) => None,
         Verdict::Failed(why, _) => Some(format!("{} {}: {why}\n", scenario.number, scenario.name)),
+        Verdict::Skipped(ELSEWHERE) => None,
         Verdict::Skipped(what) => Some(format!("{} {}: {what}\n", scenario.number, scenario.name)),
     });
     let notes: String = notes.flatten().collect();
@@ -45,6 +46,7 @@ fn row(scenario: &Scenario, verdict: &Verdict) -> [String; 6] {
     let (result, worst) = match verdict {
         Verdict::Ok(worst) => ("ok", time(*worst)),
         Verdict::Failed(_, worst) => ("FAILED", time(*worst)),
+        Verdict::Skipped(ELSEWHERE) => (ELSEWHERE, "-".to_owned()),
         Verdict::Skipped(_) => ("skipped", "-".to_owned()),
     };
     [

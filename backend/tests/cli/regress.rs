@@ -32,6 +32,22 @@ fn every_scenario_over_a_socket_holds() {
 }
 
 #[test]
+fn every_scenario_of_a_controller_holds_and_what_is_not_played_is_named() {
+    let (status, stdout, stderr) = output("regress --transport vfio-user");
+    assert_eq!(status, 0, "{stderr}{stdout}");
+    let result = |name: &str| {
+        let line =
+            stdout.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}: {stdout}"));
+        line.split_whitespace().skip(3).take(1).collect::<String>()
+    };
+    for name in ["trapped-mmio-no-close", "remreg-barrier"] {
+        assert_eq!(result(name), "ok", "{stdout}");
+    }
+    assert_eq!(result("iotlb-miss-no-update"), "not", "{stdout}");
+    assert!(stdout.contains("not on this transport") && !stdout.contains("FAILED"), "{stdout}");
+}
+
+#[test]
 fn filter_takes_a_part_of_a_name_or_a_number() {
     let (status, stdout, stderr) = output("regress --rounds 5 --seed 7 --filter unmap");
     assert_eq!(status, 0, "{stderr}{stdout}");
@@ -52,8 +68,12 @@ fn filter_that_fits_nothing_fails_and_says_where_names_are() {
 }
 
 #[test]
-fn list_names_scenarios_of_both_transports_and_plays_none() {
-    for (transport, name) in [("memory", "late-pin-race"), ("vhost-user", "iotlb-miss-no-update")] {
+fn list_names_scenarios_of_all_transports_and_plays_none() {
+    for (transport, name) in [
+        ("memory", "late-pin-race"),
+        ("vhost-user", "iotlb-miss-no-update"),
+        ("vfio-user", "trapped-mmio-no-close"),
+    ] {
         let (status, stdout, stderr) = output(&format!("regress --list --transport {transport}"));
         assert_eq!((status, stderr.as_str()), (0, ""));
         assert!(stdout.contains(name) && !stdout.contains("seed"), "{stdout}");

@@ -16,18 +16,29 @@ pub const BLOCKS: u64 = 512;
 /// A daemon with a disk in a file, which may be killed and started again.
 pub struct Disk {
     folder: TempDir,
+    /// The command that serves it, and the option by which that is given the store.
+    command: [&'static str; 2],
     store: &'static str,
     mode: &'static str,
     daemon: Option<Child>,
 }
 
 impl Disk {
-    /// A daemon that serves this store, whose file, if it is one, is `disk.img`.
+    /// A daemon that serves this store as a block device. Its file, if it is one, is `disk.img`.
     pub fn new(store: &'static str, mode: &'static str) -> Disk {
+        Disk::served(["blk", "--store"], store, mode)
+    }
+
+    /// The same as a namespace of an NVMe controller.
+    pub fn nvme(store: &'static str, mode: &'static str) -> Disk {
+        Disk::served(["nvme", "--namespace"], store, mode)
+    }
+
+    fn served(command: [&'static str; 2], store: &'static str, mode: &'static str) -> Disk {
         let folder = TempDir::new().expect("a folder");
         let file = File::create(folder.path().join("disk.img")).expect("a file");
         file.set_len(BLOCKS * u64::from(BLOCK)).expect("a size");
-        let mut disk = Disk { folder, store, mode, daemon: None };
+        let mut disk = Disk { folder, command, store, mode, daemon: None };
         disk.start();
         disk
     }
@@ -38,8 +49,9 @@ impl Disk {
 
     pub fn start(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_victim-daemon"));
-        command.args(["blk", "--mode", self.mode, "--socket-path"]).arg(self.socket());
-        command.args(["--store", self.store]).current_dir(self.folder.path());
+        let [kind, store] = self.command;
+        command.args([kind, "--mode", self.mode, "--socket-path"]).arg(self.socket());
+        command.args([store, self.store]).current_dir(self.folder.path());
         let mut daemon = command.stderr(Stdio::piped()).spawn().expect("the daemon starts");
         let stderr = daemon.stderr.take().expect("a pipe");
         let (told, serves) = std::sync::mpsc::channel();

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mdev_tests::disk::{BLOCK, Load, Unheard, follow};
+use mdev_tests::disk::{BLOCK, Load, NvmeLoad, Unheard, Watched, follow};
 use mdev_tests::random::Random;
 use mdevd::driver::ledger::Ledger;
+use mdevd::driver::nvme::DoorbellWay;
 use mdevd::driver::{PackedQueue, SplitQueue, Virtqueue};
 use rustix::process::{Signal, kill_process};
 
@@ -46,10 +47,10 @@ fn daemon_dies<Q: Virtqueue>(packed: bool, mode: &'static str, name: &str) {
         load.connect(&disk.socket());
     }
     load.drain();
-    assert!(load.ended > 0, "nothing was done");
-    let ledger = std::mem::replace(&mut load.ledger, Ledger::new(0, BLOCK));
+    assert!(load.work.ended > 0, "nothing was done");
+    let ledger = std::mem::replace(&mut load.work.ledger, Ledger::new(0, BLOCK));
     load.verify(&ledger);
-    println!("{name}: {} requests, {} writes, {} kills", load.ended, ledger.begun(), kills());
+    println!("{name}: {} requests, {} writes, {} kills", load.work.ended, ledger.begun(), kills());
 }
 
 #[test]
@@ -62,33 +63,43 @@ fn daemon_killed_at_any_instant_loses_doubles_and_tears_nothing_packed() {
     daemon_dies::<PackedQueue>(true, "adaptive", "daemon killed, packed");
 }
 
+/// A front-end of this format writes for a while, and is killed: what may be on the disk, how many of its writes have ended, and its
+/// memory.
+fn written_until_killed(disk: &Disk, format: &str, random: &mut Random) -> (Ledger, u64, Watched) {
+    let seed = random.number();
+    let mut writer = Command::new(env!("CARGO_BIN_EXE_victim-writer"))
+        .arg(disk.socket())
+        .arg(format)
+        .args([BLOCKS, seed].map(|number| number.to_string()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a writer");
+    let journal = writer.stdout.take().expect("a pipe");
+    let mut ledger = Ledger::new(seed, BLOCK);
+    let life = Duration::from_micros(LIFE / 2 + random.below(LIFE));
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(life);
+        let memory = Watched::of_process(writer.id());
+        writer.kill().expect("a process");
+        writer.wait().expect("a process that has ended");
+        memory
+    });
+    let ended = follow(&mut ledger, BufReader::new(journal));
+    (ledger, ended, killer.join().expect("it kills"))
+}
+
 fn writer_dies<Q: Virtqueue>(packed: bool, name: &str) {
     let mut random = Random::seeded(name);
     let disk = Disk::new("file=disk.img", "adaptive");
-    let mut ended = 0;
+    let mut total = 0;
     for _ in 0..kills() {
-        let seed = random.number();
-        let mut writer = Command::new(env!("CARGO_BIN_EXE_victim-writer"))
-            .arg(disk.socket())
-            .arg(if packed { "packed" } else { "split" })
-            .args([BLOCKS, seed].map(|number| number.to_string()))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a writer");
-        let journal = writer.stdout.take().expect("a pipe");
-        let mut ledger = Ledger::new(seed, BLOCK);
-        let life = Duration::from_micros(LIFE / 2 + random.below(LIFE));
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(life);
-            writer.kill().expect("a process");
-            writer.wait().expect("a process that has ended");
-        });
-        ended += follow(&mut ledger, BufReader::new(journal));
-        killer.join().expect("it kills");
+        let format = if packed { "packed" } else { "split" };
+        let (ledger, ended, _) = written_until_killed(&disk, format, &mut random);
         check::<Q>(&disk.socket(), packed, &ledger, random.clone());
+        total += ended;
     }
-    assert!(ended > 0, "nothing was written");
-    println!("{name}: {ended} writes, {} kills", kills());
+    assert!(total > 0, "nothing was written");
+    println!("{name}: {total} writes, {} kills", kills());
 }
 
 /// Another front-end reads what the one before has written.
@@ -106,4 +117,33 @@ fn front_end_killed_at_any_instant_leaves_what_was_acknowledged_split() {
 #[test]
 fn front_end_killed_at_any_instant_leaves_what_was_acknowledged_packed() {
     writer_dies::<PackedQueue>(true, "writer killed, packed");
+}
+
+/// The next client of a controller is answered when nothing reaches the memory of the one that was killed, and finds what that has
+/// written.
+fn client_dies(store: &'static str, name: &str) {
+    let mut random = Random::seeded(name);
+    let disk = Disk::nvme(store, "adaptive");
+    let (mut total, mut watched) = (0, 0);
+    for _ in 0..kills() {
+        let (ledger, ended, memory) = written_until_killed(&disk, "nvme", &mut random);
+        let mut reader = NvmeLoad::connect(&disk.socket(), DoorbellWay::Trapped, BLOCKS, 0, random.clone());
+        memory.mark();
+        reader.verify(&ledger);
+        assert!(memory.is_marked(), "a write came into the memory of a client that is gone");
+        watched += u32::from(!memory.is_empty());
+        total += ended;
+    }
+    assert!(total > 0 && watched > 0, "nothing was written");
+    println!("{name}: {total} writes, {} kills", kills());
+}
+
+#[test]
+fn client_of_a_controller_killed_at_any_instant_is_not_written_to_and_leaves_what_was_acknowledged() {
+    client_dies("file=disk.img", "client killed");
+}
+
+#[test]
+fn client_of_a_controller_past_the_page_cache_killed_at_any_instant_is_not_written_to() {
+    client_dies("file=disk.img,direct=on", "client killed, direct");
 }

@@ -3,16 +3,25 @@
 //!
 //! `MDEV_RELEASES` says how often; 12 if it is not set.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
-use mdev_tests::disk::{Load, Unheard, Way};
+use mdev_tests::disk::{Load, NvmeLoad, NvmeWay, Unheard, Watched, Way};
 use mdev_tests::random::Random;
+use mdevd::driver::nvme::DoorbellWay;
 use mdevd::driver::{PackedQueue, SplitQueue, Virtqueue};
 
 use super::daemon::{BLOCKS, Disk};
 
-fn releases() -> u32 {
+fn releases() -> usize {
     std::env::var("MDEV_RELEASES").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+}
+
+/// Writes over memory that was released, and fails if somebody else writes there in the next moments.
+fn expect_untouched(released: &Watched, random: &mut Random, way: &dyn Debug) {
+    released.mark();
+    std::thread::sleep(Duration::from_micros(500 + random.below(5000)));
+    assert!(released.is_marked(), "{way:?}: a write came after the reply");
 }
 
 fn released<Q: Virtqueue>(packed: bool, store: &'static str) {
@@ -29,10 +38,7 @@ fn released<Q: Virtqueue>(packed: bool, store: &'static str) {
             load.step(true, &mut Unheard);
         }
         cut += load.release(way);
-        // Bytes that nobody but a late request would change.
-        load.mark();
-        std::thread::sleep(Duration::from_micros(500 + random.below(5000)));
-        assert!(load.is_marked(), "{way:?}: a write came after the reply");
+        expect_untouched(&load.watched(), &mut random, &way);
     }
     println!("{name}: {cut} requests were in flight");
 }
@@ -52,4 +58,52 @@ fn file_store_writes_nothing_after_the_reply() {
 fn file_store_past_the_page_cache_writes_nothing_after_the_reply() {
     released::<SplitQueue>(false, "file=disk.img,direct=on");
     released::<PackedQueue>(true, "file=disk.img,direct=on");
+}
+
+/// The same of an NVMe controller, by each way in turn. Where data may have been lost by then, the next client finds all that was
+/// acknowledged.
+fn released_by_controller(store: &'static str, mode: &'static str, bells: &[DoorbellWay]) {
+    let name = format!("released by a controller, {store}, {mode}");
+    let mut random = Random::seeded(&name);
+    let disk = Disk::nvme(store, mode);
+    let connect = |bell, seed, random| NvmeLoad::connect(&disk.socket(), bell, BLOCKS, seed, random);
+    let mut cut = 0;
+    for way in NvmeWay::ALL.into_iter().cycle().take(releases().max(NvmeWay::ALL.len())) {
+        let chance = Random::of_number(random.number());
+        let mut load = connect(*random.of(bells), random.number(), chance.clone());
+        for _ in 0..random.below(200) {
+            load.step(true, &mut Unheard);
+        }
+        let (under_way, released) = load.release(way);
+        cut += under_way;
+        expect_untouched(&released, &mut random, &way);
+        let ledger = load.work.ledger.clone();
+        drop(load);
+        connect(*random.of(bells), 0, chance).verify(&ledger);
+    }
+    assert!(cut > 0, "no command was in flight");
+    println!("{name}: {cut} commands were in flight");
+}
+
+/// Doorbells of workers that sleep.
+const MESSAGES: &[DoorbellWay] = &[DoorbellWay::Trapped, DoorbellWay::Shadow];
+
+#[test]
+fn controller_on_memory_writes_nothing_after_the_reply() {
+    released_by_controller("mem,size=2M", "adaptive", MESSAGES);
+}
+
+#[test]
+fn controller_on_a_file_writes_nothing_after_the_reply() {
+    released_by_controller("file=disk.img", "adaptive", MESSAGES);
+}
+
+#[test]
+fn controller_past_the_page_cache_writes_nothing_after_the_reply() {
+    released_by_controller("file=disk.img,direct=on", "adaptive", MESSAGES);
+}
+
+#[test]
+fn controller_whose_doorbells_are_mapped_writes_nothing_after_the_reply() {
+    released_by_controller("file=disk.img,direct=on", "busy", &[DoorbellWay::Mapped, DoorbellWay::Shadow]);
 }

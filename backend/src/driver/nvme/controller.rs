@@ -19,7 +19,7 @@ use super::doorbell::{Doorbell, DoorbellWay, ShadowPages};
 use super::error::NvmeError;
 use super::function::Function;
 use super::pair::QueuePair;
-use crate::driver::{GuestMemory, Part};
+use crate::driver::{GuestMemory, MemoryOptions, Part};
 
 const PAGE: u64 = 4096;
 /// Entries of the admin queues.
@@ -117,9 +117,23 @@ impl NvmeController {
         QueuePair::memory(ADMIN_ENTRIES) + 4 * PAGE
     }
 
-    /// The guest's memory. All of it was lent when the controller was made.
+    /// The guest's memory, all of which is lent to the controller, to allocate from.
     pub fn memory(&mut self) -> &mut GuestMemory {
         &mut self.memory
+    }
+
+    /// The guest's memory, to look at.
+    pub fn guest(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Adds a region to the guest's memory, from which later allocations come, and lends it.
+    ///
+    /// # Errors
+    /// No such memory, or the device refuses it.
+    pub fn add_region(&mut self, options: MemoryOptions) -> Result<(), NvmeError> {
+        self.memory.add_region(options)?;
+        self.memory.regions().last().map_or(Ok(()), |region| self.function.lend_region(region))
     }
 
     /// The function.
@@ -311,6 +325,15 @@ impl NvmeController {
     /// # Errors
     /// It does not answer.
     pub fn admin(&mut self, name: &'static str, command: Command) -> Result<Completion, NvmeError> {
+        let cid = self.begin(name, command)?;
+        self.end(name, cid)
+    }
+
+    /// Begins an admin command and does not wait; the identifier that was chosen for it.
+    ///
+    /// # Errors
+    /// The admin queue is full of commands that are not answered; the connection is over.
+    pub fn begin(&mut self, name: &'static str, command: Command) -> Result<u16, NvmeError> {
         self.cid = self.cid.wrapping_add(1);
         let cid = self.cid;
         let command = Command { cdw0: command.cdw0 & 0xffff | u32::from(cid) << 16, ..command };
@@ -318,6 +341,15 @@ impl NvmeController {
             return Err(NvmeError::Silent { command: name, waited: PATIENCE });
         }
         self.admin.ring()?;
+        Ok(cid)
+    }
+
+    /// Waits for the end of a command that was begun. Those that ended before it are given up: of several, wait for the oldest
+    /// first.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn end(&mut self, name: &'static str, cid: u16) -> Result<Completion, NvmeError> {
         let mut answer = None;
         let found = wait(PATIENCE, || {
             // A completion of another command is that of one that was given up.

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use mdev_dma::{Area, BackingFile, FileExtent, FilePolicy, Iova, IovaRange, Perm, Segment, Windows};
 use mdev_protocol::nvme::register::DOORBELLS;
 use mdev_protocol::vfio_user::{
-    Capabilities, Client, ClientError, DeviceFlags, DmaFlags, DmaMap, RegionCaps, RegionFlags,
+    Capabilities, Client, ClientError, DeviceFlags, DmaFlags, DmaMap, DmaUnmap, RegionCaps, RegionFlags,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::NvmeError;
-use crate::driver::GuestMemory;
+use crate::driver::{GuestMemory, Region};
 
 /// The region of the registers, and that of the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 const BAR0: u32 = 0;
@@ -70,7 +70,8 @@ impl Function {
         Ok(Function { client: Mutex::new(client) })
     }
 
-    fn client(&self) -> MutexGuard<'_, Client> {
+    /// The conversation, for whatever goes beyond the methods here. Nobody else says anything while this is held.
+    pub fn client(&self) -> MutexGuard<'_, Client> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,16 +88,30 @@ impl Function {
     /// # Errors
     /// The device refuses.
     pub fn lend(&self, memory: &GuestMemory) -> Result<(), NvmeError> {
-        for region in memory.regions() {
-            let map = DmaMap {
-                flags: DmaFlags::READ | DmaFlags::WRITE,
-                offset: region.extent.offset,
-                address: region.range.first().0,
-                size: region.size(),
-            };
-            self.client().dma_map(map, Some(region.extent.file.as_fd()))?;
-        }
-        Ok(())
+        memory.regions().iter().try_for_each(|region| self.lend_region(region))
+    }
+
+    /// Lends it one region.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn lend_region(&self, region: &Region) -> Result<(), NvmeError> {
+        let map = DmaMap {
+            flags: DmaFlags::READ | DmaFlags::WRITE,
+            offset: region.extent.offset,
+            address: region.range.first().0,
+            size: region.size(),
+        };
+        Ok(self.client().dma_map(map, Some(region.extent.file.as_fd()))?)
+    }
+
+    /// Takes a region back. The device does not reach it any more when this returns.
+    ///
+    /// # Errors
+    /// It was not lent, or the device does not let go of it.
+    pub fn take_back(&self, region: &Region) -> Result<(), NvmeError> {
+        let unmap = DmaUnmap::Range { address: region.range.first().0, size: region.size() };
+        Ok(self.client().dma_unmap(unmap)?)
     }
 
     /// A register of four bytes.

@@ -10,7 +10,7 @@ use super::controller::NvmeController;
 use super::error::NvmeError;
 use super::pair::QueuePair;
 use super::pointers::{MOST_DATA, Pointers, list_size};
-use crate::driver::{DriverError, Part};
+use crate::driver::{DriverError, GuestMemory, Part};
 
 const PAGE: u64 = 4096;
 /// The smallest block there is.
@@ -97,6 +97,15 @@ impl NvmeQueueOptions {
         QueuePair::memory(self.entries) + requests * (self.stride() + list_size(self.capacity)) + 3 * PAGE
     }
 
+    fn check(&self) -> Result<(), NvmeError> {
+        let NvmeQueueOptions { block, entries, requests, capacity, .. } = *self;
+        let fits = u32::from(requests) < entries && (1..=MOST_DATA).contains(&capacity);
+        if !fits || block < BLOCK as u32 || !block.is_power_of_two() || !capacity.is_multiple_of(block) {
+            return Err(NvmeError::Requests { requests, capacity, entries, block });
+        }
+        Ok(())
+    }
+
     /// Buffers of less than a page are packed closely, others each begin a page.
     fn stride(&self) -> u64 {
         let capacity = u64::from(self.capacity);
@@ -134,16 +143,25 @@ impl NvmeQueue {
     /// # Errors
     /// [`NvmeError`]: requests do not fit, no memory, the controller refuses.
     pub fn new(controller: &mut NvmeController, options: NvmeQueueOptions) -> Result<Self, NvmeError> {
-        let NvmeQueueOptions { qid, block, entries, requests, capacity, pointers, .. } = options;
-        let fits = u32::from(requests) < entries && (1..=MOST_DATA).contains(&capacity);
-        if !fits || block < BLOCK as u32 || !block.is_power_of_two() || !capacity.is_multiple_of(block) {
-            return Err(NvmeError::Requests { requests, capacity, entries, block });
-        }
-        if pointers == Pointers::Sgl && controller.identify_controller()?.sgl & 3 == 0 {
+        options.check()?;
+        if options.pointers == Pointers::Sgl && controller.identify_controller()?.sgl & 3 == 0 {
             return Err(NvmeError::NoSgl);
         }
-        let pair = controller.create_pair(qid, entries)?;
-        let memory = controller.memory();
+        let pair = controller.create_pair(options.qid, options.entries)?;
+        Self::on(pair, controller.memory(), options)
+    }
+
+    /// The same on a pair that is there, with buffers in this memory, which must be lent to its controller.
+    ///
+    /// # Errors
+    /// [`NvmeError`]: requests do not fit, no memory.
+    pub fn on(
+        pair: QueuePair,
+        memory: &mut GuestMemory,
+        options: NvmeQueueOptions,
+    ) -> Result<Self, NvmeError> {
+        options.check()?;
+        let NvmeQueueOptions { block, requests, capacity, pointers, .. } = options;
         let align = if options.stride() < PAGE { BLOCK } else { PAGE };
         let mut tags = Vec::with_capacity(requests.into());
         for _ in 0..requests {

@@ -109,7 +109,7 @@ fn take(front: &mut FrontEnd, memory: &Memory, ring: &mut Ring, way: Way) -> Out
 }
 
 /// Ends all requests in any order, by hand, by delay or with an error. Fails if the reply comes before the last.
-fn end_all(held: &Held, replied: &AtomicBool, mut random: Random) -> Outcome {
+pub fn end_all(held: &Held, replied: &AtomicBool, mut random: Random) -> Outcome {
     // Until the message is there; what was not taken away yet would end in vain.
     std::thread::sleep(Duration::from_micros(random.below(1000)));
     loop {

@@ -63,7 +63,7 @@ pub fn expect_untouched(buffers: GuestSlice<'_>, random: &mut Random) -> Outcome
 }
 
 /// Waits until so many mappings of guests' memory are left.
-fn await_mappings(count: usize) -> Outcome {
+pub fn await_mappings(count: usize) -> Outcome {
     await_that("the device lets go of the memory", || mappings() <= count)
 }
 

@@ -9,4 +9,4 @@ pub mod leaving;
 pub mod memory;
 mod requests;
 pub mod restart;
-mod server;
+pub mod server;

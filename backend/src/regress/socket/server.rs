@@ -1,15 +1,17 @@
 //! A daemon in this process.
 use super::device::{Grip, HeldDevice};
-use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Options};
+use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Model, Options};
 use crate::device::net::{self, NetConfig, NetDevice};
-use crate::device::{QueueCounters, QueueNames, VirtioDevice, blk};
+use crate::device::nvme::{self, Namespace, NamespaceConfig, NvmeConfig, NvmeDevice};
+use crate::device::{Device, QueueCounters, QueueNames, blk};
 use crate::link::LinkKind;
 use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
 use crate::regress::space::{LONG, await_that};
 use crate::session::SessionOptions;
 use crate::store::held::Held;
+use crate::store::{Store, StoreKind};
 use crate::worker::Mode;
-use mdev_protocol::vhost_user::Client;
+use mdev_protocol::{vfio_user, vhost_user};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
@@ -20,10 +22,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// The name of controllers.
+const NVME: &str = "nvme";
+
 /// A device that front-ends can reach at a socket with a name but no file.
 pub struct Server {
     address: SocketAddrUnix,
-    device: Arc<dyn VirtioDevice>,
+    device: Arc<dyn Device>,
     /// The daemon ends when the other end of its counters is gone.
     counters: Option<UnixStream>,
     daemon: Option<JoinHandle<Result<(), DaemonError>>>,
@@ -41,6 +46,26 @@ impl Server {
         };
         let device = Arc::new(NetDevice::new(config)?);
         Server::of(device, net::QUEUE_NAMES, SessionOptions::default())
+    }
+
+    /// Starts an NVMe controller on a store of this kind.
+    pub fn nvme(store: StoreKind) -> Result<Server, Failure> {
+        let config = NamespaceConfig::new(1, store);
+        let namespace = Namespace::open(NVME, &config)?;
+        Server::of_namespace(namespace, SessionOptions::default())
+    }
+
+    /// The same on this store, that may keep memory for `barrier` when it is taken away.
+    pub fn nvme_held(held: &Held, barrier: Duration) -> Result<Server, Failure> {
+        let config = NamespaceConfig::new(1, StoreKind::Null { size: held.size() });
+        let namespace = Namespace::on(NVME, &config, Store::Held(held.clone()));
+        Server::of_namespace(namespace, SessionOptions { barrier, ..Default::default() })
+    }
+
+    fn of_namespace(namespace: Namespace, sessions: SessionOptions) -> Result<Server, Failure> {
+        let config = NvmeConfig { name: NVME.to_owned(), namespaces: Vec::new(), queues: 2, serial: None };
+        let device = Arc::new(NvmeDevice::with_namespaces(config, vec![(namespace, true)])?);
+        Server::of(device, nvme::QUEUE_NAMES, sessions)
     }
 
     /// Starts a device on this store, with so many queues, that may keep memory for `barrier` when it is taken away.
@@ -64,11 +89,8 @@ impl Server {
         Server::of(device, blk::QUEUE_NAMES, SessionOptions { barrier, ..Default::default() })
     }
 
-    fn of(
-        device: Arc<dyn VirtioDevice>,
-        queues: QueueNames,
-        sessions: SessionOptions,
-    ) -> Result<Server, Failure> {
+    fn of(model: impl Into<Model>, queues: QueueNames, sessions: SessionOptions) -> Result<Server, Failure> {
+        let model = model.into();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("mdevd-regress-{}-{number}", std::process::id());
@@ -87,18 +109,27 @@ impl Server {
         };
         // Nobody else has this number, which was a descriptor of ours until now.
         let endpoint = Endpoint::inherited(socket.into_raw_fd())?;
-        let served = device.clone();
+        let device = model.device();
         let daemon = std::thread::Builder::new()
             .name("regress-daemon".to_owned())
-            .spawn(move || Daemon::new(served, endpoint, options)?.run())?;
+            .spawn(move || Daemon::new(model, endpoint, options)?.run())?;
         Ok(Server { address, device, counters: Some(counters), daemon: Some(daemon) })
     }
 
-    /// A connection.
-    pub fn client(&self) -> Result<Client, Failure> {
+    /// A connection to a virtio device.
+    pub fn client(&self) -> Result<vhost_user::Client, Failure> {
+        Ok(vhost_user::Client::new(self.socket()?, LONG))
+    }
+
+    /// A connection to a controller.
+    pub fn vfio_client(&self) -> Result<vfio_user::Client, Failure> {
+        Ok(vfio_user::Client::new(self.socket()?, LONG))
+    }
+
+    fn socket(&self) -> Result<OwnedFd, Failure> {
         let socket = stream(SocketFlags::CLOEXEC)?;
         connect(&socket, &self.address)?;
-        Ok(Client::new(socket, LONG))
+        Ok(socket)
     }
 
     /// The counters of a queue.
