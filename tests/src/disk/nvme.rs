@@ -21,8 +21,10 @@ use crate::random::Random;
 
 /// Entries of the queues.
 const ENTRIES: u32 = 64;
-/// Bytes of each region of memory.
-const SIZE: u64 = 1 << 20;
+/// Bytes of the greatest request, which is a part of a flood.
+const GREATEST: u32 = 128 << 10;
+/// Bytes of the regions of memory.
+const SIZE: [u64; 2] = [256 << 10, DEPTH as u64 * (GREATEST as u64 + 4096)];
 /// The region of the queues and the doorbells in memory, and that of the data.
 const QUEUES: usize = 0;
 const DATA: usize = 1;
@@ -102,11 +104,12 @@ impl NvmeLoad {
     /// The device refuses something, or is not there.
     pub fn connect(path: &Path, way: DoorbellWay, blocks: u64, seed: u64, mut random: Random) -> Self {
         let pointers = *random.of(&[Pointers::Prp, Pointers::Sgl]);
-        let memory = GuestMemory::new(MemoryOptions { size: SIZE, ..Default::default() }).expect("memory");
+        let memory =
+            GuestMemory::new(MemoryOptions { size: SIZE[QUEUES], ..Default::default() }).expect("memory");
         let mut controller =
             NvmeController::connect(path, WATCHDOG, memory, way).expect("a device that listens");
         let pair = controller.create_pair(1, ENTRIES).expect("queues");
-        let data = MemoryOptions { size: SIZE, first: Iova(1 << 32), huge_pages: false };
+        let data = MemoryOptions { size: SIZE[DATA], first: Iova(1 << 32), huge_pages: false };
         controller.add_region(data).expect("memory is taken");
         let options = NvmeQueueOptions {
             qid: 1,
@@ -114,7 +117,7 @@ impl NvmeLoad {
             block: 512,
             entries: ENTRIES,
             requests: DEPTH,
-            capacity: BLOCK,
+            capacity: GREATEST,
             pointers,
         };
         let queue = NvmeQueue::on(pair, controller.memory(), options).expect("a queue");
@@ -135,6 +138,22 @@ impl NvmeLoad {
     /// As that does.
     pub fn verify(&mut self, ledger: &Ledger) {
         self.work.verify(&mut self.queue, ledger);
+    }
+
+    /// Submits nothing but great reads, so that the device has much to write into the guest's memory. Nobody looks at what they bring:
+    /// there must be a release next.
+    ///
+    /// # Panics
+    /// As [`Work::drain`]; the disk is smaller than a read.
+    pub fn flood(&mut self) {
+        self.work.drain(&mut self.queue);
+        let places = self.work.blocks * u64::from(BLOCK) / u64::from(GREATEST);
+        let submitted = NvmeQueue::submit(&mut self.queue, u32::MAX, |tag, _| {
+            let place = u64::from(tag) % places;
+            NvmeRequest::Read { block: place * u64::from(GREATEST / 512), len: GREATEST }
+        });
+        submitted.expect("a driver that keeps to the rules");
+        self.queue.publish().expect("a connection");
     }
 
     /// Takes something away from the device, and says how many commands it had when it was told to let go, and to which memory nobody

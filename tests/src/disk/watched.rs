@@ -75,7 +75,8 @@ impl Watched {
     }
 
     fn each_piece(&self, mut each: impl FnMut(&File, u64, usize)) {
-        for file in &self.files {
+        // The last one is that of the data, where writers are most likely: it comes first.
+        for file in self.files.iter().rev() {
             let size = file.metadata().expect("a file").len();
             for at in (0..size).step_by(PIECE) {
                 each(file, at, (size - at).min(PIECE as u64) as usize);

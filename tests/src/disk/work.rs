@@ -46,6 +46,16 @@ enum Asked {
     Flush,
 }
 
+impl Asked {
+    fn is_read_of(&self, other: u64) -> bool {
+        matches!(self, Asked::Read { block, .. } if *block == other)
+    }
+
+    fn is_write_of(&self, other: u64) -> bool {
+        matches!(self, Asked::Write { block, .. } if *block == other)
+    }
+}
+
 /// Requests, and what is known of the disk because of them.
 pub struct Work {
     /// What may be on the disk.
@@ -53,7 +63,7 @@ pub struct Work {
     /// Requests that have ended.
     pub ended: u64,
     /// Blocks of the disk.
-    blocks: u64,
+    pub(super) blocks: u64,
     asked: HashMap<u16, Asked>,
     random: Random,
 }
@@ -64,7 +74,8 @@ impl Work {
         Work { ledger: Ledger::new(seed, BLOCK), ended: 0, blocks, asked: HashMap::new(), random }
     }
 
-    /// Submits what it may, and takes what has ended. Whether anything has.
+    /// Submits what it may, and takes what has ended. Whether anything has. No block is read and written at a time: a read through the page
+    /// cache may find parts of both, even of one sector.
     ///
     /// # Panics
     /// A request fails, ends twice, or finds what may not be there; nobody hears the journal.
@@ -74,9 +85,10 @@ impl Work {
             queue.submit(u32::MAX, &mut |tag, data| {
                 let block = random.below(*blocks);
                 let (ask, under_way) = match random.below(16) {
-                    0 => (Ask::Flush, Asked::Flush),
-                    1..=4 => (Ask::Read(block), Asked::Read { block, expected: ledger.expected(block) }),
-                    _ => {
+                    1..=4 if !asked.values().any(|other| other.is_write_of(block)) => {
+                        (Ask::Read(block), Asked::Read { block, expected: ledger.expected(block) })
+                    }
+                    5.. if !asked.values().any(|other| other.is_read_of(block)) => {
                         journal.tell(Entry::Begun { block }).expect("somebody listens");
                         let generation = ledger.begin(block);
                         let mut bytes = vec![0; BLOCK as usize];
@@ -84,6 +96,7 @@ impl Work {
                         data.copy_from(&bytes);
                         (Ask::Write(block), Asked::Write { block, generation })
                     }
+                    _ => (Ask::Flush, Asked::Flush),
                 };
                 asked.insert(tag, under_way);
                 ask

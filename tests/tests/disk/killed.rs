@@ -3,7 +3,8 @@
 //!
 //! `MDEV_KILLS` says how often for each format of the ring; 5 if it is not set.
 
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -74,17 +75,26 @@ fn written_until_killed(disk: &Disk, format: &str, random: &mut Random) -> (Ledg
         .stdout(Stdio::piped())
         .spawn()
         .expect("a writer");
-    let journal = writer.stdout.take().expect("a pipe");
+    let mut journal = BufReader::new(writer.stdout.take().expect("a pipe"));
     let mut ledger = Ledger::new(seed, BLOCK);
-    let life = Duration::from_micros(LIFE / 2 + random.below(LIFE));
+    let life = Duration::from_micros(random.below(LIFE));
+    if !random.one_in(4) {
+        // It lives at least until its first write.
+        journal.fill_buf().expect("a writer that writes");
+    }
     let killer = std::thread::spawn(move || {
         std::thread::sleep(life);
         let memory = Watched::of_process(writer.id());
         writer.kill().expect("a process");
-        writer.wait().expect("a process that has ended");
+        let end = writer.wait().expect("a process that has ended");
+        assert_eq!(
+            end.signal(),
+            Some(Signal::KILL.as_raw()),
+            "the writer has found something, or could not work"
+        );
         memory
     });
-    let ended = follow(&mut ledger, BufReader::new(journal));
+    let ended = follow(&mut ledger, journal);
     (ledger, ended, killer.join().expect("it kills"))
 }
 

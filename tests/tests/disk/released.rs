@@ -74,6 +74,10 @@ fn released_by_controller(store: &'static str, mode: &'static str, bells: &[Door
         for _ in 0..random.below(200) {
             load.step(true, &mut Unheard);
         }
+        if random.one_in(2) {
+            load.flood();
+            std::thread::sleep(Duration::from_micros(random.below(300)));
+        }
         let (under_way, released) = load.release(way);
         cut += under_way;
         expect_untouched(&released, &mut random, &way);

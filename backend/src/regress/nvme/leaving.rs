@@ -62,7 +62,9 @@ fn front_end_vanishes(run: &Run) -> Outcome {
         let way = any_way(&mut random);
         match random.below(6) {
             0 => drop(server.vfio_client()?),
-            1 => drop(server.vfio_client()?.negotiate(Capabilities::default())?),
+            1 => {
+                server.vfio_client()?.negotiate(Capabilities::default())?;
+            }
             2 => drop(Host::enabled(&server, way)?),
             // In the middle of traffic: commands are out that nobody waits for.
             3 => {
