@@ -10,6 +10,9 @@ use crate::{
     sys::published::Retired,
 };
 
+/// Areas that one poll takes away at most: some milliseconds. Whoever polls has others to serve.
+pub(crate) const AT_ONCE: u32 = 1024;
+
 /// What differs between the changes. A change may go through the stages several times (an unmap of many areas).
 pub trait Work: Send {
     /// Publishes tables that gate what is to go, and returns the ones replaced; `None` when nothing is left to do.
@@ -68,7 +71,7 @@ impl Change {
         change
     }
 
-    /// Goes as far as it can without waiting. `Some` once, when it has ended: the bytes that left the space, or
+    /// Goes as far as it can without waiting, but not through more than a thousand areas. `Some` once, when it has ended: the bytes that left the space, or
     /// [`IoasError::Deadlock`].
     pub fn poll(&mut self) -> Option<Result<u64, IoasError>> {
         self.advance();
@@ -96,7 +99,10 @@ impl Change {
     }
 
     fn advance(&mut self) {
-        while self.step() {}
+        let mut rounds: u32 = 0;
+        while rounds < AT_ONCE && self.step() {
+            rounds = rounds.saturating_add(matches!(self.stage, Stage::Begin).into());
+        }
     }
 
     /// One stage; `false` if it has to be waited for, or all is over.

@@ -84,6 +84,29 @@ fn unmap_of_two_areas_frees_the_first_when_the_second_is_stubborn() {
 }
 
 #[test]
+fn unmap_of_thousands_of_areas_takes_several_polls_and_lanes_go_on_between_them() {
+    let s = space();
+    let file = memory(2);
+    let areas = u64::from(crate::change::AT_ONCE) * 2 + 10;
+    for number in 0..areas {
+        s.ioas.map(area(&file, number * 2 * PAGE, PAGE, 0)).unwrap();
+    }
+    let last = Iova((areas - 1) * 2 * PAGE);
+    let mut change = s.ioas.begin_unmap(IovaRange::FULL, LONG).unwrap();
+    assert!(s.access.lane().enter().slice(last, 1, Perm::READ).is_ok(), "its turn has not come");
+    assert_eq!(s.ioas.unmap(range(0, PAGE), LONG).unwrap_err().errno(), 2, "the first is gone");
+    let mut polls = 0;
+    let outcome = loop {
+        polls += 1;
+        if let Some(outcome) = change.poll() {
+            break outcome;
+        }
+    };
+    assert_eq!((outcome.unwrap(), polls), (areas * PAGE, 2));
+    assert!(s.ioas.areas().is_empty() && s.windows.live() == 0);
+}
+
+#[test]
 fn unmap_waits_for_a_burst_that_saw_the_area_and_not_for_later_ones() {
     let s = space();
     let file = memory(1);
