@@ -14,8 +14,11 @@ fn has_meaning(bit: usize) -> bool {
     matches!(bit, 0..=7 | 16..=63 | 192..=255)
 }
 
+/// Bits of dwords that a command needs.
+type Needed<'n> = &'n [(usize, u32)];
+
 /// Each bit that a command does not need, turned in turns.
-fn turned(command: Command, needed: &[(usize, u32)]) -> impl Iterator<Item = (usize, Command)> {
+fn turned(command: Command, needed: Needed<'_>) -> impl Iterator<Item = (usize, Command)> {
     let needs = move |bit: usize| {
         let (dword, mask) = (bit / 32, 1u32 << (bit % 32));
         needed.iter().any(|(at, bits)| *at == dword && bits & mask != 0)
@@ -52,7 +55,7 @@ fn is_fine(status: Status) -> bool {
 fn commands_with_any_reserved_bit_set_end_once() {
     let mut trial = Trial::begin("adaptive");
     let block = [(10, u32::MAX), (11, u32::MAX), (12, 0xffff)];
-    let opcodes: [(u8, &[(usize, u32)]); 7] = [
+    let opcodes: [(u8, Needed<'_>); 7] = [
         (nvm::FLUSH, &[]),
         (nvm::READ, &block),
         (nvm::WRITE, &block),
@@ -80,9 +83,13 @@ fn commands_with_any_reserved_bit_set_end_once() {
 fn admin_commands_with_any_reserved_bit_set_end_once() {
     let mut trial = Trial::begin("adaptive");
     let with = |opcode, cdw10, cdw11| Command { cdw10, cdw11, ..Command::new(opcode, 0, 0) };
-    let commands: [(&str, Command, &[(usize, u32)]); 6] = [
+    let commands: [(&str, Command, Needed<'_>); 6] = [
         ("identify", with(admin::IDENTIFY, 1, 0), &[(10, 0xff)]),
-        ("get log page", with(admin::GET_LOG_PAGE, 2 | 127 << 16, 0), &[(10, u32::MAX), (11, 0xffff), (12, u32::MAX), (13, u32::MAX)]),
+        (
+            "get log page",
+            with(admin::GET_LOG_PAGE, 2 | 127 << 16, 0),
+            &[(10, u32::MAX), (11, 0xffff), (12, u32::MAX), (13, u32::MAX)],
+        ),
         ("get features", with(admin::GET_FEATURES, 6, 0), &[(10, 0x7ff)]),
         ("set features", with(admin::SET_FEATURES, 6, 1), &[(10, 0xff)]),
         ("abort", with(admin::ABORT, 0x1234_0000, 0), &[(10, u32::MAX)]),

@@ -76,7 +76,8 @@ impl Chance<'_> {
             let mut bytes = [0; Command::LEN];
             bytes.copy_from_slice(command.as_bytes());
             // The pointers stay: nearly all that is turned there is nowhere.
-            let bit = *self.random.of(&[8, 9, 10, 11, 12, 13, 14, 15, 40, 70, 100, 130, 140, 410, 430, 460, 500]);
+            let bit =
+                *self.random.of(&[8, 9, 10, 11, 12, 13, 14, 15, 40, 70, 100, 130, 140, 410, 430, 460, 500]);
             bytes[bit / 8] ^= 1 << (bit % 8);
             command = zerocopy::FromBytes::read_from_bytes(&bytes).expect("as long as before");
         }
@@ -117,7 +118,8 @@ impl Chance<'_> {
             self.intruder.ring(ring);
         }
         for _ in 0..self.random.below(OF_ADMIN) {
-            let command = self.command(&[admin::GET_LOG_PAGE, admin::IDENTIFY, admin::ABORT, admin::GET_FEATURES]);
+            let command =
+                self.command(&[admin::GET_LOG_PAGE, admin::IDENTIFY, admin::ABORT, admin::GET_FEATURES]);
             // These do what they are told: other commands would never end.
             let takes_away = [
                 admin::NAMESPACE_MANAGEMENT,

@@ -152,7 +152,7 @@ fn messages_that_make_no_sense_are_refused_and_the_next_is_served() {
             }
             // Structures may have grown by a little since.
             for more in [25, 1000, (1 << 20) - 64] {
-                let longer = [body.as_slice(), &vec![0; more - body.len() % 25]].concat();
+                let longer = [body.as_slice(), &vec![0; more]].concat();
                 let answer = raw.asks(command, &longer);
                 assert!(answer.is_err(), "{} bytes of command {command}: {answer:?}", longer.len());
             }
@@ -162,8 +162,8 @@ fn messages_that_make_no_sense_are_refused_and_the_next_is_served() {
     trial.hit("bodies of rubbish", |house| {
         let mut raw = Raw::agreed(&house.target());
         for (command, body) in bodies() {
-            // Not the reset: it has none.
-            if !body.is_empty() {
+            // The reset has none, and the first question asks for as much as there is.
+            if !body.is_empty() && command != 4 {
                 let answer = raw.asks(command, &vec![0xff; body.len()]);
                 assert!(answer.is_err(), "command {command}: {answer:?}");
             }

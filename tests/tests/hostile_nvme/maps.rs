@@ -125,7 +125,8 @@ fn files_that_are_no_memory_are_refused() {
         offer("for nothing", &reopen(&memory, OFlags::PATH), Errno::INVAL);
         offer("for reading only", &reopen(&memory, OFlags::RDONLY), Errno::ACCESS);
         offer("an empty one", &memfd(0), Errno::INVAL);
-        let sealed = memfd_create("sealed", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a memfd");
+        let sealed =
+            memfd_create("sealed", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a memfd");
         ftruncate(&sealed, 8192).expect("it can grow");
         fcntl_add_seals(&sealed, SealFlags::WRITE).expect("nobody writes to it");
         let outcome = intruder.client.dma_map(map(AT, PAGE, 0), Some(sealed.as_fd()));

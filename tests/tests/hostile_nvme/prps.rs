@@ -43,7 +43,8 @@ fn entries_that_make_no_sense_are_refused_at_once() {
     }
     trial.case("ranges of deallocation with an offset", |intruder, _| {
         let at = intruder.data.at.0 + 1;
-        let command = Command { dptr: [at, 0], cdw10: 255, cdw11: 4, ..Command::new(DATASET_MANAGEMENT, 0, 1) };
+        let command =
+            Command { dptr: [at, 0], cdw10: 255, cdw11: 4, ..Command::new(DATASET_MANAGEMENT, 0, 1) };
         assert_eq!(intruder.io(0, command).status().plain(), wrong);
     });
     trial.end();

@@ -18,6 +18,9 @@ use super::maps::memfd;
 use super::trial::Trial;
 
 const LAST_PAGE: u64 = u64::MAX - 4095;
+/// Where submissions and completions are, given a place in memory, or whose they are on top of.
+type Place = fn(u64) -> [u64; 2];
+type PlaceOver = fn(&Intruder) -> [u64; 2];
 /// The pair that is attacked; the first one works.
 const QID: u16 = 2;
 
@@ -36,7 +39,11 @@ fn queues_that_cannot_be_are_refused() {
             ("65536 entries", creation(CREATE_CQ, QID, 65536, at, 1), Status::INVALID_QUEUE_SIZE),
             ("in pieces", creation(CREATE_CQ, QID, 16, at, 0), Status::INVALID_FIELD),
             ("not aligned", creation(CREATE_CQ, QID, 16, at + 64, 1), Status::PRP_OFFSET_INVALID),
-            ("a vector that is not there", creation(CREATE_CQ, QID, 16, at, 3 | 17 << 16), Status::INVALID_INTERRUPT_VECTOR),
+            (
+                "a vector that is not there",
+                creation(CREATE_CQ, QID, 16, at, 3 | 17 << 16),
+                Status::INVALID_INTERRUPT_VECTOR,
+            ),
         ];
         for (what, command, status) in completions {
             assert_eq!(intruder.admin(command).status().plain(), status, "{what}");
@@ -47,7 +54,11 @@ fn queues_that_cannot_be_are_refused() {
             ("too many entries", creation(CREATE_SQ, QID, 4097, at, 1 | 1 << 16), Status::INVALID_QUEUE_SIZE),
             ("in pieces", creation(CREATE_SQ, QID, 16, at, 1 << 16), Status::INVALID_FIELD),
             ("not aligned", creation(CREATE_SQ, QID, 16, at + 8, 1 | 1 << 16), Status::PRP_OFFSET_INVALID),
-            ("no completion queue", creation(CREATE_SQ, QID, 16, at, 1 | 5 << 16), Status::COMPLETION_QUEUE_INVALID),
+            (
+                "no completion queue",
+                creation(CREATE_SQ, QID, 16, at, 1 | 5 << 16),
+                Status::COMPLETION_QUEUE_INVALID,
+            ),
             ("the admin's", creation(CREATE_SQ, QID, 16, at, 1), Status::COMPLETION_QUEUE_INVALID),
         ];
         for (what, command, status) in submissions {
@@ -67,7 +78,8 @@ fn queues_that_cannot_be_are_refused() {
         assert!(!intruder.admin(strange).status().is_success());
         let nothing = Command { cdw10: 0xffff_0001, ..Command::new(ABORT, 0, 0) };
         assert_eq!(intruder.admin(nothing).dw0, 1, "nothing was aborted");
-        let requests: Vec<u16> = (0..9).map(|_| intruder.submit_admin(Command::new(ASYNC_EVENT, 0, 0))).collect();
+        let requests: Vec<u16> =
+            (0..9).map(|_| intruder.submit_admin(Command::new(ASYNC_EVENT, 0, 0))).collect();
         let status = intruder.await_admin(requests[8]).status().plain();
         assert_eq!(status, Status::ASYNC_EVENT_LIMIT_EXCEEDED);
         intruder.must_work("after refusals");
@@ -90,7 +102,7 @@ fn use_at(intruder: &mut Intruder, submissions: u64, completions: u64, entries: 
 fn queues_that_are_nowhere_are_a_fatal_status() {
     let mut trial = Trial::begin("adaptive");
     let read_only = memfd(4 * PAGE);
-    let places: [(&str, fn(u64) -> [u64; 2], u32); 8] = [
+    let places: [(&str, Place, u32); 8] = [
         ("submissions nowhere", |at| [NOWHERE, at], 16),
         ("completions nowhere", |at| [at, NOWHERE], 16),
         ("submissions at the end of addresses", |at| [LAST_PAGE, at], 64),
@@ -110,8 +122,7 @@ fn queues_that_are_nowhere_are_a_fatal_status() {
             use_at(intruder, submissions, completions, entries);
             intruder.must_be_fatal(what);
             // Nothing is served any more until the host resets it.
-            let ignored = intruder.submit(0, transfer(READ, [intruder.data.at.0, 0], 1));
-            let _ = ignored;
+            intruder.submit(0, transfer(READ, [intruder.data.at.0, 0], 1));
             assert!(intruder.is_fatal());
         });
     }
@@ -121,7 +132,7 @@ fn queues_that_are_nowhere_are_a_fatal_status() {
 #[test]
 fn admin_queues_that_are_nowhere_are_a_fatal_status() {
     let mut trial = Trial::begin("adaptive");
-    let places: [(&str, fn(u64) -> [u64; 2]); 5] = [
+    let places: [(&str, Place); 5] = [
         ("both nowhere", |_| [NOWHERE, NOWHERE]),
         ("submissions nowhere", |at| [NOWHERE, at]),
         ("completions nowhere", |at| [at, NOWHERE]),
@@ -164,7 +175,7 @@ fn admin_queues_that_are_nowhere_are_a_fatal_status() {
 #[test]
 fn queues_over_each_other_harm_their_host_only() {
     let mut trial = Trial::begin("adaptive");
-    let places: [(&str, fn(&Intruder) -> [u64; 2]); 6] = [
+    let places: [(&str, PlaceOver); 6] = [
         ("submissions on their completions", |it| [it.scratch.at.0, it.scratch.at.0]),
         ("submissions on those of another", |it| [it.rings[0].submissions.at.0, it.scratch.at.0]),
         ("completions on those of another", |it| [it.scratch.at.0, it.rings[0].completions.at.0]),

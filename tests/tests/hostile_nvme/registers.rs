@@ -89,7 +89,8 @@ fn anything_written_to_any_register_harms_its_host_only() {
                 }
             };
             let writes: Vec<_> = (0..200).map(|_| write(&mut random)).collect();
-            let request = Request::RegionWriteMulti(RegionWriteMulti::new(writes).expect("as many as there may be"));
+            let request =
+                Request::RegionWriteMulti(RegionWriteMulti::new(writes).expect("as many as there may be"));
             match intruder.client.call(&request, &[]) {
                 Ok(_) | Err(ClientError::Refused { .. }) => {}
                 Err(error) => panic!("{error}"),

@@ -47,7 +47,8 @@ fn descriptors_that_make_no_sense_are_refused_at_once() {
                 let first = SglDescriptor { identifier: sub_kind, ..good };
                 refused(&format!("sub type {sub_kind}"), first, Status::SGL_TYPE_INVALID);
             }
-            for (len, status) in [(0, Status::SGL_DATA_LENGTH_INVALID), (LEN - 512, Status::SGL_DATA_LENGTH_INVALID)]
+            for (len, status) in
+                [(0, Status::SGL_DATA_LENGTH_INVALID), (LEN - 512, Status::SGL_DATA_LENGTH_INVALID)]
             {
                 refused("too few bytes", data(len), status);
             }
@@ -124,8 +125,12 @@ fn descriptors_that_are_nowhere_fail_alone_after_a_second() {
             let data = |at, len| SglDescriptor::new(SGL_DATA_BLOCK, at, len);
             let half = data(at, LEN / 2);
             let lost_half = segment(intruder, SGL_LAST_SEGMENT, 0, &[half, data(NOWHERE, LEN / 2)]);
-            let lost_rest =
-                segment(intruder, SGL_SEGMENT, 4096, &[half, SglDescriptor::new(SGL_LAST_SEGMENT, NOWHERE, 16)]);
+            let lost_rest = segment(
+                intruder,
+                SGL_SEGMENT,
+                4096,
+                &[half, SglDescriptor::new(SGL_LAST_SEGMENT, NOWHERE, 16)],
+            );
             let wraps = u64::MAX - u64::from(LEN) / 2;
             let cases = [
                 ("data that is nowhere", data(NOWHERE, LEN)),
@@ -137,7 +142,10 @@ fn descriptors_that_are_nowhere_fail_alone_after_a_second() {
                 ("a segment that is nowhere", SglDescriptor::new(SGL_SEGMENT, NOWHERE, 64)),
                 ("a last segment that is nowhere", SglDescriptor::new(SGL_LAST_SEGMENT, NOWHERE, 64)),
                 ("a segment that wraps", SglDescriptor::new(SGL_SEGMENT, u64::MAX - 31, 64)),
-                ("a segment in the last bytes there are", SglDescriptor::new(SGL_LAST_SEGMENT, u64::MAX - 63, 64)),
+                (
+                    "a segment in the last bytes there are",
+                    SglDescriptor::new(SGL_LAST_SEGMENT, u64::MAX - 63, 64),
+                ),
                 ("a segment behind another", lost_rest),
             ];
             let cases = cases.map(|(what, first)| (what, command(opcode, first)));

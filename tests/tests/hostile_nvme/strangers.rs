@@ -166,7 +166,11 @@ fn clients_that_vanish_at_any_byte_leave_nothing_behind() {
                 let last = random.below(script.len() as u64) as usize;
                 for (number, (bytes, fd)) in script.iter().enumerate().take(last + 1) {
                     let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
-                    let end = if number == last { 1 + random.below(bytes.len() as u64) } else { bytes.len() as u64 };
+                    let end = if number == last {
+                        1 + random.below(bytes.len() as u64)
+                    } else {
+                        bytes.len() as u64
+                    };
                     raw.send(&bytes[..end as usize], &fds);
                 }
                 if random.one_in(3) {
@@ -182,7 +186,8 @@ fn clients_that_vanish_at_any_byte_leave_nothing_behind() {
 fn messages_at_random_harm_nobody() {
     let mut trial = Trial::begin("adaptive");
     let mut random = Random::seeded("messages at random, NVMe");
-    let pool: Vec<OwnedFd> = vec![memfd(1 << 20), memfd(0), event(), event(), rustix::pipe::pipe().expect("a pipe").0];
+    let pool: Vec<OwnedFd> =
+        vec![memfd(1 << 20), memfd(0), event(), event(), rustix::pipe::pipe().expect("a pipe").0];
     for round in 0..10 {
         trial.hit(&format!("two thousand messages, round {round}"), |house| {
             let mut sent = 0;
@@ -203,11 +208,8 @@ fn anything(mut raw: Raw, random: &mut Random, pool: &[OwnedFd]) -> u32 {
     let script = script();
     let mut sent = 0;
     for number in 0..150 {
-        let (bytes, fd) = if number < script.len() && !random.one_in(20) {
-            &script[number]
-        } else {
-            random.of(&script)
-        };
+        let (bytes, fd) =
+            if number < script.len() && !random.one_in(20) { &script[number] } else { random.of(&script) };
         let mut bytes = bytes.clone();
         if random.one_in(3) && number >= 8 {
             let at = random.below(bytes.len() as u64) as usize;
