@@ -114,6 +114,18 @@ impl Function {
         Ok(self.client().dma_unmap(unmap)?)
     }
 
+    /// Takes them back. The device does not reach them any more when this returns.
+    ///
+    /// # Errors
+    /// They were not lent, or the device does not let go of them.
+    pub fn take_back(&self, memory: &GuestMemory) -> Result<(), NvmeError> {
+        for region in memory.regions() {
+            let unmap = DmaUnmap::Range { address: region.range.first().0, size: region.size() };
+            self.client().dma_unmap(unmap)?;
+        }
+        Ok(())
+    }
+
     /// A register of four bytes.
     ///
     /// # Errors
