@@ -176,8 +176,8 @@ impl NvmeLoad {
                 shutdown(&*function.client(), Shutdown::Both).expect("a socket");
                 Function::connect(&self.path, WATCHDOG).expect("a device for the next client");
             }
-            NvmeWay::Data => function.take_back(data).expect("it lets go"),
-            NvmeWay::Queues => function.take_back(queues).expect("it lets go"),
+            NvmeWay::Data => function.take_back_region(data).expect("it lets go"),
+            NvmeWay::Queues => function.take_back_region(queues).expect("it lets go"),
             NvmeWay::All => function.client().dma_unmap(DmaUnmap::All).expect("it lets go"),
             NvmeWay::Reset => function.reset().expect("it resets"),
             NvmeWay::Disable => self.controller.disable().expect("it is disabled"),

@@ -105,25 +105,21 @@ impl Function {
         Ok(self.client().dma_map(map, Some(region.extent.file.as_fd()))?)
     }
 
-    /// Takes a region back. The device does not reach it any more when this returns.
-    ///
-    /// # Errors
-    /// It was not lent, or the device does not let go of it.
-    pub fn take_back(&self, region: &Region) -> Result<(), NvmeError> {
-        let unmap = DmaUnmap::Range { address: region.range.first().0, size: region.size() };
-        Ok(self.client().dma_unmap(unmap)?)
-    }
-
-    /// Takes them back. The device does not reach them any more when this returns.
+    /// Takes all regions of a guest's memory back, one after the other. The device does not reach them any more when this returns.
     ///
     /// # Errors
     /// They were not lent, or the device does not let go of them.
     pub fn take_back(&self, memory: &GuestMemory) -> Result<(), NvmeError> {
-        for region in memory.regions() {
-            let unmap = DmaUnmap::Range { address: region.range.first().0, size: region.size() };
-            self.client().dma_unmap(unmap)?;
-        }
-        Ok(())
+        memory.regions().iter().try_for_each(|region| self.take_back_region(region))
+    }
+
+    /// Takes one region back.
+    ///
+    /// # Errors
+    /// As [`Function::take_back`].
+    pub fn take_back_region(&self, region: &Region) -> Result<(), NvmeError> {
+        let unmap = DmaUnmap::Range { address: region.range.first().0, size: region.size() };
+        Ok(self.client().dma_unmap(unmap)?)
     }
 
     /// A register of four bytes.

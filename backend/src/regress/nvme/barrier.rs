@@ -52,7 +52,7 @@ impl Way {
     fn take(self, host: &mut Host) -> Outcome {
         let function = host.controller.function().clone();
         match self {
-            Way::Data => function.take_back(&host.region(BUFFERS)?)?,
+            Way::Data => function.take_back_region(&host.region(BUFFERS)?)?,
             Way::All => function.client().dma_unmap(DmaUnmap::All)?,
             Way::Reset => function.reset()?,
             Way::Disable => host.controller.disable()?,
@@ -60,7 +60,7 @@ impl Way {
                 let delete = Command { cdw10: 1, ..Command::new(admin::DELETE_SQ, 0, 0) };
                 host.controller.carry_out("Delete I/O Submission Queue", delete)?;
             }
-            Way::Queues => function.take_back(&host.region(QUEUES)?)?,
+            Way::Queues => function.take_back_region(&host.region(QUEUES)?)?,
         }
         Ok(())
     }

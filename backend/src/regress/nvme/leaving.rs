@@ -86,7 +86,7 @@ fn front_end_vanishes(run: &Run) -> Outcome {
                 let parks = || server.counters(0).parks;
                 let mut host = Host::new(&server, way)?;
                 let waiting = parks();
-                host.controller.function().take_back(&host.region(BUFFERS)?)?;
+                host.controller.function().take_back_region(&host.region(BUFFERS)?)?;
                 host.submit(&mut random)?;
                 await_that("the queue waits", || parks() > waiting)?;
             }

@@ -75,7 +75,7 @@ fn stubborn_device(run: &Run) -> Outcome {
         let region = host.region(BUFFERS)?;
         let stuck = host.read()?;
         await_pending(&held, 1)?;
-        run.time("unmap", || function.take_back(&region))?;
+        run.time("unmap", || function.take_back_region(&region))?;
         expect_equal(held.pending().len(), 1, "commands in flight")?;
         host.bytes(BUFFERS)?.fill(MARK);
         host.read_into(ELSEWHERE.0)?;
@@ -152,7 +152,7 @@ fn truncate_under_io(run: &Run) -> Outcome {
         expect(ended.iter().all(|end| !end.status.is_success()), "a command on lost memory succeeded")?;
         host.read_into(ELSEWHERE.0)?;
         host.await_other()?;
-        run.time("unmap", || function.take_back(&region))?;
+        run.time("unmap", || function.take_back_region(&region))?;
         ftruncate(region.extent.file.as_fd(), region.size())?;
         function.lend_region(&region)?;
         host.submit_reads()?;
