@@ -1,9 +1,9 @@
 //! Every parser as a plain function of a byte slice, for libFuzzer and for `cargo test` alike.
 //!
 //! The input is a script of what a peer sends: `[length, descriptors, bytes ...]` again and again, each a piece of
-//! the stream with that many bytes and (modulo eighteen) descriptors. The functions panic if a parser breaks what it
-//! promises: bounded memory, descriptors as the table says, and messages that survive being encoded and decoded
-//! again.
+//! the stream with that many bytes and (modulo eighteen) descriptors. Where messages are kept apart (VDUSE, vhost-vdpa) each
+//! piece is one. The functions panic if a parser breaks what it promises: bounded memory, descriptors as the table says, and
+//! messages that survive being encoded and decoded again.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -14,11 +14,13 @@ use std::os::fd::OwnedFd;
 use zerocopy::FromBytes;
 
 use crate::frame::{Decoded, Decoder, Fds, Frame, Incoming, MAX_FDS};
+use crate::vduse::{self, Answer, Expected, Request, RequestError, Response};
 use crate::vfio_user::{self, ToClient, ToServer};
 use crate::vhost_user::{
     BackendMessage, BackendReply, BackendRequest, FrontendMessage, FrontendReply, FrontendRequest, Header,
     MAX_BODY, MessageError, Row,
 };
+use crate::vhost_vdpa::IotlbMessage;
 
 /// More than any message may carry, so that surplus descriptors are tried as well.
 const FD_CHOICES: u8 = MAX_FDS as u8 + 2;
@@ -142,6 +144,57 @@ pub fn fuzz_vfio_user_client(script: &[u8]) {
             },
         ),
     );
+}
+
+/// What a daemon of VDUSE reads.
+pub fn fuzz_vduse_requests(script: &[u8]) {
+    each_message(script, |bytes, _| match Request::decode(bytes) {
+        Ok(request) => {
+            assert_eq!(Request::decode(&request.to_bytes()), Ok(request), "encoding changed a message");
+        }
+        Err(RequestError::Length { len }) => {
+            assert!(len == bytes.len() && len != vduse::MESSAGE_LEN, "{len} bytes are no length");
+        }
+        Err(error) => {
+            let failed = error.response().map(|response| response.answer);
+            assert_eq!(failed, Some(Answer::Failed), "{error:?} goes without an answer");
+        }
+    });
+}
+
+/// What the kernel reads from a daemon of VDUSE. The second byte of a piece (modulo three) says what it expects.
+pub fn fuzz_vduse_responses(script: &[u8]) {
+    each_message(script, |bytes, choice| {
+        let expected = match choice % 3 {
+            0 => Expected::Done,
+            1 => Expected::Split,
+            _ => Expected::Packed,
+        };
+        if let Ok(response) = Response::decode(bytes, expected) {
+            let again = Response::decode(&response.to_bytes(), expected);
+            assert_eq!(again, Ok(response), "encoding changed a message");
+        }
+    });
+}
+
+/// What the kernel reads from a front-end of vhost-vdpa.
+pub fn fuzz_vhost_vdpa_messages(script: &[u8]) {
+    each_message(script, |bytes, _| {
+        if let Ok(message) = IotlbMessage::decode(bytes) {
+            let again = IotlbMessage::decode(&message.to_bytes());
+            assert_eq!(again, Ok(message), "encoding changed a message");
+        }
+    });
+}
+
+/// The pieces of `script`, each with its second byte.
+fn each_message(script: &[u8], check: impl Fn(&[u8], u8)) {
+    let mut rest = script;
+    while let [len, choice, after @ ..] = rest {
+        let (message, after) = after.split_at(after.len().min(usize::from(*len)));
+        check(message, *choice);
+        rest = after;
+    }
 }
 
 /// Plays `script` to a decoder until it ends or the stream is broken.

@@ -1,4 +1,4 @@
-//! What the bytes mean: vhost-user and vfio-user messages, virtio, NVMe and PCI layouts, for both ends.
+//! What the bytes mean: vhost-user, vfio-user, VDUSE and vhost-vdpa, virtio, NVMe and PCI layouts, for both ends.
 //!
 //! This crate turns bytes and file descriptors into typed messages and back. It checks *shape* and never
 //! *meaning*: that a memory table has as many descriptors as regions is decided here, whether its regions overlap
@@ -13,6 +13,8 @@
 //! - [`vhost_user`]: the messages of both channels as one table each, their payloads, the protocol features, and
 //!   [`vhost_user::Client`], a blocking front-end.
 //! - [`vfio_user`]: the commands and replies of both directions, and [`vfio_user::Client`], a client that waits.
+//! - [`vduse`]: the files, messages and ioctls by which a device is one of the host kernel's, and [`vhost_vdpa`]: those by which
+//!   such a device is driven.
 //! - [`frame`]: framing. [`frame::Decoder`] takes bytes in any number of pieces, with descriptors, and yields
 //!   messages without doing I/O; [`frame::Connection`] joins it to a Unix socket and a bounded output queue.
 //! - [`fuzzing`]: every parser as a plain function of a byte slice.
@@ -20,8 +22,9 @@
 //! # Locks and blocking
 //!
 //! There are no locks and no threads. Only [`vhost_user::Client`] and [`vfio_user::Client`] wait, never longer than
-//! their time-outs. A connection keeps at most one partly received message with at most [`frame::MAX_FDS`] descriptors,
-//! and at most [`frame::MAX_PENDING_BYTES`] of output that the peer has not read, or one message that is longer.
+//! their time-outs, and [`vhost_vdpa::VhostVdpa`], as long as the kernel waits for its device. A connection keeps at most
+//! one partly received message with at most [`frame::MAX_FDS`] descriptors, and at most [`frame::MAX_PENDING_BYTES`] of
+//! output that the peer has not read, or one message that is longer.
 //!
 //! # What never fails
 //!
@@ -31,7 +34,11 @@
 //!
 //! Big-endian hosts (virtio values are little-endian, vhost-user's are native: they agree here and are used as
 //! they are), the region layout of `XEN_MMAP`, the contents of crypto sessions and of the state of migrated vfio-user
-//! devices (opaque bytes), packed rings.
+//! devices (opaque bytes), adding a device to the vDPA bus (netlink).
+//!
+//! # Unsafe code
+//!
+//! Only `sys` has some: it makes ioctls, each bound to the type of its argument.
 #![cfg_attr(
     not(test),
     deny(

@@ -3,6 +3,7 @@ use std::{fs, iter};
 
 use super::*;
 use crate::vhost_user::golden;
+use crate::vhost_vdpa;
 
 /// A parser under test: the name of its libFuzzer target and corpus, itself, and messages it should accept.
 struct Target {
@@ -16,6 +17,8 @@ struct Target {
 struct Layout {
     /// Bytes of it.
     len: usize,
+    /// How many bytes the first piece of a message has.
+    piece: usize,
     /// Where the request's number is.
     number: usize,
     /// Where the size is.
@@ -24,8 +27,11 @@ struct Layout {
     counted: usize,
 }
 
-const VHOST: Layout = Layout { len: Header::LEN, number: 0, size: 8, counted: 0 };
-const VFIO: Layout = Layout { len: 16, number: 2, size: 4, counted: 16 };
+const VHOST: Layout = Layout { len: Header::LEN, piece: Header::LEN, number: 0, size: 8, counted: 0 };
+const VFIO: Layout = Layout { len: 16, piece: 16, number: 2, size: 4, counted: 16 };
+/// Messages that are one piece. They do not tell their size; what stands there is another field.
+const VDUSE: Layout = Layout { len: 24, piece: 255, number: 0, size: 4, counted: 0 };
+const VDPA: Layout = Layout { len: 8, piece: 255, number: 33, size: 4, counted: 0 };
 
 /// A message's name, bytes and descriptors.
 type Seed = (String, Vec<u8>, u8);
@@ -109,12 +115,39 @@ fn targets() -> Vec<Target> {
             layout: &VFIO,
             messages: to_client(),
         },
+        Target {
+            name: "vduse_requests",
+            parse: fuzz_vduse_requests,
+            layout: &VDUSE,
+            messages: vduse::golden::requests()
+                .into_iter()
+                .map(|(m, b)| (m.kind.name().into(), b, 0))
+                .collect(),
+        },
+        Target {
+            name: "vduse_responses",
+            parse: fuzz_vduse_responses,
+            layout: &VDUSE,
+            messages: vduse::golden::responses()
+                .into_iter()
+                .map(|(m, expected, bytes)| (name_of(&m.answer), bytes, expected as u8))
+                .collect(),
+        },
+        Target {
+            name: "vhost_vdpa_messages",
+            parse: fuzz_vhost_vdpa_messages,
+            layout: &VDPA,
+            messages: vhost_vdpa::golden::messages()
+                .into_iter()
+                .map(|(m, bytes)| (name_of(&m.change), bytes, 0))
+                .collect(),
+        },
     ]
 }
 
-/// A script that sends these bytes with descriptors: the header first, then the body.
-fn script(header: usize, bytes: &[u8], fds: u8) -> Vec<u8> {
-    let (header, body) = bytes.split_at(header.min(bytes.len()));
+/// A script that sends these bytes with descriptors: a piece of so many bytes first, then the rest.
+fn script(first: usize, bytes: &[u8], fds: u8) -> Vec<u8> {
+    let (header, body) = bytes.split_at(first.min(bytes.len()));
     iter::once((header, fds))
         .chain(body.chunks(255).map(|piece| (piece, 0)))
         .flat_map(|(piece, fds)| [piece.len() as u8, fds].into_iter().chain(piece.iter().copied()))
@@ -148,7 +181,7 @@ fn corpus_holds_every_message_of_the_table() {
     for target in targets() {
         for (index, (name, bytes, fds)) in target.messages.iter().enumerate() {
             let path = corpus(target.name).join(format!("{index:02}-{name}"));
-            let script = script(target.layout.len, bytes, *fds);
+            let script = script(target.layout.piece, bytes, *fds);
             if std::env::var_os("MDEVD_WRITE_CORPUS").is_some() {
                 fs::create_dir_all(corpus(target.name)).unwrap();
                 fs::write(&path, &script).unwrap();
@@ -184,7 +217,7 @@ fn a_hundred_thousand_random_messages_neither_panic_nor_hoard() {
 fn random_message(random: &mut Random, target: &Target) -> Vec<u8> {
     let (_, bytes, fds) = &target.messages[random.below(target.messages.len())];
     let (mut bytes, mut fds) = (bytes.clone(), *fds);
-    let Layout { len: header, number, size, counted } = *target.layout;
+    let Layout { len: header, piece, number, size, counted } = *target.layout;
     match random.below(8) {
         0 => bytes.iter_mut().for_each(|byte| *byte = random.next() as u8),
         1 => fds = random.next() as u8,
@@ -200,7 +233,7 @@ fn random_message(random: &mut Random, target: &Target) -> Vec<u8> {
         }
         _ => {}
     }
-    let mut out = script(header, &bytes, fds);
+    let mut out = script(piece, &bytes, fds);
     if random.below(64) == 0 {
         out.truncate(random.below(out.len()));
     }

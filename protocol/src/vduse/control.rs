@@ -43,7 +43,8 @@ impl Control {
         Ok(Self { fd })
     }
 
-    /// The newest version the kernel speaks, or the one that was set. Older kernels tell their oldest.
+    /// The version that is set: of the newest kernels the newest they speak, before another is set. Older ones tell 0 even if
+    /// they can do more, so try [`Control::set_api_version`] instead, from [`API_VERSION`](super::API_VERSION) downwards.
     ///
     /// # Errors
     /// [`ControlError::Failed`].

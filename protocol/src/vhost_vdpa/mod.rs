@@ -28,6 +28,8 @@
 mod error;
 mod feature;
 mod front;
+#[cfg(test)]
+pub(crate) mod golden;
 mod iotlb;
 
 pub use error::VdpaError;

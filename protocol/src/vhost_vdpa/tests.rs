@@ -5,29 +5,10 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::vhost_user::IotlbPerm;
-use crate::vhost_user::golden::bytes;
-
-/// Every message and its bytes, written down independently of the encoder.
-#[rustfmt::skip]
-pub(crate) fn golden() -> Vec<(IotlbMessage, Vec<u8>)> {
-    use IotlbChange as C;
-    let message = |asid, change, hex: &str| {
-        let mut bytes = bytes(hex);
-        bytes.resize(MESSAGE_LEN, 0);
-        (IotlbMessage { asid, change }, bytes)
-    };
-    vec![
-        message(0, C::Update { iova: 0x1000, size: 0x2000, user_addr: 0x7f00_0000_0000, perm: IotlbPerm::READ | IotlbPerm::WRITE }, "02000000 00000000 0010000000000000 0020000000000000 00000000007f0000 03 02"),
-        message(3, C::Update { iova: 0, size: 1, user_addr: u64::MAX, perm: IotlbPerm::READ }, "02000000 03000000 0000000000000000 0100000000000000 ffffffffffffffff 01 02"),
-        message(1, C::Invalidate { iova: 0x1000, size: 0x2000 }, "02000000 01000000 0010000000000000 0020000000000000 0000000000000000 00 03"),
-        message(1, C::BatchBegin, "02000000 01000000 0000000000000000 0000000000000000 0000000000000000 00 05"),
-        message(1, C::BatchEnd, "02000000 01000000 0000000000000000 0000000000000000 0000000000000000 00 06"),
-    ]
-}
 
 #[test]
 fn each_message_has_its_golden_bytes() {
-    for (message, bytes) in golden() {
+    for (message, bytes) in golden::messages() {
         assert_eq!(message.to_bytes().as_slice(), bytes, "{message:?}");
         assert_eq!(IotlbMessage::decode(&bytes), Ok(message));
     }
@@ -35,7 +16,7 @@ fn each_message_has_its_golden_bytes() {
 
 #[test]
 fn message_that_is_none_is_refused_with_the_reason() {
-    let (update, good) = golden().swap_remove(0);
+    let (update, good) = golden::messages().swap_remove(0);
     let changed = |at: usize, to: &[u8]| {
         let mut bytes = good.clone();
         bytes[at..at + to.len()].copy_from_slice(to);
