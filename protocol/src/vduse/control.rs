@@ -35,11 +35,7 @@ impl Control {
     /// [`ControlError::Absent`], [`ControlError::Denied`], or [`ControlError::Failed`].
     pub fn open() -> Result<Self, ControlError> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let fd = open(CONTROL_PATH, flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT | Errno::NODEV | Errno::NXIO => ControlError::Absent,
-            Errno::ACCESS | Errno::PERM => ControlError::Denied(errno),
-            errno => ControlError::Failed { call: "open", errno },
-        })?;
+        let fd = open(CONTROL_PATH, flags, Mode::empty()).map_err(ControlError::of_open)?;
         Ok(Self { fd })
     }
 
@@ -94,13 +90,8 @@ impl Control {
     /// [`ControlError::Failed`].
     pub fn create(&self, config: &DeviceConfig) -> Result<(), ControlError> {
         config.check()?;
-        let name = || config.name.clone();
-        ioctl::create_dev(self.fd.as_fd(), &config.fields(), &config.space).map_err(|errno| match errno {
-            Errno::EXIST => ControlError::Exists(name()),
-            Errno::PERM => ControlError::NotPermitted(name()),
-            Errno::INVAL => ControlError::Refused(name()),
-            errno => ControlError::Failed { call: "VDUSE_CREATE_DEV", errno },
-        })
+        ioctl::create_dev(self.fd.as_fd(), &config.fields(), &config.space)
+            .map_err(|errno| ControlError::of_create(&config.name, errno))
     }
 
     /// Unmakes a device that is neither open nor on the vDPA bus.
@@ -108,11 +99,15 @@ impl Control {
     /// # Errors
     /// [`ControlError::Busy`], [`ControlError::NoDevice`], [`ControlError::Failed`].
     pub fn destroy(&self, name: &DeviceName) -> Result<(), ControlError> {
-        ioctl::DESTROY_DEV.set(self.fd.as_fd(), name.field()).map_err(|errno| match errno {
-            Errno::BUSY => ControlError::Busy(name.clone()),
-            Errno::INVAL => ControlError::NoDevice(name.clone()),
-            errno => ControlError::Failed { call: "VDUSE_DESTROY_DEV", errno },
-        })
+        ioctl::DESTROY_DEV
+            .set(self.fd.as_fd(), name.field())
+            .map_err(|errno| ControlError::of_destroy(name, errno))
+    }
+
+    /// Some file as if it were the control file.
+    #[cfg(test)]
+    pub(super) fn over(fd: OwnedFd) -> Self {
+        Self { fd }
     }
 }
 

@@ -113,12 +113,8 @@ impl Device {
     /// [`DeviceError::Absent`], [`DeviceError::Denied`], [`DeviceError::Busy`], or [`DeviceError::Failed`].
     pub fn open(name: &DeviceName) -> Result<Self, DeviceError> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = open(name.path(), flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT | Errno::NODEV | Errno::NXIO => DeviceError::Absent(name.clone()),
-            Errno::ACCESS | Errno::PERM => DeviceError::Denied { name: name.clone(), errno },
-            Errno::BUSY => DeviceError::Busy(name.clone()),
-            errno => DeviceError::Failed { call: "open", errno },
-        })?;
+        let fd =
+            open(name.path(), flags, Mode::empty()).map_err(|errno| DeviceError::of_open(name, errno))?;
         Ok(Self { fd })
     }
 

@@ -55,6 +55,36 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// What this errno of opening the file means.
+    pub(super) fn of_open(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => Self::Absent,
+            Errno::ACCESS | Errno::PERM => Self::Denied(errno),
+            errno => Self::Failed { call: "open", errno },
+        }
+    }
+
+    /// What this errno of making a device means.
+    pub(super) fn of_create(name: &DeviceName, errno: Errno) -> Self {
+        match errno {
+            Errno::EXIST => Self::Exists(name.clone()),
+            Errno::PERM => Self::NotPermitted(name.clone()),
+            Errno::INVAL => Self::Refused(name.clone()),
+            errno => Self::Failed { call: "VDUSE_CREATE_DEV", errno },
+        }
+    }
+
+    /// What this errno of unmaking a device means.
+    pub(super) fn of_destroy(name: &DeviceName, errno: Errno) -> Self {
+        match errno {
+            Errno::BUSY => Self::Busy(name.clone()),
+            Errno::INVAL => Self::NoDevice(name.clone()),
+            errno => Self::Failed { call: "VDUSE_DESTROY_DEV", errno },
+        }
+    }
+}
+
 /// Why something could not be done with a device's file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -106,6 +136,18 @@ pub enum DeviceError {
         /// What the kernel said.
         errno: Errno,
     },
+}
+
+impl DeviceError {
+    /// What this errno of opening the file means.
+    pub(super) fn of_open(name: &DeviceName, errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => Self::Absent(name.clone()),
+            Errno::ACCESS | Errno::PERM => Self::Denied { name: name.clone(), errno },
+            Errno::BUSY => Self::Busy(name.clone()),
+            errno => Self::Failed { call: "open", errno },
+        }
+    }
 }
 
 /// A call of a device's file, and what it means when the kernel says `EINVAL` to it.

@@ -81,6 +81,45 @@ fn each_refusal_of_the_kernel_has_its_meaning() {
 }
 
 #[test]
+fn each_refusal_to_open_or_to_make_a_device_has_its_meaning() {
+    let name: DeviceName = "vd0".parse().unwrap();
+    let other = Errno::NOMEM;
+    for errno in [Errno::ACCESS, Errno::PERM] {
+        assert_eq!(ControlError::of_open(errno), ControlError::Denied(errno));
+        assert_eq!(DeviceError::of_open(&name, errno), DeviceError::Denied { name: name.clone(), errno });
+    }
+    for errno in [Errno::NOENT, Errno::NODEV, Errno::NXIO] {
+        assert_eq!(ControlError::of_open(errno), ControlError::Absent);
+        assert_eq!(DeviceError::of_open(&name, errno), DeviceError::Absent(name.clone()));
+    }
+    assert_eq!(DeviceError::of_open(&name, Errno::BUSY), DeviceError::Busy(name.clone()));
+    assert_eq!(ControlError::of_open(other), ControlError::Failed { call: "open", errno: other });
+    let create = |errno| ControlError::of_create(&name, errno);
+    assert_eq!(create(Errno::EXIST), ControlError::Exists(name.clone()));
+    assert_eq!(create(Errno::PERM), ControlError::NotPermitted(name.clone()));
+    assert_eq!(create(Errno::INVAL), ControlError::Refused(name.clone()));
+    assert_eq!(create(other), ControlError::Failed { call: "VDUSE_CREATE_DEV", errno: other });
+    let destroy = |errno| ControlError::of_destroy(&name, errno);
+    assert_eq!(destroy(Errno::BUSY), ControlError::Busy(name.clone()));
+    assert_eq!(destroy(Errno::INVAL), ControlError::NoDevice(name.clone()));
+    assert_eq!(destroy(other), ControlError::Failed { call: "VDUSE_DESTROY_DEV", errno: other });
+}
+
+#[test]
+fn kernel_that_does_not_know_features_has_none() {
+    let control = Control::over(OwnedFd::from(File::open("/dev/null").unwrap()));
+    assert_eq!(control.features(), Ok(VduseFeatures::empty()));
+    assert_eq!(control.set_features(VduseFeatures::SUSPEND), Err(ControlError::Features(2)));
+    let failed = |call| Err(ControlError::Failed { call, errno: Errno::NOTTY });
+    assert_eq!(control.api_version().map(drop), failed("VDUSE_GET_API_VERSION"));
+    assert_eq!(control.set_api_version(1), failed("VDUSE_SET_API_VERSION"));
+    assert_eq!(control.create(&device(DeviceKind::Net)), failed("VDUSE_CREATE_DEV"));
+    assert_eq!(control.destroy(&"vd0".parse().unwrap()), failed("VDUSE_DESTROY_DEV"));
+    let wrong = DeviceConfig { features: 0, ..device(DeviceKind::Net) };
+    assert_eq!(control.create(&wrong), Err(ControlError::Config(ConfigError::NoAccessPlatform)));
+}
+
+#[test]
 fn messages_travel_whole_and_one_by_one() {
     let (daemon, kernel) = channel();
     let requests: Vec<_> = golden::requests().into_iter().map(|(request, _)| request).collect();
