@@ -2,10 +2,11 @@
 //!
 //! A [`BackingFile`] is what a mapping holds on to: everything about guest memory is said as (file, offset), and
 //! nothing depends on anybody's virtual addresses. A file is accepted when touching a page of it can make no
-//! stranger wait: shmem (memfd, tmpfs) and hugetlbfs; others only with [`FilePolicy::allow_other_filesystems`].
+//! stranger wait: shmem (memfd, tmpfs) and hugetlbfs; others only with [`FilePolicy::allow_other_filesystems`]. The kernel's
+//! own memory for a VDUSE device comes as a file too, which is accepted where [`FilePolicy::allow_vduse_domain`] says so.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
@@ -18,6 +19,10 @@ use crate::raw;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `f_type` of hugetlbfs and of memfds with huge pages (linux/magic.h).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+/// `f_type` of files without a name (linux/magic.h).
+const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+/// What the kernel calls the memory of a VDUSE device (`vduse_domain_create`).
+const VDUSE_DOMAIN: &[u8] = b"anon_inode:[vduse-domain]";
 
 /// Which file it is: device and inode number. Enough to compare places within one table; sharing memory between
 /// connections asks for more, see [`BackingFile::is_same_file`].
@@ -36,6 +41,9 @@ pub enum FileKind {
     Shmem,
     /// Huge pages: a memfd with `MFD_HUGETLB`, or a file on hugetlbfs.
     Hugetlbfs,
+    /// The kernel's memory for a VDUSE device (`[vduse-domain]`): bounce pages, then coherent memory. It has no size, and a
+    /// page that the kernel has nothing at raises SIGBUS like one behind the end of another file.
+    VduseDomain,
     /// Anything else; its page faults may wait for somebody else.
     Other,
 }
@@ -46,6 +54,8 @@ pub struct FilePolicy {
     /// Accept regular files on any filesystem. A page fault in such a file may then wait for a disk, a network or
     /// a FUSE server, and the worker that touches it waits too.
     pub allow_other_filesystems: bool,
+    /// Accept the kernel's memory for a VDUSE device. Only for descriptors that the kernel has given out itself.
+    pub allow_vduse_domain: bool,
 }
 
 /// An open file that holds guest memory, and what was found out about it when it arrived.
@@ -96,7 +106,11 @@ impl BackingFile {
             return Err(FileError::PathOnly);
         }
         let stat = inspect(|| rustix::fs::fstat(&fd))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        let fs = inspect(|| rustix::fs::fstatfs(&fd))?;
+        // `f_type` is a signed word whose width depends on the machine; the magic numbers have 32 bits.
+        let magic = fs.f_type as u64 & 0xffff_ffff;
+        let domain = policy.allow_vduse_domain && magic == ANON_INODE_FS_MAGIC && is_vduse_domain(&fd);
+        if !domain && FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(FileError::NotRegular { mode: stat.st_mode });
         }
         let perm = match flags & OFlags::RWMODE {
@@ -105,10 +119,8 @@ impl BackingFile {
             _ => return Err(FileError::WriteOnly),
         };
 
-        let fs = inspect(|| rustix::fs::fstatfs(&fd))?;
-        // `f_type` is a signed word whose width depends on the machine; the magic numbers have 32 bits.
-        let magic = fs.f_type as u64 & 0xffff_ffff;
         let kind = match magic {
+            _ if domain => FileKind::VduseDomain,
             TMPFS_MAGIC => FileKind::Shmem,
             HUGETLBFS_MAGIC => FileKind::Hugetlbfs,
             _ if policy.allow_other_filesystems => FileKind::Other,
@@ -116,7 +128,7 @@ impl BackingFile {
         };
         let page_size = match kind {
             FileKind::Hugetlbfs => fs.f_bsize as u64,
-            FileKind::Shmem | FileKind::Other => rustix::param::page_size() as u64,
+            FileKind::Shmem | FileKind::VduseDomain | FileKind::Other => rustix::param::page_size() as u64,
         };
         if !page_size.is_power_of_two() {
             return Err(FileError::PageSize { page_size });
@@ -151,10 +163,14 @@ impl BackingFile {
         self.page_size
     }
 
-    /// The file's size in bytes at this moment (one `fstat`). It may have shrunk when this returns.
+    /// The file's size in bytes at this moment (one `fstat`). It may have shrunk when this returns. The memory of a VDUSE
+    /// device goes on for ever.
     pub fn size(&self) -> io::Result<u64> {
         if faults::fail(Step::Size) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        if self.kind == FileKind::VduseDomain {
+            return Ok(i64::MAX as u64);
         }
         #[cfg(miri)]
         let size = self.heap.len();
@@ -193,6 +209,12 @@ impl BackingFile {
     fn looks_like(&self, other: &BackingFile) -> bool {
         self.id == other.id && self.birth == other.birth
     }
+}
+
+/// Whether the kernel calls a file without a name its memory for a VDUSE device. All such files share one inode.
+fn is_vduse_domain(fd: &OwnedFd) -> bool {
+    let name = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    name.is_ok_and(|name| name.as_bytes() == VDUSE_DOMAIN)
 }
 
 /// When the inode was created, where the filesystem keeps that.

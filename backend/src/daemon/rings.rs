@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mdev_dma::Iova;
 
-use crate::device::{Device, QueueSetup, VirtioDevice};
+use crate::device::{Call, Device, QueueSetup, VirtioDevice};
 use crate::session::{Queues, StartError};
 use crate::sys::EventFd;
 use crate::worker::{Command, MakeEngine};
@@ -172,7 +172,7 @@ impl Queues for Rings {
         self.tell(conn, index, Command::Forsake { device_key: self.device_key, index, iova });
     }
 
-    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
+    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<dyn Call>>) {
         let device_key = self.device_key;
         self.tell(conn, index, Command::SetCall { device_key, index, call });
     }

@@ -25,7 +25,7 @@ use std::time::Instant;
 
 pub use crate::sys::EventFd;
 pub use nvme::QueueNews;
-pub use queue::{Missed, Queue, QueueSetup};
+pub use queue::{Call, Missed, Queue, QueueSetup};
 pub(crate) use queue::{Wait, can_be_brought};
 pub use stats::{DropCause, QueueCounters, QueueNames, QueueStats};
 pub use switch::{Enabled, Switch};

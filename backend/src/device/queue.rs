@@ -23,6 +23,18 @@ pub type Missed = Box<dyn Fn(Iova, Perm) + Send>;
 
 static FAILURES: LogLimit = LogLimit::new(8, Duration::from_secs(10));
 
+/// A way to tell a driver that its chains were used. Never waits, and cannot fail: who is gone needs no telling.
+pub trait Call: Send + Sync {
+    /// Tells the driver.
+    fn call(&self);
+}
+
+impl Call for EventFd {
+    fn call(&self) {
+        self.signal();
+    }
+}
+
 /// What a queue is started with.
 #[derive(Clone)]
 pub struct QueueSetup {
@@ -35,7 +47,7 @@ pub struct QueueSetup {
     /// Written by the driver when it adds chains; `None` where the front-end asked for polling.
     pub kick: Option<Arc<EventFd>>,
     /// Written by the device when it used chains.
-    pub call: Option<Arc<EventFd>>,
+    pub call: Option<Arc<dyn Call>>,
     /// Written by the device when the queue fails.
     pub err: Option<Arc<EventFd>>,
     /// Whether the vring is enabled; its session turns it at any time.
@@ -73,7 +85,7 @@ pub struct Queue {
     /// Its way into guest memory.
     pub lane: Lane,
     /// Written when chains were used and the driver wants to know.
-    pub call: Option<Arc<EventFd>>,
+    pub call: Option<Arc<dyn Call>>,
     /// Written once when the queue fails.
     pub err: Option<Arc<EventFd>>,
     /// Written by the driver; the worker watches it.
@@ -260,7 +272,7 @@ impl Queue {
     #[inline]
     pub(crate) fn call(&self) {
         if let Some(call) = &self.call {
-            call.signal();
+            call.call();
             self.stats.add_call();
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mdev_dma::Iova;
 
-use crate::device::{Device, QueueSetup, VirtioDevice};
+use crate::device::{Call, Device, QueueSetup, VirtioDevice};
 use crate::sys::EventFd;
 use crate::worker::MakeEngine;
 
@@ -54,8 +54,8 @@ pub trait Queues {
     /// A running ring that waits for a translation of this address will not get it: it looks once more, and fails.
     fn forsake(&mut self, conn: u64, index: u16, iova: Iova);
 
-    /// Gives a running ring another eventfd for its notifications, or none.
-    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>);
+    /// Gives a running ring another way to call its driver, or none.
+    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<dyn Call>>);
 
     /// Gives a running ring another eventfd for its failure, or none.
     fn set_err(&mut self, conn: u64, index: u16, err: Option<Arc<EventFd>>);

@@ -55,7 +55,7 @@ use std::time::Duration;
 use mdev_dma::{Iova, Perm};
 use rustix::thread::CpuSet;
 
-use crate::device::{Device, Engine, QueueNews, QueueSetup, VirtioDevice};
+use crate::device::{Call, Device, Engine, QueueNews, QueueSetup, VirtioDevice};
 use crate::ring::{QueueState, RingError};
 use crate::sys::EventFd;
 
@@ -150,14 +150,14 @@ pub enum Command {
         /// Where it waits.
         iova: Iova,
     },
-    /// Replace the eventfd that tells the driver of used buffers.
+    /// Replace what tells the driver of used buffers.
     SetCall {
         /// The device.
         device_key: u64,
         /// The queue's index in its device.
         index: u16,
         /// `None`: the driver polls.
-        call: Option<Arc<EventFd>>,
+        call: Option<Arc<dyn Call>>,
     },
     /// Replace the eventfd that tells the front-end of errors.
     SetErr {

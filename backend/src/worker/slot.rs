@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mdev_dma::Iova;
 use mdev_protocol::virtio::feature::VIRTIO_F_ACCESS_PLATFORM;
 
-use crate::device::{self, Device, Engine, Missed, Queue, QueueSetup, QueueStats, VirtioDevice};
+use crate::device::{self, Call, Device, Engine, Missed, Queue, QueueSetup, QueueStats, VirtioDevice};
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::sys::{EventFd, Interest, Kicks, Poll};
@@ -283,7 +283,7 @@ impl Slot {
 
     /// Calls on `call` from now on, and once at once: front-ends replace the eventfd of a ring that runs, and do not listen to what
     /// the old one was told a moment before.
-    pub(super) fn set_call(&mut self, index: u16, call: Option<Arc<EventFd>>) {
+    pub(super) fn set_call(&mut self, index: u16, call: Option<Arc<dyn Call>>) {
         self.engine.with_queue(index, &mut |queue| {
             queue.call.clone_from(&call);
             queue.call();

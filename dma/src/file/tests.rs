@@ -57,7 +57,7 @@ fn a_path_descriptor_is_refused() {
 
 #[test]
 fn what_is_no_regular_file_is_refused_whatever_the_policy() {
-    let policy = FilePolicy { allow_other_filesystems: true };
+    let policy = FilePolicy { allow_other_filesystems: true, ..FilePolicy::default() };
     let (pipe, _) = rustix::pipe::pipe().unwrap();
     let directory: OwnedFd = File::open("/dev/shm").unwrap().into();
     let device: OwnedFd = File::open("/dev/zero").unwrap().into();
@@ -75,7 +75,9 @@ fn a_file_elsewhere_needs_the_option_and_the_message_names_it() {
     assert!(matches!(error, FileError::Filesystem { .. }), "{error}");
     assert!(error.to_string().contains("allow_other_filesystems"), "{error}");
     assert_eq!(error.errno(), libc::EINVAL);
-    let file = BackingFile::new(open(), &FilePolicy { allow_other_filesystems: true }).unwrap();
+    let file =
+        BackingFile::new(open(), &FilePolicy { allow_other_filesystems: true, ..FilePolicy::default() })
+            .unwrap();
     assert_eq!(file.kind(), FileKind::Other);
 }
 
@@ -92,7 +94,7 @@ fn the_same_inode_opened_again_is_the_same_file_on_shmem() {
 
 #[test]
 fn the_same_inode_opened_again_is_not_proven_the_same_elsewhere() {
-    let policy = FilePolicy { allow_other_filesystems: true };
+    let policy = FilePolicy { allow_other_filesystems: true, ..FilePolicy::default() };
     let open = || rustix::fs::openat(CWD, "/proc/version", OFlags::RDONLY, Mode::empty()).unwrap();
     let fd = open();
     let copy = BackingFile::new(fd.try_clone().unwrap(), &policy).unwrap();
@@ -115,4 +117,13 @@ fn places_are_the_same_when_file_and_offset_are() {
     assert!(!at(&file, 8).same_place(&at(&other, 8)));
     assert_eq!(at(&file, 8).checked_add(8).unwrap().offset, 16);
     assert!(at(&file, u64::MAX).checked_add(1).is_none());
+}
+
+#[test]
+fn a_file_without_a_name_that_is_no_memory_of_a_vduse_device_is_refused_even_where_those_are_allowed() {
+    let policy = FilePolicy { allow_vduse_domain: true, ..FilePolicy::default() };
+    let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let error = BackingFile::new(event, &policy).unwrap_err();
+    assert!(matches!(error, FileError::NotRegular { .. }), "{error}");
+    assert!(BackingFile::new(memfd(4096), &policy).is_ok(), "other memory is accepted as before");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mdev_dma::Iova;
 use mdev_pin::Access;
-use mdevd::device::{Device, QueueSetup, VirtioDevice};
+use mdevd::device::{Call, Device, QueueSetup, VirtioDevice};
 use mdevd::session::{Queues, StartError};
 use mdevd::sys::EventFd;
 use mdevd::worker::{Command, MakeEngine, Worker};
@@ -101,7 +101,7 @@ impl Queues for Rings {
         }
     }
 
-    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
+    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<dyn Call>>) {
         if self.runs(conn, index) {
             self.worker.send(Command::SetCall { device_key: self.key, index, call });
         }

@@ -194,7 +194,7 @@ fn give_back(queue: &mut Option<Queue>, quiet: &mut bool, max: usize, written: O
     match serve(queue, quiet, max, written) {
         Ok((count, wants_call)) => {
             if let (true, Some(call)) = (wants_call, &queue.call) {
-                call.signal();
+                call.call();
             }
             count
         }

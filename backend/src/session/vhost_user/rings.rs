@@ -11,7 +11,7 @@ use super::error::Refusal;
 use super::reply::{Asker, Outcome};
 use super::vring::{Kick, Memory, Plan, Run, Vring, VringError, base_of};
 use super::{Queues, Session, StartError};
-use crate::device::{Enabled, QueueSetup};
+use crate::device::{Call, Enabled, QueueSetup};
 use crate::ring::{QueueState, RingSetup};
 use crate::sys::EventFd;
 
@@ -102,7 +102,7 @@ impl Session {
         let (index, vring) = self.ring(u32::from(of.index))?;
         vring.call = call;
         if vring.run == Run::Running {
-            queues.set_call(conn, index, vring.call.clone());
+            queues.set_call(conn, index, as_call(vring.call.clone()));
         }
         Ok(Outcome::Done)
     }
@@ -273,7 +273,7 @@ impl Session {
                 Some(Kick::Event(event)) => Some(Arc::clone(event)),
                 Some(Kick::Polled) | None => None,
             },
-            call,
+            call: as_call(call),
             err: vring.err.clone(),
             switch: vring.switch.clone(),
         };
@@ -352,6 +352,10 @@ impl Session {
     fn indices(&self) -> std::ops::Range<u16> {
         0..self.vrings.len() as u16
     }
+}
+
+fn as_call(event: Option<Arc<EventFd>>) -> Option<Arc<dyn Call>> {
+    event.map(|event| event as Arc<dyn Call>)
 }
 
 /// The eventfd that came with a message, if it says that one did.

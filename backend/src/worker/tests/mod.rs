@@ -305,7 +305,8 @@ fn a_ring_that_was_in_use_is_called_for_at_its_start_and_a_fresh_one_is_not() {
     for (state, calls) in [(QueueState::split(0), 0), (QueueState::split(100), 1)] {
         let call = Arc::new(EventFd::new().unwrap());
         let mut setup = toy.setup(0);
-        (setup.ring.state, setup.call) = (state, Some(call.clone()));
+        setup.ring.state = state;
+        setup.call = Some(call.clone());
         let (device, setup) = (toy.clone(), Box::new(setup));
         bench.worker.send(Command::Start { token: 5, device, device_key: KEY, features: 0, setup });
         bench.expect(|event| matches!(event, WorkerEvent::Started { token: 5 }));

@@ -53,7 +53,7 @@ fn start(house: &mut House, front: &mut Front, index: u32) {
 
 /// What a worker does when it has used buffers and the driver wants to know.
 fn used(house: &House, index: u16) {
-    house.queues.running[&index].call.as_ref().expect("it is called somehow").signal();
+    house.queues.running[&index].call.as_ref().expect("it is called somehow").call();
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn call_comes_before_the_reply_that_the_ring_has_stopped_and_none_after_it() {
     let event = house.queues.running[&0].call.clone().unwrap();
     front.base(&mut house, 0);
     assert_eq!(channel.said(), [call(0)]);
-    event.signal();
+    event.call();
     house.session(1).say_in_band();
     assert_eq!(channel.said(), [], "a suspended device says nothing");
 }

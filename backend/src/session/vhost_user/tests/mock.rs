@@ -9,7 +9,7 @@ use mdev_protocol::virtio::feature::{
     VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
-use crate::device::{Device, Enabled, Engine, QueueSetup, QueueStats, VirtioDevice};
+use crate::device::{Call, Device, Enabled, Engine, QueueSetup, QueueStats, VirtioDevice};
 use crate::session::{Queues, StartError};
 use crate::sys::EventFd;
 use crate::worker::MakeEngine;
@@ -242,7 +242,7 @@ impl Queues for MockQueues {
         self.note(Note::Forsake { index, iova });
     }
 
-    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<EventFd>>) {
+    fn set_call(&mut self, conn: u64, index: u16, call: Option<Arc<dyn Call>>) {
         assert!(self.is_running(conn, index));
         self.note(Note::Call { index, some: call.is_some() });
     }
