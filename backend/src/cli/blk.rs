@@ -10,7 +10,7 @@ use super::served::{Served, Serving};
 /// Arguments of `mdevd blk`.
 #[derive(Debug, clap::Args)]
 #[command(
-    override_usage = "mdevd blk (--socket-path <PATH> | --connect <PATH> | --fd <N>) --store <STORE> [OPTIONS]"
+    override_usage = "mdevd blk (--socket-path <PATH> | --connect <PATH> | --fd <N> | --vduse <NAME>) --store <STORE> [OPTIONS]"
 )]
 pub(super) struct Args {
     #[command(flatten)]

@@ -5,7 +5,9 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::daemon::{CounterSocket, Daemon, Endpoint, Model, Options};
+use mdev_protocol::vduse::DeviceName;
+
+use crate::daemon::{CounterSocket, Daemon, Endpoint, KernelDoor, Model, Options};
 use crate::device::QueueNames;
 use crate::session::SessionOptions;
 use crate::sys::inherit;
@@ -13,16 +15,16 @@ use crate::worker::Mode;
 
 use super::values::{parse_cpus, parse_duration, parse_mode};
 
-/// Arguments of devices that are served over vhost-user.
+/// Arguments of devices whose queues are virtqueues: served over vhost-user, or to the kernel.
 #[derive(Debug, clap::Args)]
 pub(super) struct Served {
     /// Listen on a Unix socket at this path; a socket that nobody listens on any more is replaced
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["connect", "fd", "print_capabilities"], conflicts_with_all = ["connect", "fd"])]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["connect", "fd", "vduse", "print_capabilities"], conflicts_with_all = ["connect", "fd", "vduse"])]
     socket_path: Option<PathBuf>,
 
     /// Connect to a front-end that listens on a Unix socket at this path, as soon as it does, and again whenever the
     /// connection has ended
-    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "vduse"])]
     connect: Option<PathBuf>,
 
     /// Serve the Unix socket that was inherited as this file descriptor: a listening one, or one that is
@@ -30,8 +32,21 @@ pub(super) struct Served {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     fd: Option<RawFd>,
 
+    /// Be a device of this host's kernel, by this name: put it on the bus with `vdpa dev add name NAME mgmtdev vduse`. A device
+    /// that nobody serves is taken over with the requests that were in flight
+    #[arg(long, value_name = "NAME", conflicts_with = "fd")]
+    vduse: Option<DeviceName>,
+
+    /// Leave the kernel's device when this process ends
+    #[arg(long, requires = "vduse")]
+    keep: bool,
+
+    /// The folder of the file in which requests of the kernel's device are recorded while they are in flight
+    #[arg(long, value_name = "DIR", requires = "vduse", default_value = "/run/mdevd")]
+    state_dir: PathBuf,
+
     /// Permissions of the socket file, octal (default: by the umask)
-    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with_all = ["connect", "fd"])]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with_all = ["connect", "fd", "vduse"])]
     socket_mode: Option<u32>,
 
     /// Populate the guest's memory when it is announced, instead of at the first access to each page
@@ -114,13 +129,18 @@ impl Served {
         serving: &Serving,
         make: impl FnOnce(String) -> Result<D, String>,
     ) -> Result<(), String> {
-        let Served { socket_path, connect, fd, socket_mode, prefault, ring_reset, running } = self;
+        let Served { socket_path, connect, fd, vduse, keep, state_dir, .. } = self;
+        let Served { socket_mode, prefault, ring_reset, running, .. } = self;
         let sessions = SessionOptions { prefault: *prefault, ring_reset: *ring_reset, ..Default::default() };
-        let place = match (socket_path, connect, *fd) {
-            (Some(path), _, _) => Place::Listen(path, *socket_mode),
-            (_, Some(path), _) => Place::Dial(path),
-            (_, _, Some(fd)) => Place::Inherited(fd),
-            (None, None, None) => Place::Nowhere("give --socket-path, --connect or --fd"),
+        let place = match (socket_path, connect, *fd, vduse) {
+            (Some(path), ..) => Place::Listen(path, *socket_mode),
+            (_, Some(path), ..) => Place::Dial(path),
+            (_, _, Some(fd), _) => Place::Inherited(fd),
+            (.., Some(name)) => {
+                let (name, state_dir) = (name.clone(), state_dir.clone());
+                Place::Kernel(KernelDoor { name, keep: *keep, state_dir })
+            }
+            (None, None, None, None) => Place::Nowhere("give --socket-path, --connect, --fd or --vduse"),
         };
         running.run(serving, &place, sessions, make)
     }
@@ -147,6 +167,7 @@ enum Place<'a> {
     Listen(&'a PathBuf, Option<u32>),
     Dial(&'a PathBuf),
     Inherited(RawFd),
+    Kernel(KernelDoor),
     /// Nobody said, and this is what to say.
     Nowhere(&'static str),
 }
@@ -157,6 +178,7 @@ impl Place<'_> {
             Place::Listen(path, mode) => Endpoint::bind(path, *mode),
             Place::Dial(path) => Endpoint::dial(path),
             Place::Inherited(fd) => Endpoint::inherited(*fd),
+            Place::Kernel(door) => Ok(Endpoint::Kernel(door.clone())),
             Place::Nowhere(what) => return Err((*what).to_owned()),
         };
         endpoint.map_err(|error| error.to_string())
@@ -168,6 +190,7 @@ impl Place<'_> {
         match self {
             Place::Listen(path, _) | Place::Dial(path) => stem(path).unwrap_or_else(|| kind.to_owned()),
             Place::Inherited(fd) => format!("fd{fd}"),
+            Place::Kernel(door) => door.name.to_string(),
             Place::Nowhere(_) => kind.to_owned(),
         }
     }
@@ -177,6 +200,7 @@ impl Place<'_> {
             Place::Listen(path, _) => format!("{what} on {}", path.display()),
             Place::Dial(path) => format!("{what} to whoever listens on {}", path.display()),
             Place::Inherited(fd) => format!("{what} on descriptor {fd}"),
+            Place::Kernel(door) => format!("{what} to the kernel, as VDUSE device {}", door.name),
             Place::Nowhere(_) => what.to_owned(),
         }
     }

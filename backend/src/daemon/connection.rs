@@ -9,12 +9,14 @@ use mdev_dma::{Iova, Perm};
 use crate::device::QueueNews;
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
-use crate::session::{Session, SessionError};
+use crate::session::{Session, SessionError, vduse};
 use crate::sys::{Interest, Readiness};
 
 use super::control::Control;
+use super::kernel_device::KernelDeviceError;
 use super::key::Key;
 use super::served::ACCEPT_PAUSE;
+use super::DaemonError;
 
 /// Connections of one device at a time.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -103,16 +105,43 @@ impl Control {
             served.translations.clone(),
             self.busy_workers,
         )?;
+        served.kept.somebody_came(Instant::now());
+        self.welcome(device, session)?;
+        let Some(served) = self.devices.get(&device) else { return Ok(None) };
+        if let Some(left_out) = COMINGS.permit() {
+            log::info!("{}: connection {conn}: a front-end is there{left_out}", served.name());
+        }
+        Ok(Some(conn))
+    }
+
+    /// Begins to serve the kernel's device.
+    pub(super) fn connect_kernel(&mut self, device: u64) -> Result<(), DaemonError> {
+        let Some(served) = self.devices.get(&device) else { return Ok(()) };
+        let Some(((kernel, file), virtio)) =
+            served.kernel.as_ref().and_then(|kernel| Some((kernel, kernel.device()?))).zip(served.model.virtio())
+        else {
+            return Ok(());
+        };
+        let conn = self.next_connection;
+        let (windows, files) = (self.windows.clone(), served.sessions.files);
+        let session =
+            vduse::Session::new(conn, file.clone(), virtio.clone(), windows, files, kernel.records())
+                .map_err(KernelDeviceError::from)?
+                .counted_in(served.translations.clone());
+        self.welcome(device, Box::new(session)).map_err(DaemonError::system("watch descriptors"))?;
+        self.refresh(conn, Instant::now());
+        Ok(())
+    }
+
+    /// One session more, which goes by the next number.
+    fn welcome(&mut self, device: u64, session: Box<dyn Session>) -> io::Result<()> {
+        let conn = self.next_connection;
         self.poll.add(session.fd(), Key::Connection(conn).number(), Interest::READ)?;
         self.next_connection += 1;
         let (interest, noticed) = (Interest::READ, false);
         let connection = Connection { device, session, interest, noticed, tick: None, closing: false };
         self.connections.insert(conn, connection);
-        served.kept.somebody_came(Instant::now());
-        if let Some(left_out) = COMINGS.permit() {
-            log::info!("{}: connection {conn}: a front-end is there{left_out}", served.name());
-        }
-        Ok(Some(conn))
+        Ok(())
     }
 
     /// Something happened on a connection's socket.
@@ -194,6 +223,13 @@ impl Control {
                 served.kept.keep(connection.session.leaves_behind(), Instant::now());
             }
             connection.session.close(&mut served.rings);
+            if served.kernel.is_some() {
+                // There is no other.
+                served.shut(&self.poll);
+            }
+            if let (Some(SessionError::Broken), None) = (why, &self.plans) {
+                self.failure = Some(DaemonError::GivenUp(served.name().to_owned()));
+            }
             if let Some(dialer) = served.dialer() {
                 dialer.ended(conn, Instant::now());
             }

@@ -45,6 +45,8 @@ pub(super) struct Control {
     /// How often rates are written, and when next.
     stats: Option<(Duration, Instant)>,
     counters: Option<CounterSocket>,
+    /// Why the process is to end with an error.
+    pub(super) failure: Option<DaemonError>,
 }
 
 /// What the loop starts with.
@@ -80,6 +82,7 @@ impl Control {
             drain_until: None,
             stats: stats.map(|every| (every, after(Instant::now(), every))),
             counters,
+            failure: None,
         };
         let poll = &control.poll;
         poll.add(&control.timer, Key::Timer.number(), Interest::READ)?;
@@ -105,7 +108,7 @@ impl Control {
             }
             self.on_time(Instant::now())?;
         }
-        Ok(())
+        self.failure.take().map_or(Ok(()), Err)
     }
 
     /// Nobody is there, and nobody can come. Plans may change, so a process that has some waits.

@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::sys::inherit;
 
 use super::dialer::Dialer;
+use super::kernel_device::KernelDoor;
 
 /// Front-ends that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -34,6 +35,8 @@ pub enum Endpoint {
     Connected(OwnedFd),
     /// A socket on which a front-end listens: one front-end at a time, and again when its connection has ended.
     Dialing(Dialer),
+    /// The host's own kernel, which has drivers for the device.
+    Kernel(KernelDoor),
 }
 
 /// A listening socket and, if we made it, its file, which is removed on drop.

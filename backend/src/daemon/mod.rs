@@ -40,6 +40,7 @@ mod counters;
 mod dialer;
 mod endpoint;
 mod kept;
+mod kernel_device;
 mod key;
 mod model;
 mod plan;
@@ -67,6 +68,7 @@ pub use connection::MAX_CONNECTIONS;
 pub use counters::CounterSocket;
 pub use dialer::Dialer;
 pub use endpoint::{Endpoint, EndpointError, Listener};
+pub use kernel_device::{KernelDeviceError, KernelDoor};
 pub use model::Model;
 pub use plan::{Door, Kind, Plan, Plans};
 
@@ -121,6 +123,12 @@ pub enum DaemonError {
     /// A worker did not stop its rings in time.
     #[error("a worker did not let go of its rings within {0:?}; the process ends without waiting any longer")]
     Drain(Duration),
+    /// The kernel's device cannot be served.
+    #[error(transparent)]
+    Kernel(#[from] KernelDeviceError),
+    /// The kernel has given the only device up.
+    #[error("{0}: the kernel has given the device up; the lines above say why")]
+    GivenUp(String),
     /// The plans are wrong: what is, a line each.
     #[error("{}", .0.join("\n"))]
     Plans(Vec<String>),

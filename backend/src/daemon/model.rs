@@ -28,6 +28,14 @@ impl Model {
         }
     }
 
+    /// The device, if its queues are virtqueues.
+    pub(super) fn virtio(&self) -> Option<&Arc<dyn VirtioDevice>> {
+        match self {
+            Model::Virtio(device) => Some(device),
+            Model::Nvme(_) => None,
+        }
+    }
+
     /// Begins a session on a connection that was just made.
     pub(super) fn session(
         &self,

@@ -12,6 +12,7 @@ use crate::session::SessionOptions;
 use crate::store::{FileOptions, StoreKind};
 
 use super::endpoint::{Endpoint, EndpointError};
+use super::kernel_device::KernelDoor;
 use super::model::Model;
 
 /// A device that is to be served. Nothing of it exists yet.
@@ -46,6 +47,8 @@ pub enum Door {
         /// The socket's file, which is the front-end's.
         path: PathBuf,
     },
+    /// The host's own kernel has drivers for it.
+    Kernel(KernelDoor),
 }
 
 /// What kind of device.
@@ -84,10 +87,11 @@ pub trait Plans: Send {
 }
 
 impl Door {
-    /// The socket's file.
-    pub fn path(&self) -> &PathBuf {
+    /// The socket's file, or the device's.
+    pub fn path(&self) -> PathBuf {
         match self {
-            Door::Listen { path, .. } | Door::Dial { path } => path,
+            Door::Listen { path, .. } | Door::Dial { path } => path.clone(),
+            Door::Kernel(door) => door.name.path(),
         }
     }
 
@@ -95,6 +99,7 @@ impl Door {
         match self {
             Door::Listen { path, mode } => Endpoint::bind(path, *mode),
             Door::Dial { path } => Endpoint::dial(path),
+            Door::Kernel(door) => Ok(Endpoint::Kernel(door.clone())),
         }
     }
 }
@@ -158,6 +163,7 @@ impl fmt::Display for Plan {
         match &self.door {
             Door::Listen { path, .. } => write!(f, "{what} on {}", path.display()),
             Door::Dial { path } => write!(f, "{what} to whoever listens on {}", path.display()),
+            Door::Kernel(door) => write!(f, "{what} to the kernel, as VDUSE device {}", door.name),
         }
     }
 }

@@ -26,8 +26,13 @@ impl Control {
         let id = self.next_device;
         self.next_device += 1;
         let watching = || DaemonError::system("watch descriptors");
-        let (served, connected) = Served::open(id, beginning, &self.pool, &self.poll).map_err(watching())?;
+        let (served, connected) = Served::open(id, beginning, &self.pool, &self.poll)?;
+        let of_kernel = served.kernel.is_some();
         self.devices.insert(id, served);
+        if of_kernel && let Err(error) = self.connect_kernel(id) {
+            self.devices.remove(&id);
+            return Err(error);
+        }
         if let Some(socket) = connected {
             self.connect(id, socket).map_err(watching())?;
         }

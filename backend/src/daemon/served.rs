@@ -12,6 +12,7 @@ use crate::sys::{Interest, Poll};
 use super::dialer::Dialer;
 use super::endpoint::{Endpoint, Listener};
 use super::kept::Kept;
+use super::kernel_device::{KernelDevice, KernelDeviceError};
 use super::key::Key;
 use super::model::Model;
 use super::plan::Plan;
@@ -19,6 +20,7 @@ use super::pool::Pool;
 use super::rings::Rings;
 use super::roll::Beginning;
 use super::stats::Rates;
+use super::DaemonError;
 
 /// How long accepting pauses when it failed.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +38,8 @@ pub(super) struct Served {
     pub(super) translations: Arc<IotlbCounters>,
     /// What the last front-end has left.
     pub(super) kept: Kept,
+    /// The kernel's device, if it is one of those.
+    pub(super) kernel: Option<KernelDevice>,
     entrance: Entrance,
 }
 
@@ -47,6 +51,8 @@ enum Entrance {
         again: Option<Instant>,
     },
     Dialing(Dialer),
+    /// From the kernel, which is there as long as its device is.
+    Kernel,
     /// From nowhere: it has its only connection, or is being left.
     Shut,
 }
@@ -55,29 +61,38 @@ impl Served {
     /// A device that goes by `id`, and the connection that it comes with if there is one.
     ///
     /// # Errors
-    /// The endpoint cannot be watched.
+    /// The endpoint cannot be watched, or the kernel's device not be served.
     pub(super) fn open(
         id: u64,
         beginning: Beginning,
         pool: &Arc<Pool>,
         poll: &Poll,
-    ) -> io::Result<(Served, Option<OwnedFd>)> {
+    ) -> Result<(Served, Option<OwnedFd>), DaemonError> {
+        let watching = || DaemonError::system("watch descriptors");
+        let mut kernel = None;
         let Beginning { model, endpoint, workers, sessions, names, plan } = beginning;
         let rings = Rings::new(model.device(), id, pool.clone(), workers);
         let (entrance, connected) = match endpoint {
             Endpoint::Listening(listener) => {
-                poll.add(&listener, Key::Listener(id).number(), Interest::READ)?;
+                poll.add(&listener, Key::Listener(id).number(), Interest::READ).map_err(watching())?;
                 (Entrance::Listening { listener, again: None }, None)
             }
             Endpoint::Dialing(dialer) => (Entrance::Dialing(dialer), None),
             Endpoint::Connected(socket) => (Entrance::Shut, Some(socket)),
+            Endpoint::Kernel(door) => {
+                let device = model.virtio().ok_or(KernelDeviceError::Kind)?;
+                kernel = Some(door.open(device.as_ref())?);
+                (Entrance::Kernel, None)
+            }
         };
         if let Some(outside) = rings.device().watched() {
-            poll.add(outside, Key::Outside(id).number(), Interest::READ)?;
+            poll.add(outside, Key::Outside(id).number(), Interest::READ).map_err(watching())?;
         }
         let rates = Rates::new(rings.device().as_ref(), names, Instant::now());
         let (translations, kept) = (Arc::default(), Kept::default());
-        Ok((Served { rings, model, plan, sessions, names, rates, translations, kept, entrance }, connected))
+        let served =
+            Served { rings, model, plan, sessions, names, rates, translations, kept, kernel, entrance };
+        Ok((served, connected))
     }
 
     pub(super) fn device(&self) -> &Arc<dyn Device> {
@@ -112,7 +127,7 @@ impl Served {
     pub(super) fn accept(&self) -> io::Result<Option<OwnedFd>> {
         match &self.entrance {
             Entrance::Listening { listener, .. } => listener.accept(),
-            Entrance::Dialing(_) | Entrance::Shut => Ok(None),
+            Entrance::Dialing(_) | Entrance::Kernel | Entrance::Shut => Ok(None),
         }
     }
 
@@ -129,7 +144,7 @@ impl Served {
         match &self.entrance {
             Entrance::Listening { again, .. } => *again,
             Entrance::Dialing(dialer) => dialer.due(now),
-            Entrance::Shut => None,
+            Entrance::Kernel | Entrance::Shut => None,
         }
     }
 
@@ -145,7 +160,7 @@ impl Served {
                 None
             }
             Entrance::Dialing(dialer) => dialer.dial(self.rings.device().name(), now),
-            Entrance::Shut => None,
+            Entrance::Kernel | Entrance::Shut => None,
         }
     }
 
@@ -153,7 +168,7 @@ impl Served {
     pub(super) fn dialer(&mut self) -> Option<&mut Dialer> {
         match &mut self.entrance {
             Entrance::Dialing(dialer) => Some(dialer),
-            Entrance::Listening { .. } | Entrance::Shut => None,
+            Entrance::Listening { .. } | Entrance::Kernel | Entrance::Shut => None,
         }
     }
 }

@@ -139,6 +139,9 @@ pub trait Device: Send + Sync {
 
 /// A device whose queues are virtqueues, whatever carries them.
 pub trait VirtioDevice: Device {
+    /// Its number in the virtio specification (section 5): 1 a network card, 2 a disk.
+    fn device_id(&self) -> u32;
+
     /// What GET_QUEUE_NUM answers. Network front-ends count queue pairs there, others vrings.
     fn queue_number(&self) -> u64 {
         self.queue_count().into()
@@ -167,6 +170,9 @@ pub trait VirtioDevice: Device {
     /// # Errors
     /// What is missing, for instance VIRTIO_F_VERSION_1.
     fn check_features(&self, acked: u64) -> Result<(), String>;
+
+    /// Bytes of the configuration space.
+    fn config_len(&self) -> usize;
 
     /// Reads the configuration space.
     ///

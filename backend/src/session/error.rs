@@ -21,6 +21,12 @@ pub enum SessionError {
     /// Somebody else has the device.
     #[error("the device has a client already")]
     Occupied,
+    /// The kernel has given a VDUSE device up.
+    #[error(
+        "the kernel has given the device up, because a request was not answered in time or could not be: take it off the bus \
+         (vdpa dev del), start its daemon again, and add it"
+    )]
+    Broken,
     /// The socket failed.
     #[error("the connection's socket failed: {0}")]
     Socket(#[from] io::Error),

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`vhost_user`] | virtqueues over a Unix socket |
 //! | [`vfio_user`] | a PCI function over a Unix socket |
+//! | [`vduse`] | virtqueues of the host's own kernel |
 //!
 //! A session owns the address space of its guest and the device's attachment to it; they end with the connection. What survives
 //! a connection belongs to the device.
@@ -24,8 +25,11 @@
 
 mod access;
 mod error;
+mod logs;
 mod options;
 mod queues;
+mod translations;
+pub mod vduse;
 pub mod vfio_user;
 pub mod vhost_user;
 
@@ -40,10 +44,8 @@ use crate::ring::{QueueState, RingError};
 pub use error::SessionError;
 pub use options::SessionOptions;
 pub use queues::{Queues, StartError};
-pub use vhost_user::{
-    IotlbCounters, IotlbLine, MAX_IOTLB_ENTRIES, MAX_SLOTS, OFFERED_PROTOCOL_FEATURES,
-    offered_protocol_features,
-};
+pub use translations::{IotlbCounters, IotlbLine};
+pub use vhost_user::{MAX_IOTLB_ENTRIES, MAX_SLOTS, OFFERED_PROTOCOL_FEATURES, offered_protocol_features};
 
 /// How many messages are served before other connections have their turn.
 const TURN: usize = 64;

@@ -2,6 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// The number of this kind of device (section 5).
+pub const DEVICE_ID: u32 = 2;
+
 /// A descriptor may have at most [`BlkConfig::size_max`] bytes.
 pub const VIRTIO_BLK_F_SIZE_MAX: u64 = 1 << 1;
 /// A request may have at most [`BlkConfig::seg_max`] data descriptors.

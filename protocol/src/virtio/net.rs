@@ -2,6 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// The number of this kind of device (section 5).
+pub const DEVICE_ID: u32 = 1;
+
 /// The device computes checksums of packets whose checksum is partial.
 pub const VIRTIO_NET_F_CSUM: u64 = 1 << 0;
 /// The driver takes packets whose checksum is partial.

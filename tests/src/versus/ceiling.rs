@@ -81,6 +81,14 @@ impl Device for Returning {
 }
 
 impl VirtioDevice for Returning {
+    fn device_id(&self) -> u32 {
+        self.net.device_id()
+    }
+
+    fn config_len(&self) -> usize {
+        self.net.config_len()
+    }
+
     fn queue_number(&self) -> u64 {
         self.net.queue_number()
     }

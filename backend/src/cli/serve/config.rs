@@ -89,7 +89,7 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
         }
         let door = door(&common, &mut problems);
         if let Some((at, door)) = &door {
-            let path = std::path::absolute(door.path()).unwrap_or_else(|_| door.path().clone());
+            let path = std::path::absolute(door.path()).unwrap_or_else(|_| door.path());
             if let Some(line) = problems.said_before(&mut paths, path.clone(), *at) {
                 problems.at(
                     *at,

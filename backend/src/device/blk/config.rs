@@ -8,6 +8,8 @@ use crate::store::{SECTOR, Store};
 /// Bytes that a front-end may read; those behind what there is are zero, because front-ends ask for as much as their own
 /// idea of the space has.
 const MAX_LEN: usize = 256;
+/// Bytes of the configuration space that mean something.
+pub(super) const LEN: usize = size_of::<BlkConfig>();
 /// Data descriptors of a request: with header and status the rings of 128 that are usual, without indirect tables.
 const SEG_MAX: u32 = 126;
 /// Bytes of a descriptor.

@@ -255,6 +255,10 @@ impl Device for BlkDevice {
 }
 
 impl VirtioDevice for BlkDevice {
+    fn device_id(&self) -> u32 {
+        mdev_protocol::virtio::blk::DEVICE_ID
+    }
+
     fn tracks_in_flight(&self) -> bool {
         true
     }
@@ -299,6 +303,10 @@ impl VirtioDevice for BlkDevice {
             );
         }
         Ok(())
+    }
+
+    fn config_len(&self) -> usize {
+        config::LEN
     }
 
     fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {

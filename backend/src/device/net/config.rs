@@ -3,7 +3,8 @@
 use thiserror::Error;
 
 /// Bytes of `struct virtio_net_config` up to the hash types, all of which a driver may read.
-const LEN: usize = 24;
+/// Bytes of the configuration space.
+pub(super) const LEN: usize = 24;
 /// Where the status lies; with the link down it is zero.
 const STATUS: std::ops::Range<usize> = 6..8;
 /// VIRTIO_NET_S_LINK_UP.

@@ -237,6 +237,10 @@ impl Device for NetDevice {
 }
 
 impl VirtioDevice for NetDevice {
+    fn device_id(&self) -> u32 {
+        mdev_protocol::virtio::net::DEVICE_ID
+    }
+
     fn queue_number(&self) -> u64 {
         self.config.queue_pairs.into()
     }
@@ -284,6 +288,10 @@ impl VirtioDevice for NetDevice {
             );
         }
         Ok(())
+    }
+
+    fn config_len(&self) -> usize {
+        config::LEN
     }
 
     fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {

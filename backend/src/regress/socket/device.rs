@@ -72,6 +72,14 @@ impl Device for HeldDevice {
 }
 
 impl VirtioDevice for HeldDevice {
+    fn device_id(&self) -> u32 {
+        2
+    }
+
+    fn config_len(&self) -> usize {
+        0
+    }
+
     fn tracks_in_flight(&self) -> bool {
         true
     }

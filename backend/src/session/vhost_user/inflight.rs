@@ -13,8 +13,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use mdev_dma::{Area, BackingFile, FileError, FileExtent, FilePolicy, Iova, IovaRange, Perm, Windows};
-use mdev_pin::{Access, AccessError, IgnoreUnmap, Ioas, IoasError, ResolveError};
+use mdev_dma::{BackingFile, FileError, FileExtent, FilePolicy, Iova, IovaRange, Windows};
+use mdev_pin::ResolveError;
 use mdev_protocol::frame::Fds;
 use mdev_protocol::vhost_user::{FrontendReply, Inflight, ProtocolFeatures};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -24,6 +24,7 @@ use super::error::Refusal;
 use super::reply::Outcome;
 use super::{Queues, Session};
 use crate::ring::RingLog;
+use crate::session::logs::{Logs, LogsError};
 
 /// What is wrong with a buffer for requests in flight.
 #[derive(Debug, Error)]
@@ -49,69 +50,35 @@ pub(super) enum InflightError {
     #[error("its file does not tell its length: {0}")]
     Length(io::Error),
     #[error(transparent)]
-    Ioas(#[from] IoasError),
-    #[error(transparent)]
-    Access(#[from] AccessError),
+    Logs(#[from] LogsError),
 }
 
-/// A buffer that the front-end has handed over.
-pub(super) struct Logs {
-    /// In a space of their own, which nobody changes; named by their offset in the buffer.
-    access: Access,
-    /// How many queues it has room for.
-    queues: u16,
-    /// From one queue's log to the next, in bytes.
-    stride: u64,
-    /// Descriptors that a queue may have.
-    entries: u16,
-}
-
-impl Logs {
-    fn open(
-        told: &Inflight,
-        needed: u64,
-        fd: OwnedFd,
-        policy: &FilePolicy,
-        windows: Arc<Windows>,
-    ) -> Result<Logs, InflightError> {
-        let Inflight { mmap_size, mmap_offset, num_queues, queue_size } = *told;
-        let too_small = InflightError::TooSmall { told: mmap_size, needed };
-        let Some(stride) = mmap_size.checked_div(num_queues.into()) else { return Err(too_small) };
-        if mmap_size < needed || mmap_size == 0 {
-            return Err(too_small);
-        }
-        if !mmap_offset.is_multiple_of(8) || num_queues > 1 && !stride.is_multiple_of(8) {
-            return Err(InflightError::Misaligned);
-        }
-        let end = mmap_offset.checked_add(mmap_size).ok_or(InflightError::Wraps)?;
-        let range = IovaRange::with_len(Iova(0), mmap_size).map_err(|_| InflightError::Wraps)?;
-        let file = BackingFile::new(fd, policy)?;
-        let length = file.size().map_err(InflightError::Length)?;
-        if end > length {
-            return Err(InflightError::BeyondFile { end, file: length });
-        }
-        let extent = FileExtent { file, offset: mmap_offset }.into();
-        let ioas = Ioas::new(windows);
-        ioas.map(Area { range, extent, perm: Perm::READ | Perm::WRITE, log: None })?;
-        let access = Access::new(Arc::new(IgnoreUnmap));
-        access.attach(&ioas)?;
-        Ok(Logs { access, queues: num_queues, stride, entries: queue_size })
+/// The buffer that the front-end has handed over.
+fn open(
+    told: &Inflight,
+    needed: u64,
+    fd: OwnedFd,
+    policy: &FilePolicy,
+    windows: Arc<Windows>,
+) -> Result<Logs, InflightError> {
+    let Inflight { mmap_size, mmap_offset, num_queues, queue_size } = *told;
+    let too_small = InflightError::TooSmall { told: mmap_size, needed };
+    let Some(stride) = mmap_size.checked_div(num_queues.into()) else { return Err(too_small) };
+    if mmap_size < needed || mmap_size == 0 {
+        return Err(too_small);
     }
-
-    /// The log of a ring; none if the buffer is for fewer.
-    ///
-    /// # Errors
-    /// The memory was lost.
-    fn of(&self, index: u16, packed: bool) -> Result<Option<RingLog>, ResolveError> {
-        if index >= self.queues {
-            return Ok(None);
-        }
-        let len = self.stride.min(RingLog::len_of(packed, self.entries) as u64);
-        let at = Iova(u64::from(index).saturating_mul(self.stride));
-        let mut lane = self.access.lane();
-        let pin = lane.enter().pin(at, u32::try_from(len).unwrap_or(u32::MAX), Perm::READ | Perm::WRITE)?;
-        Ok(Some(RingLog::new(pin, self.entries)))
+    if !mmap_offset.is_multiple_of(8) || num_queues > 1 && !stride.is_multiple_of(8) {
+        return Err(InflightError::Misaligned);
     }
+    let end = mmap_offset.checked_add(mmap_size).ok_or(InflightError::Wraps)?;
+    let range = IovaRange::with_len(Iova(0), mmap_size).map_err(|_| InflightError::Wraps)?;
+    let file = BackingFile::new(fd, policy)?;
+    let length = file.size().map_err(InflightError::Length)?;
+    if end > length {
+        return Err(InflightError::BeyondFile { end, file: length });
+    }
+    let extent = FileExtent { file, offset: mmap_offset };
+    Ok(Logs::new(extent, range, num_queues, stride, queue_size, windows)?)
 }
 
 impl Session {
@@ -130,7 +97,7 @@ impl Session {
         let fd = fds.into_iter().next().ok_or(Refusal::NoFd)?;
         let needed = self.needed(&told)?;
         let windows = Arc::clone(self.ioas.windows());
-        self.logs = Some(Logs::open(&told, needed, fd, &self.options.files, windows)?);
+        self.logs = Some(open(&told, needed, fd, &self.options.files, windows)?);
         Ok(Outcome::Done)
     }
 
@@ -160,10 +127,8 @@ impl Session {
 
     /// The device is reset: nothing of what is recorded is to be done any more.
     pub(super) fn forget_logs(&self) {
-        for index in 0..self.device.queue_count() {
-            if let Ok(Some(log)) = self.log_of(index) {
-                log.forget();
-            }
+        if let Some(logs) = &self.logs {
+            logs.forget();
         }
     }
 

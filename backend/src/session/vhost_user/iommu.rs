@@ -8,11 +8,12 @@ use mdev_protocol::vhost_user::{Iotlb as Message, IotlbPerm, MemoryRegion};
 use super::Session;
 use super::barrier::{Then, Wait};
 use super::error::Refusal;
-use super::iotlb::{Entry, Event, Iotlb};
+use super::iotlb::{Entry, Iotlb};
 use super::memory::{MAX_SLOTS, Regions, addresses};
 use super::misses::Misses;
 use super::reply::{Asker, Outcome};
 use super::vring::Run;
+use crate::session::translations::Event;
 
 /// What a session has beside its regions while the feature is acknowledged.
 pub(super) struct Iommu {

@@ -6,75 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use mdev_dma::{Area, IovaRange};
 
 use super::memory::{Keys, Regions};
+use crate::session::translations::IotlbCounters;
 
 /// Entries of a connection. One more pushes the oldest out.
 pub const MAX_ENTRIES: usize = if cfg!(test) { 40 } else { 65_536 };
 /// How many are pushed out at a time, so that it costs little for each update of a flood of them.
 pub(super) const PUSHED_OUT: usize = if cfg!(test) { 4 } else { 256 };
-
-/// What has happened in the IOTLBs of all connections that share it.
-#[derive(Debug, Default)]
-pub struct IotlbCounters {
-    entries: AtomicU64,
-    misses: AtomicU64,
-    updates: AtomicU64,
-    invalidations: AtomicU64,
-    evictions: AtomicU64,
-}
-
-/// [`IotlbCounters`] at one moment.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct IotlbLine {
-    /// Translations that are there.
-    pub entries: u64,
-    /// Translations that were asked for, ever.
-    pub misses: u64,
-    /// Messages that supplied some, ever.
-    pub updates: u64,
-    /// Messages that took some back, ever.
-    pub invalidations: u64,
-    /// Translations that had to make room for others, ever.
-    pub evictions: u64,
-}
-
-/// What is counted.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A translation was asked for.
-    Miss,
-    /// Some were supplied.
-    Update,
-    /// Some were taken back.
-    Invalidation,
-}
-
-impl IotlbCounters {
-    /// The counters now.
-    pub fn line(&self) -> IotlbLine {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        IotlbLine {
-            entries: get(&self.entries),
-            misses: get(&self.misses),
-            updates: get(&self.updates),
-            invalidations: get(&self.invalidations),
-            evictions: get(&self.evictions),
-        }
-    }
-
-    pub(super) fn count(&self, event: Event) {
-        let counter = match event {
-            Event::Miss => &self.misses,
-            Event::Update => &self.updates,
-            Event::Invalidation => &self.invalidations,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 /// A translation.
 #[derive(Clone, Debug)]
@@ -135,7 +76,7 @@ impl Iotlb {
         if let Some((number, _)) = self.entries.insert(first, (self.next, entry)) {
             self.ages.remove(&number);
         } else {
-            self.counters.entries.fetch_add(1, Ordering::Relaxed);
+            self.counters.add_entry();
         }
         self.ages.insert(self.next, first);
         self.next = self.next.wrapping_add(1);
@@ -147,7 +88,7 @@ impl Iotlb {
         for first in firsts {
             if let Some((number, _)) = self.entries.remove(&first) {
                 self.ages.remove(&number);
-                self.counters.entries.fetch_sub(1, Ordering::Relaxed);
+                self.counters.remove_entries(1);
             }
         }
     }
@@ -159,7 +100,7 @@ impl Iotlb {
             return Vec::new();
         }
         let going = surplus.max(PUSHED_OUT);
-        self.counters.evictions.fetch_add(going.min(self.entries.len()) as u64, Ordering::Relaxed);
+        self.counters.count_evictions(going.min(self.entries.len()));
         let entries = self.ages.values().filter_map(|first| self.entries.get(first));
         entries.take(going).map(|(_, entry)| entry.area.range).collect()
     }
@@ -196,6 +137,6 @@ fn same(one: &Entry, other: &Entry) -> bool {
 
 impl Drop for Iotlb {
     fn drop(&mut self) {
-        self.counters.entries.fetch_sub(self.entries.len() as u64, Ordering::Relaxed);
+        self.counters.remove_entries(self.entries.len());
     }
 }

@@ -17,9 +17,9 @@ use mdev_protocol::vhost_user::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::iotlb::Event;
 use super::vring::Run;
 use super::{Queues, Session};
+use crate::session::translations::Event;
 
 /// How often answers are looked for while a ring waits for one.
 const LOOK: Duration = Duration::from_millis(1);

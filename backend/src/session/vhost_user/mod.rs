@@ -103,12 +103,13 @@ use crate::device::VirtioDevice;
 use crate::limit::LogLimit;
 use crate::ring::{QueueState, RingError};
 use crate::session::access::access_of;
+use crate::session::logs::Logs;
+use crate::session::translations::IotlbCounters;
 use crate::session::{POLL, Queues, SessionError, SessionOptions, StartError, TURN};
 
 use barrier::Barrier;
 use features::Negotiated;
 use inband::InBand;
-use inflight::Logs;
 use iommu::Iommu;
 use memory::Regions;
 use prefault::Prefault;
@@ -116,7 +117,7 @@ use reply::Asker;
 use vring::{Run, Vring};
 
 pub use features::{OFFERED as OFFERED_PROTOCOL_FEATURES, offered as offered_protocol_features};
-pub use iotlb::{IotlbCounters, IotlbLine, MAX_ENTRIES as MAX_IOTLB_ENTRIES};
+pub use iotlb::MAX_ENTRIES as MAX_IOTLB_ENTRIES;
 pub use memory::{MAX_SLOTS, MemoryError};
 
 /// One connection of a front-end. See the [module](self).

@@ -247,6 +247,14 @@ impl Device for Toy {
 }
 
 impl VirtioDevice for Toy {
+    fn device_id(&self) -> u32 {
+        2
+    }
+
+    fn config_len(&self) -> usize {
+        0
+    }
+
     fn max_ring_size(&self) -> u16 {
         256
     }

@@ -63,6 +63,14 @@ impl Device for MockDevice {
 }
 
 impl VirtioDevice for MockDevice {
+    fn device_id(&self) -> u32 {
+        1
+    }
+
+    fn config_len(&self) -> usize {
+        CONFIG.len()
+    }
+
     fn tracks_in_flight(&self) -> bool {
         self.tracks.load(Ordering::Relaxed)
     }
