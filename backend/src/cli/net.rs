@@ -7,7 +7,9 @@ use super::served::{Served, Serving};
 
 /// Arguments of `mdevd net`.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "mdevd net (--socket-path <PATH> | --connect <PATH> | --fd <N> | --vduse <NAME>) [OPTIONS]")]
+#[command(
+    override_usage = "mdevd net (--socket-path <PATH> | --connect <PATH> | --fd <N> | --vduse <NAME>) [OPTIONS]"
+)]
 pub(super) struct Args {
     #[command(flatten)]
     served: Served,

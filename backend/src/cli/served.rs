@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mdev_protocol::vduse::DeviceName;
 
-use crate::daemon::{CounterSocket, Daemon, Endpoint, KernelDoor, Model, Options};
+use crate::daemon::{CounterSocket, DEFAULT_STATE_DIR, Daemon, Endpoint, KernelDoor, Model, Options};
 use crate::device::QueueNames;
 use crate::session::SessionOptions;
 use crate::sys::inherit;
@@ -42,8 +42,13 @@ pub(super) struct Served {
     keep: bool,
 
     /// The folder of the file in which requests of the kernel's device are recorded while they are in flight
-    #[arg(long, value_name = "DIR", requires = "vduse", default_value = "/run/mdevd")]
+    #[arg(long, value_name = "DIR", requires = "vduse", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
+
+    /// Give the kernel memory of this process for the pages through which its drivers reach the device, instead of mapping
+    /// the kernel's one by one
+    #[arg(long, requires = "vduse")]
+    own_bounce: bool,
 
     /// Permissions of the socket file, octal (default: by the umask)
     #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with_all = ["connect", "fd", "vduse"])]
@@ -129,7 +134,7 @@ impl Served {
         serving: &Serving,
         make: impl FnOnce(String) -> Result<D, String>,
     ) -> Result<(), String> {
-        let Served { socket_path, connect, fd, vduse, keep, state_dir, .. } = self;
+        let Served { socket_path, connect, fd, vduse, keep, state_dir, own_bounce, .. } = self;
         let Served { socket_mode, prefault, ring_reset, running, .. } = self;
         let sessions = SessionOptions { prefault: *prefault, ring_reset: *ring_reset, ..Default::default() };
         let place = match (socket_path, connect, *fd, vduse) {
@@ -138,7 +143,7 @@ impl Served {
             (_, _, Some(fd), _) => Place::Inherited(fd),
             (.., Some(name)) => {
                 let (name, state_dir) = (name.clone(), state_dir.clone());
-                Place::Kernel(KernelDoor { name, keep: *keep, state_dir })
+                Place::Kernel(KernelDoor { name, keep: *keep, state_dir, own_bounce: *own_bounce })
             }
             (None, None, None, None) => Place::Nowhere("give --socket-path, --connect, --fd or --vduse"),
         };

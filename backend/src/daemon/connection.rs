@@ -12,11 +12,11 @@ use crate::ring::{QueueState, RingError};
 use crate::session::{Session, SessionError, vduse};
 use crate::sys::{Interest, Readiness};
 
+use super::DaemonError;
 use super::control::Control;
 use super::kernel_device::KernelDeviceError;
 use super::key::Key;
 use super::served::ACCEPT_PAUSE;
-use super::DaemonError;
 
 /// Connections of one device at a time.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -117,8 +117,11 @@ impl Control {
     /// Begins to serve the kernel's device.
     pub(super) fn connect_kernel(&mut self, device: u64) -> Result<(), DaemonError> {
         let Some(served) = self.devices.get(&device) else { return Ok(()) };
-        let Some(((kernel, file), virtio)) =
-            served.kernel.as_ref().and_then(|kernel| Some((kernel, kernel.device()?))).zip(served.model.virtio())
+        let Some(((kernel, file), virtio)) = served
+            .kernel
+            .as_ref()
+            .and_then(|kernel| Some((kernel, kernel.device()?)))
+            .zip(served.model.virtio())
         else {
             return Ok(());
         };
@@ -128,6 +131,7 @@ impl Control {
             vduse::Session::new(conn, file.clone(), virtio.clone(), windows, files, kernel.records())
                 .map_err(KernelDeviceError::from)?
                 .counted_in(served.translations.clone());
+        let session = if kernel.own_bounce() { session.with_own_bounce() } else { session };
         self.welcome(device, Box::new(session)).map_err(DaemonError::system("watch descriptors"))?;
         self.refresh(conn, Instant::now());
         Ok(())

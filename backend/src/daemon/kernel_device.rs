@@ -12,6 +12,9 @@ use thiserror::Error;
 use crate::device::VirtioDevice;
 use crate::session::vduse::{Records, RecordsError, features, space};
 
+/// Where requests in flight are recorded unless the operator says otherwise: it goes with the kernel's devices.
+pub const DEFAULT_STATE_DIR: &str = "/run/mdevd";
+
 /// The alignment of the parts of a ring for drivers of the old layout, which are not served.
 const QUEUE_ALIGN: u32 = 4096;
 
@@ -24,6 +27,8 @@ pub struct KernelDoor {
     pub keep: bool,
     /// The folder of the file in which its requests in flight are recorded.
     pub state_dir: PathBuf,
+    /// The kernel is given memory for the bounce pages of its drivers.
+    pub own_bounce: bool,
 }
 
 /// Why a device of the kernel cannot be served.
@@ -38,7 +43,9 @@ pub enum KernelDeviceError {
     Records(#[from] RecordsError),
     #[error("this kind of device cannot be served to the kernel")]
     Kind,
-    #[error("the kernel's VDUSE has no control queue, so that a network device has one pair of queues; give --queue-pairs 1")]
+    #[error(
+        "the kernel's VDUSE has no control queue, so that a network device has one pair of queues; give --queue-pairs 1"
+    )]
     Pairs,
     #[error(
         "there is a VDUSE device {0} already, and it has another number of queues or another configuration: choose another name, \
@@ -127,6 +134,11 @@ impl KernelDevice {
     /// The kernel's side of it.
     pub(super) fn device(&self) -> Option<&Arc<Device>> {
         self.device.as_ref()
+    }
+
+    /// Whether the kernel is given memory for bounce pages.
+    pub(super) fn own_bounce(&self) -> bool {
+        self.door.own_bounce
     }
 
     /// Where its requests in flight are recorded.

@@ -68,7 +68,7 @@ pub use connection::MAX_CONNECTIONS;
 pub use counters::CounterSocket;
 pub use dialer::Dialer;
 pub use endpoint::{Endpoint, EndpointError, Listener};
-pub use kernel_device::{KernelDeviceError, KernelDoor};
+pub use kernel_device::{DEFAULT_STATE_DIR, KernelDeviceError, KernelDoor};
 pub use model::Model;
 pub use plan::{Door, Kind, Plan, Plans};
 

@@ -9,6 +9,7 @@ use crate::device::{Device, QueueNames};
 use crate::session::{IotlbCounters, Queues, SessionOptions};
 use crate::sys::{Interest, Poll};
 
+use super::DaemonError;
 use super::dialer::Dialer;
 use super::endpoint::{Endpoint, Listener};
 use super::kept::Kept;
@@ -20,7 +21,6 @@ use super::pool::Pool;
 use super::rings::Rings;
 use super::roll::Beginning;
 use super::stats::Rates;
-use super::DaemonError;
 
 /// How long accepting pauses when it failed.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -8,12 +8,13 @@ use std::str::FromStr;
 use std::thread::available_parallelism;
 
 use clap::ValueEnum;
+use mdev_protocol::vduse::DeviceName;
 use rustix::net::SocketAddrUnix;
 use rustix::thread::CpuSet;
 use toml::Spanned;
 
 use crate::cli::values::parse_mode;
-use crate::daemon::{Door, Kind, Plan};
+use crate::daemon::{DEFAULT_STATE_DIR, Door, KernelDoor, Kind, Plan};
 use crate::device::blk::BlkConfig;
 use crate::device::net::{NetConfig, parse_mac};
 use crate::device::nvme::{DEFAULT_QUEUES, NamespaceConfig, NvmeConfig};
@@ -93,7 +94,9 @@ pub(super) fn parse(text: &str, file: &str, running: Option<usize>) -> Result<Co
             if let Some(line) = problems.said_before(&mut paths, path.clone(), *at) {
                 problems.at(
                     *at,
-                    &format!("the socket {path:?} is that of line {line}; each device needs its own"),
+                    &format!(
+                        "the socket or device {path:?} is that of line {line}; each device needs its own"
+                    ),
                 );
             }
         }
@@ -148,6 +151,12 @@ fn asked_workers(workers: &Workers, problems: &mut Problems<'_>) -> Option<Vec<O
 /// Where the device's front-ends come from, and where that is said.
 fn door(device: &Common<'_>, problems: &mut Problems<'_>) -> Option<(usize, Door)> {
     let mode = device.socket_mode;
+    if let Some(vduse) = device.vduse {
+        return kernel_door(device, vduse, problems);
+    }
+    if device.keep || device.own_bounce || device.state_dir.is_some() {
+        problems.at(device.name.span().start, "keep, own-bounce and state-dir go with vduse");
+    }
     let (path, door) = match (device.socket_path, device.connect) {
         (Some(path), None) => {
             let mode = mode.and_then(|mode| problems.value(mode, parse_mode));
@@ -172,7 +181,8 @@ fn door(device: &Common<'_>, problems: &mut Problems<'_>) -> Option<(usize, Door
         (None, None) => {
             problems.at(
                 device.name.span().start,
-                "a device needs a socket: give socket-path (we listen) or connect (the front-end does)",
+                "a device needs a socket: give socket-path (we listen) or connect (the front-end does); or vduse (the host's \
+                 kernel)",
             );
             return None;
         }
@@ -181,6 +191,23 @@ fn door(device: &Common<'_>, problems: &mut Problems<'_>) -> Option<(usize, Door
         problems.at(path.span().start, "a socket's path has 1 to 107 bytes");
     }
     Some((path.span().start, door))
+}
+
+/// A device of the host's kernel.
+fn kernel_door(
+    device: &Common<'_>,
+    vduse: &Spanned<String>,
+    problems: &mut Problems<'_>,
+) -> Option<(usize, Door)> {
+    let at = vduse.span().start;
+    if device.socket_path.is_some() || device.connect.is_some() || device.socket_mode.is_some() {
+        problems
+            .at(at, "vduse excludes socket-path, socket-mode and connect: the host's kernel needs no socket");
+    }
+    let name = problems.value(vduse, DeviceName::from_str)?;
+    let state_dir = device.state_dir.cloned().unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let (keep, own_bounce) = (device.keep, device.own_bounce);
+    Some((at, Door::Kernel(KernelDoor { name, keep, state_dir, own_bounce })))
 }
 
 fn placed(worker: Option<&Spanned<OneOrMore>>, there: usize, problems: &mut Problems<'_>) -> Vec<usize> {

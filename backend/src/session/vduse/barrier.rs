@@ -13,7 +13,8 @@ use crate::session::ask_again;
 
 /// How long the device may take of its own accord. With [`LAST_CHANCE`] and the time that it takes to be told, less than the
 /// five seconds after which an answer must have left; the kernel would wait for thirty.
-pub(super) const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(3) };
+pub(super) const PATIENCE: Duration =
+    if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(3) };
 /// How long it may take after it was told to cancel what it has in flight.
 const LAST_CHANCE: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(1) };
 
@@ -107,7 +108,9 @@ impl Session {
             };
             if barrier.revoked() {
                 let name = &self.name;
-                log::warn!("{name}: the device did not let go of memory within {PATIENCE:?}; it was taken away from it");
+                log::warn!(
+                    "{name}: the device did not let go of memory within {PATIENCE:?}; it was taken away from it"
+                );
             }
             let id = barrier.id;
             let outcome = match result {
@@ -123,7 +126,10 @@ impl Session {
                     }
                 }
                 Err(refusal) => {
-                    log::error!("{}: {refusal}; its queues are stopped until the driver resets it", self.name);
+                    log::error!(
+                        "{}: {refusal}; its queues are stopped until the driver resets it",
+                        self.name
+                    );
                     self.stop_rings(queues);
                     self.driver.failed = true;
                     Err(refusal)

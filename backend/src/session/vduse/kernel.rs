@@ -48,6 +48,22 @@ pub trait Kernel: AsFd + Send + Sync {
     /// # Errors
     /// As [`Device::iotlb_file`].
     fn memory(&self, first: u64, last: u64) -> Result<Option<IotlbFile>, DeviceError>;
+
+    /// Whether these IOVAs are the bounce pages of a driver of the host, of which there need not be any.
+    ///
+    /// # Errors
+    /// As [`Device::iotlb_info`].
+    fn is_bounce(&self, _first: u64, _last: u64) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
+    /// Gives the kernel `size` bytes of a file for its bounce pages.
+    ///
+    /// # Errors
+    /// As [`Device::register_memory`].
+    fn give_bounce(&self, _file: BorrowedFd<'_>, _size: u64) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 /// The address space of all queues: there is one group of them, since without a control queue none needs an address space of
@@ -81,5 +97,14 @@ impl Kernel for Device {
 
     fn memory(&self, first: u64, last: u64) -> Result<Option<IotlbFile>, DeviceError> {
         self.iotlb_file(ADDRESS_SPACE, first, last)
+    }
+
+    fn is_bounce(&self, first: u64, last: u64) -> Result<bool, DeviceError> {
+        let info = self.iotlb_info(ADDRESS_SPACE, first, last)?;
+        Ok(info.is_some_and(|info| info.bounce && info.first == first && info.last == last))
+    }
+
+    fn give_bounce(&self, file: BorrowedFd<'_>, size: u64) -> Result<(), DeviceError> {
+        self.register_memory(ADDRESS_SPACE, file, 0, size)
     }
 }

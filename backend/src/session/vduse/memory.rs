@@ -100,8 +100,12 @@ impl Session {
         let IotlbFile { first, last, perm, offset, file } = memory;
         let range = IovaRange::new(Iova(first), Iova(last)).map_err(|error| unusable(&error))?;
         let file = BackingFile::new(file, &self.files).map_err(|error| unusable(&error))?;
-        let file = self.domain.known(file);
-        let area = Area { range, extent: FileExtent { file, offset }.into(), perm: permission(perm), log: None };
+        let file = match self.bounce.file(self.kernel.as_ref(), first, last) {
+            Some(ours) => ours,
+            None => self.domain.known(file),
+        };
+        let area =
+            Area { range, extent: FileExtent { file, offset }.into(), perm: permission(perm), log: None };
         // What cannot be mapped would spoil all the others.
         self.ioas.windows().segments(&area).map_err(|error| unusable(&error))?;
         Ok(area)
@@ -124,7 +128,9 @@ impl Session {
         }
         for index in 0..self.vrings.len() {
             let Some(vring) = self.vrings.get_mut(index) else { return };
-            let Some((iova, perm)) = vring.missing.take().filter(|_| vring.run == Run::Running) else { continue };
+            let Some((iova, perm)) = vring.missing.take().filter(|_| vring.run == Run::Running) else {
+                continue;
+            };
             match self.map_missing(iova, perm) {
                 Ok(true) => {}
                 // What is there is out of date, and the kernel is about to say so.

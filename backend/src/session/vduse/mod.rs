@@ -10,6 +10,7 @@
 //! | `requests` | which request does what, and who is answered |
 //! | `rings` | how rings are set up, started and stopped |
 //! | `memory` | what is behind an address |
+//! | `bounce` | who supplies the bounce pages of a driver of the host |
 //! | `barrier` | which answers wait, and for what |
 //! | `records` | where requests in flight are recorded |
 //!
@@ -43,6 +44,7 @@
 //! A control queue, and with it several pairs of queues, groups and address spaces: the kernel allows none. A driver is not told of
 //! a ring that has failed, because the kernel has no words for that.
 mod barrier;
+mod bounce;
 mod error;
 mod kernel;
 mod memory;
@@ -69,6 +71,7 @@ use crate::session::translations::IotlbCounters;
 use crate::session::{POLL, Queues, SessionError, TURN};
 
 use barrier::{Barrier, PATIENCE};
+use bounce::Bounce;
 use error::Refusal;
 use memory::Domain;
 use rings::Vring;
@@ -88,6 +91,7 @@ pub struct Session {
     ioas: Ioas,
     access: Access,
     domain: Domain,
+    bounce: Bounce,
     translations: Arc<IotlbCounters>,
     vrings: Vec<Vring>,
     /// Where rings record what they have in flight.
@@ -166,6 +170,7 @@ impl Session {
             ioas,
             access,
             domain: Domain::default(),
+            bounce: Bounce::default(),
             translations: Arc::default(),
             vrings,
             logs,
@@ -180,6 +185,11 @@ impl Session {
     /// Counts its translations where others count theirs.
     pub fn counted_in(self, translations: Arc<IotlbCounters>) -> Self {
         Self { translations, ..self }
+    }
+
+    /// Gives the kernel memory for the bounce pages of its drivers.
+    pub fn with_own_bounce(self) -> Self {
+        Self { bounce: Bounce::Wanted, ..self }
     }
 
     fn is_open(&self) -> bool {

@@ -6,9 +6,7 @@
 
 use mdev_protocol::vduse::DeviceKind;
 use mdev_protocol::virtio::blk::VIRTIO_BLK_F_CONFIG_WCE;
-use mdev_protocol::virtio::feature::{
-    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
-};
+use mdev_protocol::virtio::feature::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET};
 use mdev_protocol::virtio::net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ};
 
 use crate::device::VirtioDevice;

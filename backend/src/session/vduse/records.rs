@@ -63,7 +63,8 @@ impl Records {
         let path = folder.join(format!("vduse-{name}.inflight"));
         let open = || {
             fs::create_dir_all(folder)?;
-            if fresh && let Err(error) = fs::remove_file(&path)
+            if fresh
+                && let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
                 return Err(error);
@@ -104,7 +105,8 @@ impl Records {
         // The operator has chosen where it lies.
         let policy = FilePolicy { allow_other_filesystems: true, ..FilePolicy::default() };
         let fd = self.file.try_clone().map_err(failed)?.into();
-        let file = BackingFile::new(fd, &policy).map_err(|source| RecordsError::Map { path: path(), source })?;
+        let file =
+            BackingFile::new(fd, &policy).map_err(|source| RecordsError::Map { path: path(), source })?;
         let range = IovaRange::with_len(Iova(0), need)
             .map_err(|_| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
         Logs::new(FileExtent { file, offset: 0 }, range, rings, stride, entries, windows)

@@ -245,7 +245,10 @@ impl Session {
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
         (vring.failed, vring.missing) = (true, None);
         if let Some(left_out) = self.log_limit.permit() {
-            log::error!("{}: ring {index} is not served until the driver resets the device{left_out}", self.name);
+            log::error!(
+                "{}: ring {index} is not served until the driver resets the device{left_out}",
+                self.name
+            );
         }
     }
 
@@ -292,9 +295,8 @@ fn begin(state: VqState) -> QueueState {
 fn told(state: QueueState) -> VqState {
     match state.next_used {
         None => VqState::Split { avail_index: state.next_avail },
-        Some(used) => VqState::Packed {
-            avail: Position::from_word(state.next_avail),
-            used: Position::from_word(used),
-        },
+        Some(used) => {
+            VqState::Packed { avail: Position::from_word(state.next_avail), used: Position::from_word(used) }
+        }
     }
 }
