@@ -13,6 +13,7 @@
 //! | `bounce` | who supplies the bounce pages of a driver of the host |
 //! | `barrier` | which answers wait, and for what |
 //! | `records` | where requests in flight are recorded |
+//! | [`model`] | what the kernel would do, for tests |
 //!
 //! There is no connection to lose: the kernel keeps the device, the rings' places and its table while nobody serves them, and
 //! whoever opens the device's file next goes on. A session that finds a driver at work asks for all that, starts the rings, and
@@ -48,6 +49,7 @@ mod bounce;
 mod error;
 mod kernel;
 mod memory;
+pub mod model;
 mod offer;
 mod records;
 mod requests;
