@@ -28,6 +28,8 @@ mod error;
 mod logs;
 mod options;
 mod queues;
+#[cfg(test)]
+mod tests;
 mod translations;
 pub mod vduse;
 pub mod vfio_user;

@@ -13,7 +13,6 @@ mod inflight;
 mod iommu;
 mod iotlb;
 mod messages;
-mod mock;
 mod prefault;
 mod qemu;
 mod random;
@@ -30,8 +29,8 @@ use super::{IotlbCounters, Session, SessionError, SessionOptions};
 use crate::device::VirtioDevice;
 use crate::ring::QueueState;
 use crate::session::Session as _;
+use crate::session::tests::mock::{self, MockDevice, MockQueues};
 use front::Front;
-use mock::{MockDevice, MockQueues};
 
 /// The daemon's part: one device, its queues, the sessions on it.
 struct House {

@@ -1,0 +1,3 @@
+//! What the tests of several sessions share.
+
+pub(super) mod mock;
