@@ -7,12 +7,12 @@ use mdev_protocol::vduse::Answer;
 
 use super::error::Refusal;
 use super::requests::Outcome;
-use super::rings::{Run, Vring};
+use super::rings::Vring;
 use super::{Queues, Session};
 use crate::session::ask_again;
 
-/// How long the device may take of its own accord. With [`LAST_CHANCE`] and the time that it takes to be told, less than the
-/// five seconds after which an answer must have left; the kernel would wait for thirty.
+/// How long the device may take of its own accord, from the request on. With [`LAST_CHANCE`] and the time that it takes to be
+/// told, less than the five seconds after which an answer must have left; the kernel would wait for thirty.
 pub(super) const PATIENCE: Duration =
     if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(3) };
 /// How long it may take after it was told to cancel what it has in flight.
@@ -22,10 +22,11 @@ const LAST_CHANCE: Duration = if cfg!(test) { Duration::from_millis(100) } else 
 pub(super) struct Barrier {
     /// The request's number; none if nobody asked.
     id: Option<u32>,
+    /// When it was asked for.
     since: Instant,
     wait: Wait,
     then: Then,
-    deadline: Instant,
+    /// The device was told to cancel what it has in flight.
     last_chance: bool,
 }
 
@@ -46,17 +47,34 @@ pub(super) enum Then {
     Reset,
     /// The answer says how far a ring is.
     State(u16),
+    /// Nothing runs any more, and the answer is that it is done.
+    Suspend,
     /// The rings that may run do, and the answer is that it is done.
     Run,
-    /// The answer is that it is done.
-    Acknowledge,
+}
+
+impl Then {
+    /// Whether what is in flight may be cancelled for it. Who asks how far a ring is, or that all stand still, takes that to
+    /// another device, which knows nothing of what is recorded here.
+    fn may_cancel(self) -> bool {
+        matches!(self, Then::Reset | Then::Run)
+    }
 }
 
 impl Barrier {
     pub(super) fn new(id: Option<u32>, wait: Wait, then: Then) -> Self {
-        let since = Instant::now();
-        let deadline = since.checked_add(PATIENCE).unwrap_or(since);
-        Barrier { id, since, wait, then, deadline, last_chance: false }
+        Barrier { id, since: Instant::now(), wait, then, last_chance: false }
+    }
+
+    /// When the device has to have let go.
+    fn deadline(&self) -> Instant {
+        let within = if self.last_chance { PATIENCE.saturating_add(LAST_CHANCE) } else { PATIENCE };
+        self.since.checked_add(within).unwrap_or(self.since)
+    }
+
+    /// How long it still has.
+    fn left(&self) -> Duration {
+        self.deadline().saturating_duration_since(Instant::now())
     }
 
     /// Whether the address space is being changed.
@@ -68,22 +86,22 @@ impl Barrier {
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         match self.wait {
             Wait::Table(_) => ask_again(self.since, now),
-            Wait::Ring(_) | Wait::Rings => Some(self.deadline),
+            Wait::Ring(_) | Wait::Rings => Some(self.deadline()),
         }
     }
 
     fn poll(&mut self, vrings: &[Vring], now: Instant) -> Option<Result<(), Refusal>> {
-        let stopping = |vring: &Vring| matches!(vring.run, Run::Stopping { .. });
+        let late = now >= self.deadline();
         let released = match &mut self.wait {
-            Wait::Ring(index) => !vrings.get(usize::from(*index)).is_some_and(stopping),
-            Wait::Rings => !vrings.iter().any(stopping),
+            Wait::Ring(index) => !vrings.get(usize::from(*index)).is_some_and(Vring::is_stopping),
+            Wait::Rings => !vrings.iter().any(Vring::is_stopping),
             Wait::Table(change) => {
                 return change.poll().map(|done: Result<u64, IoasError>| Ok(done.map(drop)?));
             }
         };
         match released {
             true => Some(Ok(())),
-            false if now >= self.deadline => Some(Err(Refusal::StillRunning(PATIENCE))),
+            false if late => Some(Err(Refusal::StillRunning(self.since.elapsed()))),
             false => None,
         }
     }
@@ -114,7 +132,12 @@ impl Session {
             }
             let id = barrier.id;
             let outcome = match result {
-                Ok(()) => self.resume(queues, id, barrier.then),
+                Ok(()) => self.resume(queues, barrier),
+                Err(refusal) if !barrier.then.may_cancel() => {
+                    self.driver.suspended = false;
+                    self.start_rings(queues);
+                    Err(refusal)
+                }
                 Err(refusal) if !barrier.last_chance && refusal.is_late() => {
                     log::warn!("{}: {refusal}; its requests are cancelled", self.name);
                     match self.try_again(queues, barrier) {
@@ -122,59 +145,61 @@ impl Session {
                             self.barrier = Some(barrier);
                             continue;
                         }
-                        Err(refusal) => Err(refusal),
+                        Err(refusal) => Err(self.give_up(queues, refusal)),
                     }
                 }
-                Err(refusal) => {
-                    log::error!(
-                        "{}: {refusal}; its queues are stopped until the driver resets it",
-                        self.name
-                    );
-                    self.stop_rings(queues);
-                    self.driver.failed = true;
-                    Err(refusal)
-                }
+                Err(refusal) => Err(self.give_up(queues, refusal)),
             };
             self.conclude(id, outcome);
         }
     }
 
+    /// Something could not be obeyed: nothing runs any more.
+    pub(super) fn give_up(&mut self, queues: &mut dyn Queues, refusal: Refusal) -> Refusal {
+        log::error!("{}: {refusal}; its queues are stopped until the driver resets it", self.name);
+        self.stop_rings(queues);
+        self.driver.failed = true;
+        refusal
+    }
+
     /// Cancels what is in flight: rings with a log leave it recorded there, and take it again when they run.
     fn try_again(&mut self, queues: &mut dyn Queues, barrier: Barrier) -> Result<Barrier, Refusal> {
-        self.cancel_rings(queues);
-        let Barrier { id, since, wait, then, .. } = barrier;
-        let then = if then == Then::Acknowledge { Then::Run } else { then };
-        let wait = match wait {
+        let barrier = Barrier { last_chance: true, ..barrier };
+        let wait = match barrier.wait {
+            Wait::Ring(index) => {
+                self.cancel_ring(queues, index);
+                Wait::Ring(index)
+            }
+            Wait::Rings => {
+                self.cancel_rings(queues);
+                Wait::Rings
+            }
             Wait::Table(change) => {
+                self.cancel_rings(queues);
                 drop(change);
                 Wait::Table(self.change_table(LAST_CHANCE)?)
             }
-            rings => rings,
         };
-        let now = Instant::now();
-        let deadline = now.checked_add(LAST_CHANCE).unwrap_or(now);
-        Ok(Barrier { id, since, wait, then, deadline, last_chance: true })
+        Ok(Barrier { wait, ..barrier })
     }
 
-    fn resume(&mut self, queues: &mut dyn Queues, id: Option<u32>, then: Then) -> Result<Outcome, Refusal> {
-        match then {
+    /// What was waited for has happened. Rings that stopped meanwhile, for whatever reason, run again if they may.
+    fn resume(&mut self, queues: &mut dyn Queues, barrier: Barrier) -> Result<Outcome, Refusal> {
+        match barrier.then {
             Then::Reset => {
                 self.reset();
-                let change = self.forget_memory()?;
-                self.hold(id, Wait::Table(change), Then::Acknowledge);
+                let change = self.forget_memory(barrier.left())?;
+                self.barrier = Some(Barrier { wait: Wait::Table(change), then: Then::Run, ..barrier });
                 Ok(Outcome::Later)
             }
             Then::State(index) => {
-                let answer = self.state(index)?;
-                self.start_rings(queues);
-                Ok(Outcome::Answer(answer))
-            }
-            Then::Run => {
+                let answer = self.state(index);
                 self.start_rings(queues);
                 self.supply(queues);
-                Ok(Outcome::Answer(Answer::Done))
+                Ok(Outcome::Answer(answer?))
             }
-            Then::Acknowledge => {
+            Then::Suspend | Then::Run => {
+                self.start_rings(queues);
                 self.supply(queues);
                 Ok(Outcome::Answer(Answer::Done))
             }

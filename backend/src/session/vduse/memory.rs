@@ -55,10 +55,11 @@ impl Session {
     }
 
     /// The kernel's table has changed. Until the driver is ready nothing is done with it, and nothing of it is kept.
-    pub(super) fn update_iotlb(&mut self, id: u32) -> Result<Outcome, Refusal> {
+    pub(super) fn update_iotlb(&mut self, queues: &mut dyn Queues, id: u32) -> Result<Outcome, Refusal> {
         self.translations.count(Event::Invalidation);
-        let change = self.change_table(PATIENCE)?;
-        self.hold(Some(id), Wait::Table(change), Then::Acknowledge);
+        // Whatever is answered, the kernel's table is not any more what it was.
+        let change = self.change_table(PATIENCE).map_err(|refusal| self.give_up(queues, refusal))?;
+        self.hold(Some(id), Wait::Table(change), Then::Run);
         Ok(Outcome::Later)
     }
 
@@ -70,9 +71,9 @@ impl Session {
     }
 
     /// Begins to forget everything. The kernel's own memory is mapped anew afterwards: it may have other pages by then.
-    pub(super) fn forget_memory(&mut self) -> Result<Change, Refusal> {
+    pub(super) fn forget_memory(&mut self, within: Duration) -> Result<Change, Refusal> {
         self.domain = Domain::default();
-        Ok(self.ioas.begin_replace(Vec::new(), Within::or_revoke(PATIENCE))?)
+        Ok(self.ioas.begin_replace(Vec::new(), Within::or_revoke(within))?)
     }
 
     /// The kernel's table; nothing if it is too long to be fetched as a whole.

@@ -28,9 +28,11 @@
 //! | `SUSPEND`, `SET_VQ_READY` 0 | the rings stand still | the workers |
 //! | `GET_VQ_STATE` | the ring stood here; it goes on | its worker |
 //!
-//! Every answer leaves within five seconds, whatever a store does: after three, memory is taken away from the device and its
-//! requests are cancelled, and it has one more second. What was cancelled is left recorded in the ring's log, and taken again
-//! when the ring runs. If something remains even then, the request fails and the device stands still until a reset.
+//! Every answer leaves within five seconds, whatever a store does. A `SUSPEND` or `GET_VQ_STATE` fails after three, and the rings
+//! go on when what they have in flight has ended: cancelling it would lose it for a driver that takes its rings elsewhere. For
+//! the others, after three seconds memory is taken away from the device and its requests are cancelled, and it has one more.
+//! What was cancelled is left recorded in the ring's log, and taken again when the ring runs. If something remains even then,
+//! the request fails and the device stands still until a reset.
 //!
 //! # Locks
 //!
@@ -54,6 +56,8 @@ mod offer;
 mod records;
 mod requests;
 mod rings;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -317,6 +321,8 @@ impl super::Session for Session {
     fn queue_stopped(&mut self, queues: &mut dyn Queues, token: u64, state: QueueState) {
         self.ring_stopped(token, state);
         self.advance(queues);
+        // A barrier may have ended without waiting for it.
+        self.device_free(queues);
         self.advance_close();
     }
 

@@ -48,7 +48,7 @@ impl Session {
         log::debug!("{}: {}: {kind:?}", self.name, kind.name());
         let outcome = match kind {
             RequestKind::SetStatus(status) => self.set_status(queues, id, status),
-            RequestKind::UpdateIotlb { .. } => self.update_iotlb(id),
+            RequestKind::UpdateIotlb { .. } => self.update_iotlb(queues, id),
             RequestKind::GetVqState { index } => self.get_vq_state(queues, id, index),
             RequestKind::SetVqReady { index, ready } => self.set_vq_ready(queues, id, index, ready),
             RequestKind::Suspend => self.suspend(queues, id),
@@ -119,7 +119,7 @@ impl Session {
     fn suspend(&mut self, queues: &mut dyn Queues, id: u32) -> Result<Outcome, Refusal> {
         self.driver.suspended = true;
         self.stop_rings(queues);
-        self.hold(Some(id), Wait::Rings, Then::Acknowledge);
+        self.hold(Some(id), Wait::Rings, Then::Suspend);
         Ok(Outcome::Later)
     }
 }

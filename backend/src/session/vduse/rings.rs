@@ -113,7 +113,7 @@ impl Session {
             return Ok(Outcome::Answer(Answer::Done));
         }
         self.stop_ring(queues, small);
-        self.hold(Some(id), Wait::Ring(small), Then::Acknowledge);
+        self.hold(Some(id), Wait::Ring(small), Then::Run);
         Ok(Outcome::Later)
     }
 
@@ -217,11 +217,16 @@ impl Session {
 
     /// Takes every ring from its worker at once, with what it has in flight as far as that can be cancelled.
     pub(super) fn cancel_rings(&mut self, queues: &mut dyn Queues) {
-        self.stop_rings(queues);
-        for (vring, index) in self.vrings.iter().zip(0..) {
-            if vring.is_stopping() {
-                queues.cancel(self.conn, index);
-            }
+        for index in 0..self.vrings.len() as u16 {
+            self.cancel_ring(queues, index);
+        }
+    }
+
+    /// The same with one ring.
+    pub(super) fn cancel_ring(&mut self, queues: &mut dyn Queues, index: u16) {
+        self.stop_ring(queues, index);
+        if self.vrings.get(usize::from(index)).is_some_and(Vring::is_stopping) {
+            queues.cancel(self.conn, index);
         }
     }
 
