@@ -6,7 +6,7 @@
 //!
 //! Memory appears without a word too: bounce pages with the first request of a driver of the host, coherent memory whenever it
 //! asks for some. A ring that misses something is parked, and the kernel is asked. Of a table with very many entries, of which
-//! each change of each would have to be fetched, nothing is fetched but what is missed.
+//! each change of each would have to be fetched, nothing is fetched but what is missed, and what was before and is there still.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::{Queues, Session};
 use crate::session::translations::Event;
 
 /// Entries of a table that is fetched as a whole.
-const FETCHED: usize = if cfg!(test) { 8 } else { 1024 };
+pub(super) const FETCHED: usize = if cfg!(test) { 8 } else { 1024 };
 
 /// Why there is nothing at an address.
 #[derive(Debug, Error)]
@@ -65,7 +65,7 @@ impl Session {
 
     /// Begins to replace the address space by what the kernel has now.
     pub(super) fn change_table(&mut self, within: Duration) -> Result<Change, Refusal> {
-        let areas = if self.driver.runs() { self.fetch()? } else { Vec::new() };
+        let areas = if self.driver.runs() { self.fetch() } else { Vec::new() };
         // The kernel's own pages may be others at the same place only after a reset, and then nothing is kept.
         Ok(self.ioas.begin_replace(areas, Within::or_revoke(within))?)
     }
@@ -76,23 +76,56 @@ impl Session {
         Ok(self.ioas.begin_replace(Vec::new(), Within::or_revoke(within))?)
     }
 
-    /// The kernel's table; nothing if it is too long to be fetched as a whole.
-    fn fetch(&mut self) -> Result<Vec<Area>, Refusal> {
+    /// The kernel's table. If it is too long to be fetched as a whole, what of it is mapped already; nothing if it cannot be had
+    /// now. The rest is asked for when it is missed.
+    fn fetch(&mut self) -> Vec<Area> {
         let mut areas = Vec::new();
         let mut from = Some(0);
-        while let Some(first) = from {
-            let Some(memory) = self.kernel.memory(first, u64::MAX)? else { break };
-            // A table that did not go on would never end.
-            from = memory.last.checked_add(1).filter(|next| *next > first);
+        for _ in 0..=FETCHED {
+            let memory = match from.map(|first| self.kernel.memory(first, u64::MAX)) {
+                Some(Ok(Some(memory))) => memory,
+                Some(Err(error)) => {
+                    let name = &self.name;
+                    log::warn!(
+                        "{name}: what is mapped cannot be fetched now, but only when it is needed: {error}"
+                    );
+                    return Vec::new();
+                }
+                Some(Ok(None)) | None => {
+                    self.translations.count(Event::Update);
+                    return areas;
+                }
+            };
+            if from > Some(memory.first) {
+                // It is being replaced under our eyes, and the kernel is about to say so.
+                return Vec::new();
+            }
+            from = memory.last.checked_add(1);
             let at = memory.first;
             match self.area(memory) {
-                Ok(area) if areas.len() < FETCHED => areas.push(area),
-                Ok(_) => return Ok(Vec::new()),
+                Ok(area) => areas.push(area),
                 Err(hole) => self.tell_hole(Iova(at), &hole),
             }
         }
-        self.translations.count(Event::Update);
-        Ok(areas)
+        self.still_there()
+    }
+
+    /// What is mapped, as far as the kernel has it where it was. Nothing if that is too much to ask for.
+    fn still_there(&mut self) -> Vec<Area> {
+        let mapped = self.ioas.areas();
+        let (mut areas, mut free) = (Vec::new(), Some(Iova(0)));
+        for first in mapped.iter().map(|area| area.range.first()).filter(|_| mapped.len() <= FETCHED) {
+            let Ok(Some(memory)) = self.kernel.memory(first.0, first.0) else { continue };
+            // The kernel has cut it elsewhere, or is doing so.
+            if memory.first != first.0 || free.is_none_or(|free| first < free) {
+                continue;
+            }
+            if let Ok(area) = self.area(memory) {
+                free = area.range.last().checked_add(1);
+                areas.push(area);
+            }
+        }
+        areas
     }
 
     /// An entry of the kernel's table as an area that can be mapped.

@@ -4,7 +4,9 @@
 //! what has been answered by then was answered without waiting for anybody.
 
 mod barriers;
+mod memory;
 mod rings;
+mod table;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
