@@ -312,7 +312,10 @@ impl super::Session for Session {
         self.advance(queues);
         self.advance_close();
         match &self.life {
-            Life::New | Life::Open => self.barrier.as_ref().and_then(|barrier| barrier.due(now)),
+            Life::New | Life::Open => match &self.barrier {
+                Some(barrier) => barrier.due(now),
+                None => self.announce(now),
+            },
             Life::Detaching(_) => now.checked_add(POLL),
             Life::Stopping | Life::Closed => None,
         }

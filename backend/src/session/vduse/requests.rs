@@ -30,7 +30,8 @@ impl Session {
                     self.reject(&error);
                     continue;
                 }
-                Err(ReadError::Closed) => Err(SessionError::Closed),
+                // A device's file never ends. What stands for one does when its device is given up.
+                Err(ReadError::Closed) => Err(SessionError::Broken),
                 Err(ReadError::Failed(errno)) => Err(SessionError::Socket(errno.into())),
             };
         }
@@ -90,6 +91,7 @@ impl Session {
             Ok(()) => {}
             // Whoever asked was killed, or has waited too long.
             Err(error @ WriteError::NobodyWaits { .. }) => log::debug!("{}: {error}", self.name),
+            Err(WriteError::Failed(_)) if self.is_broken() => self.fault = Some(SessionError::Broken),
             Err(WriteError::Failed(errno)) => self.fault = Some(SessionError::Socket(errno.into())),
         }
     }
@@ -111,7 +113,7 @@ impl Session {
         if new & DRIVER_OK == 0 {
             return Ok(Outcome::Answer(Answer::Done));
         }
-        self.begin(Some(id))?;
+        self.begin(Some(id)).inspect_err(|_| self.driver.status &= !DRIVER_OK)?;
         Ok(Outcome::Later)
     }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mdev_dma::{Iova, Perm};
 use mdev_pin::Stretch;
@@ -18,6 +19,7 @@ use super::requests::Outcome;
 use super::{Queues, Session};
 use crate::device::{Call, Enabled, QueueSetup, Switch};
 use crate::ring::{QueueState, RingAddr, RingLog, RingSetup};
+use crate::session::POLL;
 use crate::sys::EventFd;
 
 /// Where a ring is.
@@ -47,6 +49,8 @@ pub(super) struct Vring {
     whole: Vec<Stretch>,
     /// It is not looked at until a reset.
     failed: bool,
+    /// It was started then, and nobody knows whether its driver was there to hear of what it did first.
+    unheard: Option<Instant>,
     switch: Switch,
 }
 
@@ -59,6 +63,7 @@ impl Default for Vring {
             missing: None,
             whole: Vec::new(),
             failed: false,
+            unheard: None,
             switch: Switch::new(Enabled::Yes),
         }
     }
@@ -83,7 +88,7 @@ struct Interrupt {
 
 impl Call for Interrupt {
     fn call(&self) {
-        // Before DRIVER_OK no driver waits, and a suspended device says nothing.
+        // A driver that is not there yet hears of it when it is, and a suspended device says nothing.
         let _ = self.kernel.interrupt(self.index);
     }
 }
@@ -187,7 +192,7 @@ impl Session {
         let started = queues.start(self.conn, &self.device, features, setup);
         started.map_err(|error| Refusal::Device(error.to_string()))?;
         let (_, vring) = self.ring(u32::from(index))?;
-        vring.run = Run::Running;
+        (vring.run, vring.unheard) = (Run::Running, Some(Instant::now()));
         self.device.queue_turned(index, features, true);
         Ok(())
     }
@@ -195,7 +200,7 @@ impl Session {
     /// Takes a ring from its worker, if it has one.
     fn stop_ring(&mut self, queues: &mut dyn Queues, index: u16) {
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
-        vring.missing = None;
+        (vring.missing, vring.unheard) = (None, None);
         if vring.run != Run::Running {
             return;
         }
@@ -228,6 +233,26 @@ impl Session {
         if self.vrings.get(usize::from(index)).is_some_and(Vring::is_stopping) {
             queues.cancel(self.conn, index);
         }
+    }
+
+    /// Interrupts the drivers of rings that were started, once each. Until the kernel has heard that a driver is ready, or its ring
+    /// enabled, interrupts are lost, and so are those that whoever served the ring before was about to give. Says when to
+    /// be called again.
+    pub(super) fn announce(&mut self, now: Instant) -> Option<Instant> {
+        let packed = self.driver.is_packed();
+        let mut next = None;
+        for (vring, index) in self.vrings.iter_mut().zip(0..) {
+            let Some(since) = vring.unheard else { continue };
+            let ready = self.kernel.queue(index, packed).is_ok_and(|info| info.ready);
+            if ready && self.kernel.interrupt(index).is_ok() {
+                vring.unheard = None;
+                continue;
+            }
+            // Of a driver that was killed meanwhile nothing more comes.
+            let pause = now.saturating_duration_since(since).max(POLL);
+            next = next.into_iter().chain(now.checked_add(pause)).min();
+        }
+        next
     }
 
     /// A worker has let go of a ring.

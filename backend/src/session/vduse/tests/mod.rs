@@ -5,6 +5,7 @@
 
 mod barriers;
 mod memory;
+mod negotiation;
 mod rings;
 mod table;
 
