@@ -119,7 +119,8 @@ struct Driver {
     suspended: bool,
     /// Something of it could not be obeyed: nothing runs until a reset.
     failed: bool,
-    /// It was there before this session.
+    /// It may have been there before this session, which has seen no reset: where its rings stood nobody knows. A driver that
+    /// has suspended the device cannot be told from none.
     inherited: bool,
 }
 
@@ -172,7 +173,7 @@ impl Session {
             device,
             // The descriptors come from the kernel itself.
             files: FilePolicy { allow_vduse_domain: true, ..files },
-            driver: Driver::default(),
+            driver: Driver { inherited: true, ..Driver::default() },
             ioas,
             access,
             domain: Domain::default(),

@@ -6,6 +6,8 @@
 mod barriers;
 mod memory;
 mod negotiation;
+mod records;
+mod restart;
 mod rings;
 mod table;
 
