@@ -4,6 +4,7 @@
 //!
 //! - [`lab`] starts programs nobody here wrote (QEMU, DPDK's testpmd, a Linux guest) against the product.
 //! - [`stage`] puts several of the product's devices on one worker of this process, for tests in which one guest must not notice another.
+//! - [`kernel`] serves a device to a model of the host's kernel (VDUSE) and drives it from there, for tests in which the server dies.
 //! - [`attached`](fn@attached) shows a device of this process the memory of a guest of this process.
 //! - [`disk`] drives a block device and knows what must be on it, whoever is killed meanwhile.
 //! - [`blocks`] makes blocks that can be told from all others.
@@ -18,6 +19,7 @@ pub mod blocks;
 pub mod disk;
 pub mod documents;
 pub mod house;
+pub mod kernel;
 pub mod lab;
 pub mod random;
 pub mod stage;

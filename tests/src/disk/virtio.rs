@@ -3,16 +3,20 @@
 use std::path::Path;
 
 use mdev_dma::GuestSlice;
+use mdev_protocol::vduse::VqState;
 use mdev_protocol::vhost_user::{FrontendMessage, MemoryRegion, ProtocolFeatures};
 use mdev_protocol::virtio::feature::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use mdev_protocol::virtio::packed::Position;
 use mdevd::driver::blk::{BlkQueue, BlkQueueOptions, Request};
 use mdevd::driver::ledger::Ledger;
 use mdevd::driver::{FrontEnd, GuestMemory, InFlightRecord, MemoryOptions, RingFds, RingOptions, Virtqueue};
+use mdevd::session::vduse::model::{self, Action, Model};
 
 use super::journal::{Journal, Unheard};
 use super::watched::Watched;
 use super::work::{Ask, RequestQueue, Work};
 use super::{BLOCK, DEPTH, WATCHDOG};
+use crate::kernel;
 use crate::random::Random;
 
 /// Descriptors of the ring.
@@ -32,8 +36,8 @@ pub struct Load<Q> {
     pub suspends: bool,
 }
 
-/// A queue, and what wakes its device.
-struct Kicked<Q>(BlkQueue<Q>, RingFds);
+/// A queue, and what wakes its device: its eventfds, or the kernel if there is one in between.
+struct Kicked<Q>(BlkQueue<Q>, RingFds, Option<Model>);
 
 impl<Q: Virtqueue> RequestQueue for Kicked<Q> {
     fn under_way(&self) -> usize {
@@ -49,7 +53,10 @@ impl<Q: Virtqueue> RequestQueue for Kicked<Q> {
         });
         submitted.expect("a driver that keeps to the rules");
         if self.0.publish() {
-            self.1.kick.signal();
+            match &self.2 {
+                Some(model) => model.kick(0),
+                None => self.1.kick.signal(),
+            }
         }
     }
 
@@ -91,9 +98,49 @@ impl<Q: Virtqueue> Load<Q> {
         let options = BlkQueueOptions { ring: RingOptions::plain(RING), requests: DEPTH, capacity: BLOCK };
         let mut memory = GuestMemory::new(MemoryOptions::default()).expect("memory");
         let queue = BlkQueue::new(&mut memory, options).expect("a queue");
-        let queue = Kicked(queue, RingFds::new().expect("eventfds"));
+        let queue = Kicked(queue, RingFds::new().expect("eventfds"), None);
         let work = Work::new(blocks, seed, random);
         Load { work, memory, queue, packed, front: None, record: None, suspends: false }
+    }
+
+    /// Resets the kernel's device and uses it from now on, with nothing under way.
+    ///
+    /// # Panics
+    /// The device refuses something.
+    pub fn start_on(&mut self, model: &Model) {
+        model.carry_out(Action::Reset);
+        self.queue.0.reset();
+        self.work.give_up();
+        let features = VIRTIO_F_VERSION_1 | if self.packed { VIRTIO_F_RING_PACKED } else { 0 };
+        let place = kernel::place(&self.queue.0.queue, self.packed);
+        kernel::start(model, features, self.entries(), &[place]);
+        self.queue.2 = Some(model.clone());
+        model.kick(0);
+    }
+
+    /// Its memory, as the kernel maps it.
+    ///
+    /// # Panics
+    /// No descriptors left.
+    pub fn entries(&self) -> Vec<model::Entry> {
+        kernel::entries(&self.memory)
+    }
+
+    /// How many requests are under way.
+    pub fn under_way(&self) -> usize {
+        self.queue.under_way()
+    }
+
+    /// How far its ring is if all that was taken of it has ended.
+    pub fn position(&self) -> VqState {
+        let base = self.queue.0.queue.base();
+        match self.packed {
+            true => VqState::Packed {
+                avail: Position::from_word(base as u16),
+                used: Position::from_word((base >> 16) as u16),
+            },
+            false => VqState::Split { avail_index: base as u16 },
+        }
     }
 
     /// Connects to the device at `path`, which goes on with what is under way.

@@ -16,7 +16,7 @@ mod guest;
 mod journal;
 mod packed;
 mod port;
-mod rings;
+pub(crate) mod rings;
 mod sayings;
 mod traffic;
 

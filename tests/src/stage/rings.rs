@@ -11,14 +11,14 @@ use mdevd::session::{Queues, StartError};
 use mdevd::sys::EventFd;
 use mdevd::worker::{Command, MakeEngine, Worker};
 
-pub(super) struct Rings {
-    pub(super) device: Arc<dyn VirtioDevice>,
+pub(crate) struct Rings {
+    pub(crate) device: Arc<dyn VirtioDevice>,
     /// The same, as sessions ask for it.
     plain: Arc<dyn Device>,
     key: u64,
     worker: Rc<Worker>,
     /// The connection that rings run on.
-    pub(super) owner: Option<u64>,
+    pub(crate) owner: Option<u64>,
     running: BTreeSet<u16>,
     /// Connections of rings that were told to stop, by token.
     stopping: HashMap<u64, u64>,
@@ -28,14 +28,14 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    pub(super) fn new(device: Arc<dyn VirtioDevice>, key: u64, worker: Rc<Worker>) -> Self {
+    pub(crate) fn new(device: Arc<dyn VirtioDevice>, key: u64, worker: Rc<Worker>) -> Self {
         let (running, stopping, accesses) = Default::default();
         let plain: Arc<dyn Device> = device.clone();
         Rings { device, plain, key, worker, owner: None, running, stopping, accesses, freed: false }
     }
 
     /// A ring has stopped: its connection.
-    pub(super) fn stopped(&mut self, token: u64) -> Option<u64> {
+    pub(crate) fn stopped(&mut self, token: u64) -> Option<u64> {
         let conn = self.stopping.remove(&token)?;
         if self.running.is_empty() && self.stopping.is_empty() {
             self.owner = None;
@@ -44,12 +44,12 @@ impl Rings {
         Some(conn)
     }
 
-    pub(super) fn take_freed(&mut self) -> bool {
+    pub(crate) fn take_freed(&mut self) -> bool {
         std::mem::take(&mut self.freed)
     }
 
     /// Pins on the memory of a connection that is over.
-    pub(super) fn pins_left(&mut self, conn: u64) -> u64 {
+    pub(crate) fn pins_left(&mut self, conn: u64) -> u64 {
         self.accesses.remove(&conn).map_or(0, |access| access.pins())
     }
 
