@@ -178,7 +178,7 @@ impl Server {
             WorkerEvent::Missed { index, iova, perm, .. } => {
                 self.session.queue_missed(&mut self.rings, index, iova, perm);
             }
-            WorkerEvent::Faulted { .. } => unreachable!("virtio has rings only"),
+            WorkerEvent::News { .. } => unreachable!("virtio has rings only"),
             WorkerEvent::Died { worker } => panic!("{worker} died"),
         }
     }

@@ -17,11 +17,11 @@ use super::{BLOCKS, disk, held, model};
 
 /// Requests until so many more have ended; `finish` is called meanwhile.
 pub fn run<Q: Virtqueue, T>(load: &mut Load<Q>, requests: u64, mut finish: impl FnMut() -> T) {
-    let end = load.ended + requests;
+    let end = load.work.ended + requests;
     await_that("requests end", || {
         load.step(true, &mut Unheard);
         finish();
-        load.ended >= end
+        load.work.ended >= end
     });
 }
 
@@ -41,15 +41,15 @@ fn serves<Q: Virtqueue>(packed: bool, store: Store) {
     let mut load = Load::<Q>::new(packed, BLOCKS, 1, Random::of_number(1));
     load.start_on(&model);
     run(&mut load, 3000, || ());
-    let ledger = load.ledger.clone();
+    let ledger = load.work.ledger.clone();
     drain(&mut load, || ());
-    load.verify(&load.ledger.clone());
+    load.verify(&load.work.ledger.clone());
     assert!(ledger.written() > 0);
     // Again after a reset.
     load.start_on(&model);
     run(&mut load, 500, || ());
     drain(&mut load, || ());
-    load.verify(&load.ledger.clone());
+    load.verify(&load.work.ledger.clone());
     assert!(model.calls(0) > 0 && serving.end().is_none());
 }
 
@@ -106,7 +106,7 @@ fn tells_how_far<Q: Virtqueue>(packed: bool) {
 /// Whether a store has what its driver has written.
 pub fn store_verifies<Q: Virtqueue>(load: &Load<Q>, bytes: &[u8]) {
     for (block, bytes) in (0..).zip(bytes.chunks(4096)) {
-        load.ledger.check(block, bytes).expect("what was written");
+        load.work.ledger.check(block, bytes).expect("what was written");
     }
 }
 
@@ -144,7 +144,7 @@ fn suspends<Q: Virtqueue>(packed: bool) {
     let Outcome::State(told) = model.carry_out(Action::State(0)) else { panic!("no state") };
     load.step(false, &mut Unheard);
     assert_eq!(told, load.position());
-    let taken = load.ended;
+    let taken = load.work.ended;
     load.step(true, &mut Unheard);
     model.kick(0);
     let watch = Instant::now();
@@ -153,7 +153,7 @@ fn suspends<Q: Virtqueue>(packed: bool) {
         assert!(store.pending().is_empty(), "it takes nothing more");
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(load.ended, taken, "and ends nothing");
+    assert_eq!(load.work.ended, taken, "and ends nothing");
     assert!(serving.end().is_none());
 }
 

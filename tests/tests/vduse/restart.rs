@@ -58,21 +58,21 @@ fn killed<Q: Virtqueue>(
         }
     }
     assert!(interrupted > 0, "the server was never busy when it was killed");
-    let ended = load.ended;
+    let ended = load.work.ended;
     await_that("it goes on", || {
         load.step(true, &mut Unheard);
         finish(&mut random);
-        load.ended > ended + 100
+        load.work.ended > ended + 100
     });
     drain(&mut load, || finish(&mut random));
     assert!(serving.end().is_none());
     // What was closed in order leaves its driver to the next as well.
     let serving = again(&model, &mut device, folder.path());
-    let ended = load.ended;
+    let ended = load.work.ended;
     await_that("it goes on", || {
         load.step(true, &mut Unheard);
         finish(&mut random);
-        load.ended > ended
+        load.work.ended > ended
     });
     drain(&mut load, || finish(&mut random));
     assert!(serving.end().is_none());
