@@ -2,7 +2,7 @@
 //!
 //! - `guest-blocks verify DEVICE JOBS`: each job writes its share of the disk's blocks, in pieces of many sizes, reads them back and compares,
 //!   again and again until there is a file `/tmp/rest`. A line twice a second says how much was verified, and the longest time
-//!   that passed without a request that ended.
+//!   that passed without a request that ended; the last line says how long the longest request took.
 //! - `guest-blocks flush DEVICE`: writes block after block, flushes each, and then says `flushed: N`: so many are on the disk.
 //! - `guest-blocks zero DEVICE` and `guest-blocks unmap DEVICE`: has the disk write zeroes all over itself, and give the space back or not.
 
@@ -73,12 +73,16 @@ struct Progress {
     verified: AtomicU64,
     /// When a request ended last, and the longest time between two of them, since it was said last.
     ended: Mutex<(Instant, Duration)>,
+    /// Milliseconds of the longest request.
+    longest: AtomicU64,
 }
 
 impl Progress {
-    fn ended(&self) {
+    /// A request has ended that began then.
+    fn ended(&self, begun: Instant) {
         let mut ended = self.ended.lock().expect("nobody panics");
         let now = Instant::now();
+        self.longest.fetch_max((now - begun).as_millis() as u64, Ordering::Relaxed);
         *ended = (now, ended.1.max(now - ended.0));
     }
 
@@ -92,8 +96,11 @@ fn verify(device: &str, jobs: u64) -> io::Result<()> {
     // O_DIRECT: what comes back is the disk's and not the page cache's.
     let disk = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(device)?;
     let share = (size(&disk)? / BLOCK as u64).min(MOST) / jobs.max(1);
-    let progress =
-        Progress { verified: AtomicU64::new(0), ended: Mutex::new((Instant::now(), Duration::ZERO)) };
+    let progress = Progress {
+        verified: AtomicU64::new(0),
+        ended: Mutex::new((Instant::now(), Duration::ZERO)),
+        longest: AtomicU64::new(0),
+    };
     std::thread::scope(|scope| {
         let (disk, progress) = (&disk, &progress);
         let jobs: Vec<_> =
@@ -109,7 +116,8 @@ fn verify(device: &str, jobs: u64) -> io::Result<()> {
         }
         jobs.into_iter().try_for_each(|job| job.join().expect("it does not panic"))
     })?;
-    println!("blocks: all {} verified", progress.verified.load(Ordering::Relaxed));
+    let (verified, longest) = (progress.verified.into_inner(), progress.longest.into_inner());
+    println!("blocks: all {verified} verified, longest request {longest} ms");
     Ok(())
 }
 
@@ -128,13 +136,16 @@ fn one_job(disk: &File, first: u64, share: u64, progress: &Progress) -> io::Resu
                 let count = (1 + (at * 7 + number * 5) % LONGEST).min(share - at);
                 let index = first + at;
                 let blocks = buffer.blocks(count);
+                if !reading {
+                    each(blocks, index, |block, index| fill(block, index, number));
+                }
+                let begun = Instant::now();
                 if reading {
                     disk.read_exact_at(blocks, index * BLOCK as u64)?;
                 } else {
-                    each(blocks, index, |block, index| fill(block, index, number));
                     disk.write_all_at(blocks, index * BLOCK as u64)?;
                 }
-                progress.ended();
+                progress.ended(begun);
                 if reading {
                     let mut wrong = None;
                     each(blocks, index, |block, index| {

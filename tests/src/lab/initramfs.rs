@@ -38,12 +38,18 @@ impl Initramfs {
         archive.add("bin/busybox", FileKind::Program, &fs::read(guest.join("busybox"))?);
         archive.add("init", FileKind::Program, &fs::read(script("guest-init.sh"))?);
         archive.add("guest.sh", FileKind::Plain, guest_script.as_bytes());
-        for entry in fs::read_dir(guest.join("modules"))? {
+        archive.add_modules(lab, "modules")?;
+        Ok(archive)
+    }
+
+    /// Add the modules in this folder of the lab's guest to those that are loaded.
+    pub fn add_modules(&mut self, lab: &Lab, folder: &str) -> std::io::Result<()> {
+        for entry in fs::read_dir(lab.root().join("guest").join(folder))? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            archive.add(&format!("modules/{name}"), FileKind::Plain, &fs::read(&path)?);
+            self.add(&format!("modules/{name}"), FileKind::Plain, &fs::read(&path)?);
         }
-        Ok(archive)
+        Ok(())
     }
 
     /// Add a program of this machine with the shared libraries it needs, as `/bin/NAME`.

@@ -39,6 +39,15 @@ impl Counters {
         self.get("packets")
     }
 
+    /// The counters in a log of one device, one entry for each queue; those of its last table if there are several.
+    pub fn in_log(log: &str) -> Vec<Counters> {
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines.iter().rposition(|line| line.starts_with("  queue "));
+        let table = last.and_then(|at| lines.get(at..)).unwrap_or_default();
+        let Some((titles, rows)) = table.split_first() else { return Vec::new() };
+        rows.iter().map_while(|row| Counters::parse(titles, row)).collect()
+    }
+
     /// Read a line of `number name, number name`.
     fn named(line: &str) -> Option<Counters> {
         let pair = |pair: &str| {
@@ -337,6 +346,14 @@ mod tests {
             Counters::parse(TITLES, "  1 transmit       12    768      3      0\n").expect("a row");
         assert_eq!((counters.packets(), counters.get("bytes"), counters.get("drops")), (12, 768, 3));
         assert_eq!(counters.get("receiver-full"), 0);
+    }
+
+    #[test]
+    fn the_last_table_of_a_log_counts() {
+        let log = format!("{TITLES}  0 receive 1 2 3 4\nother\n{TITLES}  0 receive 5 6 7 8\n  1 transmit 9 1 2 3\n\n");
+        let packets: Vec<u64> = Counters::in_log(&log).iter().map(Counters::packets).collect();
+        assert_eq!(packets, [5, 9]);
+        assert!(Counters::in_log("no table\n").is_empty());
     }
 
     #[test]

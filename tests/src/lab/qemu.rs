@@ -19,6 +19,7 @@ pub struct Guest<'a> {
     script: String,
     programs: Vec<(String, PathBuf)>,
     lab_programs: Vec<String>,
+    module_folders: Vec<&'static str>,
     memory_mib: u32,
     /// More options of the file that is the memory.
     memory_options: &'static str,
@@ -43,8 +44,23 @@ impl<'a> Guest<'a> {
 
     /// Give the guest programs of the lab's root, and memory that holds what they bring along.
     pub fn lab_programs(mut self, paths: &[&str]) -> Guest<'a> {
-        self.memory_mib = 448;
+        self.memory_mib = self.memory_mib.max(448);
         self.lab_programs.extend(paths.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Have the guest run the product itself, as `/bin/mdevd`, with the tool that puts devices on its vDPA bus, and memory that holds
+    /// images too.
+    pub fn product(mut self) -> Guest<'a> {
+        let product = self.lab.product.clone();
+        self = self.lab_programs(&["/usr/sbin/vdpa"]).program("mdevd", product);
+        self.memory_mib = 1024;
+        self
+    }
+
+    /// Load the modules of VDUSE, and of taps.
+    pub fn vduse(mut self) -> Guest<'a> {
+        self.module_folders.push("vduse");
         self
     }
 
@@ -143,6 +159,9 @@ impl<'a> Guest<'a> {
 
     pub(super) fn spawn(self) -> (Running, PathBuf) {
         let mut files = Initramfs::for_guest(self.lab, &self.script).expect("the guest's files");
+        for folder in &self.module_folders {
+            files.add_modules(self.lab, folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        }
         for path in &self.lab_programs {
             files.add_lab_program(self.lab, path).unwrap_or_else(|error| panic!("{path}: {error}"));
         }
@@ -199,6 +218,7 @@ impl QemuGuest {
             script: script.into(),
             programs: Vec::new(),
             lab_programs: Vec::new(),
+            module_folders: Vec::new(),
             memory_mib: 256,
             memory_options: "",
             cores: 1,

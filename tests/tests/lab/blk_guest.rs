@@ -8,7 +8,7 @@ use mdev_tests::lab::{Lab, Mdevd, QemuGuest, Skip, Trial};
 use super::disk::{DISK, SIZE, clean, guest, image, off, ran, runs, taken};
 
 /// Writes in pieces of many sizes on all queues, then reads and verifies.
-const FIO: &str = "fio --name=v --directory=/mnt --size=4m --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16 \
+pub const FIO: &str = "fio --name=v --directory=/mnt --size=4m --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16 \
                    --numjobs=2 --verify=crc32c --verify_fatal=1 --group_reporting --output-format=terse";
 
 /// What of the lab's root a guest with a file system needs.

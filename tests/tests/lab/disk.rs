@@ -16,9 +16,9 @@ pub const SIZE: u64 = 64 << 20;
 /// The disk of a guest with one on `mdevd blk`.
 pub const DISK: &str = "/dev/vda";
 
-/// The script: obey the console. `do COMMAND` runs a command and says how it ended, `begin JOBS` begins to write `$disk` and verify, `rest`
+/// A script: obey the console. `do COMMAND` runs a command and says how it ended, `begin JOBS` begins to write `$disk` and verify, `rest`
 /// ends that.
-const OBEY: &str = r#"
+pub const OBEY: &str = r#"
 while read -r command what; do
     case $command in
         do) eval "$what"; echo "did: $?" ;;
@@ -106,12 +106,14 @@ pub fn gap(said: &str) -> Duration {
     Duration::from_millis(gaps.max().unwrap_or_default())
 }
 
-/// End it: all was as it was written.
-pub fn rest(guest: &mut QemuGuest) {
+/// End it: all was as it was written. Returns how long the longest request took.
+pub fn rest(guest: &mut QemuGuest) -> Duration {
     guest.forget_output();
     guest.type_in("rest\n");
     let said = guest.expect("rest: yes", DOES);
     assert!(said.contains("blocks: all ") && !said.contains("failed"), "{said}");
+    let longest = said.split_once("longest request ").and_then(|(_, rest)| rest.split_once(" ms"));
+    Duration::from_millis(longest.and_then(|(number, _)| number.parse().ok()).expect("a number"))
 }
 
 /// The counters of all queues, when no request has failed.

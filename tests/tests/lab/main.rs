@@ -29,6 +29,12 @@ mod scenarios;
 mod tap;
 mod tap_pair;
 mod traffic;
+mod vduse;
+mod vduse_blk;
+mod vduse_lifecycle;
+mod vduse_net;
+mod vduse_restart;
+mod vduse_serve;
 
 use mdev_tests::lab::{Trial, runner};
 use mdev_tests::steady::Counting;
@@ -64,5 +70,10 @@ fn main() -> std::process::ExitCode {
     trials.extend(nvme_host::trials());
     trials.extend(nvme_image::trials());
     trials.extend(nvme_lifecycle::trials());
+    trials.extend(vduse_blk::trials());
+    trials.extend(vduse_lifecycle::trials());
+    trials.extend(vduse_restart::trials());
+    trials.extend(vduse_net::trials());
+    trials.extend(vduse_serve::trials());
     runner::main(&trials)
 }
