@@ -189,6 +189,10 @@ pub trait VirtioDevice: Device {
     /// A new engine for a group, with the features that were acknowledged.
     fn engine(&self, group: u16, features: u64) -> Box<dyn Engine>;
 
+    /// The control thread tells which features the driver has acknowledged for good, on transports where that is known before
+    /// a queue starts. For what may wait for a lock that a driver of this host's kernel holds while it waits for its first queue.
+    fn agreed(&self, _features: u64) {}
+
     /// The control thread tells of each queue that starts with these features, is enabled or disabled while it runs, or is
     /// taken from its worker. `runs`: frames may come for it. For what takes longer than a worker may take.
     fn queue_turned(&self, _queue: u16, _features: u64, _runs: bool) {}

@@ -307,6 +307,12 @@ impl VirtioDevice for NetDevice {
         Box::new(NetEngine::new(features, link))
     }
 
+    fn agreed(&self, features: u64) {
+        if let Some(tap) = self.tap() {
+            tap.agree(features);
+        }
+    }
+
     fn queue_turned(&self, queue: u16, features: u64, runs: bool) {
         // Receive queues decide: the kernel gives frames to who can take them.
         if let Some(tap) = self.tap()

@@ -96,7 +96,9 @@ impl Session {
         }
     }
 
-    /// 0 is a reset. The features are final when the driver says that they are, and rings run from `DRIVER_OK` on.
+    /// 0 is a reset. The features are final when the driver says that they are, and rings run from `DRIVER_OK` on. The device
+    /// hears of the features with `FEATURES_OK`: virtio-net says `DRIVER_OK` with the kernel's lock of all interfaces (RTNL) held,
+    /// which a tap needs to obey.
     fn set_status(&mut self, queues: &mut dyn Queues, id: u32, status: u8) -> Result<Outcome, Refusal> {
         let new = status & !self.driver.status;
         if status == 0 {
@@ -107,7 +109,9 @@ impl Session {
         }
         if new & (FEATURES_OK | DRIVER_OK) != 0 {
             let features = self.kernel.driver_features()?;
-            self.driver.features = Some(self.acceptable(features)?);
+            let features = self.acceptable(features)?;
+            self.driver.features = Some(features);
+            self.device.agreed(features);
         }
         self.driver.status = status;
         if new & DRIVER_OK == 0 {
