@@ -18,6 +18,10 @@ pub const DEFAULT_STATE_DIR: &str = "/run/mdevd";
 /// The alignment of the parts of a ring for drivers of the old layout, which are not served.
 const QUEUE_ALIGN: u32 = 4096;
 
+/// Entries of a ring at most. Drivers make their rings as large as they may be, and virtio-net fills the one for what it receives: all
+/// of a device's buffers must fit in the kernel's bounce pages, which are 64 MiB, and a packet has up to 64 KiB.
+const MAX_RING: u16 = 256;
+
 /// A device of the kernel that is to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelDoor {
@@ -88,7 +92,7 @@ impl KernelDoor {
             groups: (version > 0).then_some(Groups { groups: 1, address_spaces: 1 }),
             space: space(device).map_err(KernelDeviceError::Space)?,
         };
-        let fresh = match control.create(&config) {
+        let mut fresh = match control.create(&config) {
             Ok(()) => true,
             Err(ControlError::Exists(_)) => false,
             Err(error) => return Err(error.into()),
@@ -96,12 +100,27 @@ impl KernelDoor {
         // From here on it goes again if something is wrong with it.
         let mut served = KernelDevice { door: self.clone(), device: None, records: None };
         served.door.keep |= !fresh;
-        let file = Device::open(&self.name)?;
-        if !fresh {
-            fits(&file, &config).map_err(|_| KernelDeviceError::Other(self.name.clone()))?;
+        let mut file = Device::open(&self.name)?;
+        let fit = if fresh { Ok(()) } else { fits(&file, &config) };
+        match fit {
+            Ok(()) => {}
+            // Nobody was there when its driver wanted something. Off the bus it can be replaced.
+            Err(DeviceError::Broken { .. }) => {
+                drop(file);
+                control.destroy(&self.name)?;
+                control.create(&config)?;
+                log::info!("{}: the kernel had given the device up; it is made anew", self.name);
+                (fresh, served.door.keep) = (true, self.keep);
+                file = Device::open(&self.name)?;
+            }
+            Err(_) => return Err(KernelDeviceError::Other(self.name.clone())),
         }
         for index in 0..config.queues {
-            let set_up = file.set_up_queue(VqSetup { index, max_size: device.max_ring_size(), group: 0 });
+            let set_up = file.set_up_queue(VqSetup {
+                index,
+                max_size: device.max_ring_size().min(MAX_RING),
+                group: 0,
+            });
             // A device that a driver uses has been set up.
             if let (Err(error), true) = (set_up, fresh) {
                 return Err(error.into());
@@ -162,7 +181,7 @@ impl Drop for KernelDevice {
             }
             Err(ControlError::Busy(_)) => log::warn!(
                 "{name}: the kernel's device stays, because it is on the vDPA bus: its driver waits until it is served again \
-                 by this name. To be rid of it: vdpa dev del {name}, then serve it once more and stop"
+                 by this name. To be rid of it, take it off the bus (vdpa dev del {name}) while it is served, and stop"
             ),
             Err(error) => log::warn!("{name}: the kernel's device stays: {error}"),
         }
