@@ -350,7 +350,9 @@ mod tests {
 
     #[test]
     fn the_last_table_of_a_log_counts() {
-        let log = format!("{TITLES}  0 receive 1 2 3 4\nother\n{TITLES}  0 receive 5 6 7 8\n  1 transmit 9 1 2 3\n\n");
+        let log = format!(
+            "{TITLES}  0 receive 1 2 3 4\nother\n{TITLES}  0 receive 5 6 7 8\n  1 transmit 9 1 2 3\n\n"
+        );
         let packets: Vec<u64> = Counters::in_log(&log).iter().map(Counters::packets).collect();
         assert_eq!(packets, [5, 9]);
         assert!(Counters::in_log("no table\n").is_empty());

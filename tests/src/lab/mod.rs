@@ -66,6 +66,14 @@ impl Lab {
         Lab::new(PathBuf::new(), product, work.into())
     }
 
+    /// The product, as it is built with this program's profile, beside the peers in `root`.
+    ///
+    /// # Panics
+    /// When it cannot be built.
+    pub fn with_peers(root: PathBuf, work: &Path) -> Lab {
+        Lab { root, ..Lab::without_peers(work) }
+    }
+
     /// The test's own folder; the runner removes it when the test is over, however it ended.
     pub fn work(&self) -> &Path {
         &self.work

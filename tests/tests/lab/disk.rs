@@ -22,8 +22,8 @@ pub const OBEY: &str = r#"
 while read -r command what; do
     case $command in
         do) eval "$what"; echo "did: $?" ;;
-        begin) rm -f /tmp/rest; guest-blocks verify $disk $what & ;;
-        rest) touch /tmp/rest; wait; echo "rest: yes" ;;
+        begin) rm -f /tmp/rest; guest-blocks verify $disk $what & writer=$! ;;
+        rest) touch /tmp/rest; wait $writer; echo "rest: yes" ;;
         off) exit 0 ;;
     esac
 done

@@ -91,7 +91,10 @@ fn configured(lab: &Lab) -> Result<(), Skip> {
     let grown = 2 * SIZE;
     host.runs(&format!("truncate -s {grown} /tmp/disk.img"));
     host.waits(&format!("[ $(cat /sys/block/${{disk##*/}}/size) = {} ]", grown / 512));
-    host.runs(&format!("dd if=/dev/urandom of=/tmp/last bs=1M count=1 && dd if=/tmp/last of=$disk bs=1M seek={} conv=fsync", (grown >> 20) - 1));
+    host.runs(&format!(
+        "dd if=/dev/urandom of=/tmp/last bs=1M count=1 && dd if=/tmp/last of=$disk bs=1M seek={} conv=fsync",
+        (grown >> 20) - 1
+    ));
     host.runs("tail -c 1048576 /tmp/disk.img | cmp - /tmp/last");
     goes_on(host.guest());
     rest(host.guest());

@@ -20,7 +20,9 @@ fn off_and_on(lab: &Lab) -> Result<(), Skip> {
     host.runs(&format!("truncate -s {SIZE} /tmp/disk.img"));
     host.disk("vd0", "--queues 2 --store file=/tmp/disk.img");
     // Behind what is written and verified.
-    host.runs("dd if=/dev/urandom of=/tmp/mine bs=1M count=8 && dd if=/tmp/mine of=$disk bs=1M seek=32 conv=fsync");
+    host.runs(
+        "dd if=/dev/urandom of=/tmp/mine bs=1M count=8 && dd if=/tmp/mine of=$disk bs=1M seek=32 conv=fsync",
+    );
     for round in 0..3 {
         if round > 0 {
             begin(host.guest(), 4);
@@ -59,8 +61,11 @@ fn comes_and_goes(lab: &Lab) -> Result<(), Skip> {
     host.runs("leave vd0");
     host.runs("grep 'stays, because it is on the vDPA bus' /tmp/vd0.log");
     host.runs(&format!("[ -e /dev/vduse/vd0 ] && [ -e {RECORDS} ]"));
+    // Nobody is there to hear that its driver leaves. The kernel gives the device up then, and the next daemon makes it anew.
     host.runs("vdpa dev del vd0");
     host.runs(&serve(""));
+    host.runs("grep 'it is made anew' /tmp/vd0.log");
+    host.runs("plug vd0 && find vd0 && dd if=$disk of=/dev/null bs=1M count=1 && vdpa dev del vd0");
     host.runs("leave vd0 INT");
     host.runs(&format!("[ ! -e /dev/vduse/vd0 ] && [ ! -e {RECORDS} ]"));
 
@@ -118,7 +123,7 @@ fn refused(lab: &Lab) -> Result<(), Skip> {
     host.runs("[ -e /dev/vduse/vd0 ]");
     host.runs(&format!("start vd0 blk --vduse vd0 --queues 2 {store} && leave vd0"));
 
-    host.runs("echo nobody:x:65534:65534::/tmp:/bin/sh > /etc/passwd");
+    host.runs("mkdir -p /etc && echo nobody:x:65534:65534::/tmp:/bin/sh > /etc/passwd");
     let command = format!("su nobody -c \"mdevd blk --vduse vd1 {store}\" 2>&1");
     let said = host.fails(&command, 1);
     assert!(said.contains("/dev/vduse/control") && said.contains("ermission"), "{said}");

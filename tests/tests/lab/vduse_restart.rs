@@ -57,7 +57,10 @@ fn outlived(lab: &Lab, store: &str, arguments: &str) -> Result<(), Skip> {
         away = away.max(was_away);
     }
     let longest = rest(host.guest());
-    println!("{} kills: away for {away:.1?} at most, the longest request took {longest:.1?}", rounds() * KILLS);
+    println!(
+        "{} kills: away for {away:.1?} at most, the longest request took {longest:.1?}",
+        rounds() * KILLS
+    );
     assert!(longest < away + BEHIND, "a request took {longest:.1?}, the device was away for {away:.1?}");
     host.clean("vd0");
     host.runs("leave vd0");

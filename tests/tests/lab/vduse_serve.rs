@@ -2,7 +2,7 @@
 
 use mdev_tests::lab::{Lab, Skip, Trial};
 
-use super::disk::{SIZE, begin, goes_on, rest};
+use super::disk::{SIZE, begin, goes_on};
 use super::vduse::{Host, host};
 
 pub fn trials() -> Vec<Trial> {
@@ -11,8 +11,10 @@ pub fn trials() -> Vec<Trial> {
 
 fn reloaded(lab: &Lab) -> Result<(), Skip> {
     let mut host = Host::up(host(lab));
-    let disk = format!("[[blk]]\\nname = \"disk\"\\nvduse = \"vd0\"\\nstore = \"mem,size={SIZE}\"\\nqueues = 2\\n");
-    let nic = |name: &str| format!("[[net]]\\nname = \"{name}\"\\nvduse = \"{name}\"\\nlink = \"loopback\"\\n");
+    let disk =
+        format!("[[blk]]\\nname = \"disk\"\\nvduse = \"vd0\"\\nstore = \"mem,size={SIZE}\"\\nqueues = 2\\n");
+    let nic =
+        |name: &str| format!("[[net]]\\nname = \"{name}\"\\nvduse = \"{name}\"\\nlink = \"loopback\"\\n");
     let file = |text: &str| format!("printf '{text}' > /tmp/mdevd.toml");
     host.runs(&file(&format!("{disk}{}", nic("vn0"))));
     host.runs("start served serve /tmp/mdevd.toml");
