@@ -15,11 +15,12 @@
 //! - [`net`]: receive and transmit queues of a network device on top of it; [`datagram`] makes frames for offloads.
 //! - [`nvme`]: the same for NVMe controllers over vfio-user, where there are no virtqueues.
 //! - [`FrontEnd`]: the vhost-user conversation: features, memory, rings, enable, stop.
+//!   [`vdpa`] is the same for devices of the host's kernel, over vhost-vdpa.
 //!
 //! # Locks, blocking, failing
 //!
-//! There are no locks; every object belongs to one thread at a time and may be moved. Only [`FrontEnd`] and [`nvme::NvmeController`] block, on the device's
-//! replies, and never longer than its time-out. What the device writes is checked as strictly as a device checks its
+//! There are no locks; every object belongs to one thread at a time and may be moved. Only [`FrontEnd`], [`vdpa::VdpaFrontEnd`] and
+//! [`nvme::NvmeController`] block, on the device's replies, and never longer than its time-out. What the device writes is checked as strictly as a device checks its
 //! driver: an index that jumps or an entry that names no outstanding chain is a [`DriverError`].
 //!
 //! # What it does not implement
@@ -41,6 +42,7 @@ pub mod pattern;
 mod pieces;
 mod raw;
 mod split;
+pub mod vdpa;
 mod virtqueue;
 
 pub use error::DriverError;
