@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::regress::{Options, Transport, chosen, run as play, table};
+use crate::regress::{Options, Transport, chosen, drive, run as play, table};
 use crate::sys::with_signals_held;
 
 /// What is printed; below the options.
@@ -16,15 +16,18 @@ const MEANINGS: &str = "\
 A scenario is something that happens to a device on somebody else's memory: it is closed
 while it pins, its memory is unmapped, truncated, or its owner is killed. Each is played for
 some rounds; no operation may take ten times its bound, and at the end there must be no pins,
-descriptors or mappings left. It needs no privileges and no virtual machine.
+descriptors or mappings left. But for vduse it needs no privileges and no virtual machine.
 
 On vhost-user it is a virtio device, on vfio-user an NVMe controller, over a real socket in
-this process.
+this process. On vduse it is a virtio device of this host's kernel, which this process serves
+and drives: that needs root, the modules vduse and vhost_vdpa (without virtio_vdpa), and the
+program vdpa of iproute2.
 
 Results: ok; FAILED, with the reason below the table; skipped, with what it needs; not on this
 transport, where only others play it.
 
-The exit status is 1 if a scenario failed.";
+The exit status is 1 if a scenario failed, and if this host lacks what the transport needs;
+then nothing is played.";
 
 /// Arguments of `mdevd regress`.
 #[derive(Debug, clap::Args)]
@@ -53,10 +56,17 @@ pub(super) struct Args {
     /// Say which scenarios there are and what they show, and exit
     #[arg(long)]
     list: bool,
+
+    /// Drive this device of vhost-vdpa until killed, as a scenario wants it
+    #[arg(long, value_name = "PATH", hide = true)]
+    drive: Option<PathBuf>,
 }
 
 /// Plays, prints, and says whether all scenarios hold.
 pub(super) fn run(args: &Args) -> Result<(), String> {
+    if let Some(device) = &args.drive {
+        return drive(device, args.filter.as_deref()).map_err(|failure| failure.to_string());
+    }
     let seed = args.seed.unwrap_or_else(any_seed);
     let mut command = super::perf::command();
     if args.seed.is_none() {

@@ -12,7 +12,7 @@ const fn needs(
     Scenario { number, name, origin, bound: SECOND, shows, body: Body::Needs(what) }
 }
 
-const VDUSE: &str = "needs VDUSE, which is not there";
+const VDUSE: &str = "needs a device of VDUSE: --transport vduse";
 
 const UPDATE_IOTLB: &str = "a translation changes while requests are under way";
 

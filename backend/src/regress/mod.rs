@@ -28,6 +28,7 @@ mod callback;
 mod charge;
 mod close;
 mod contents;
+mod hosted;
 mod isolation;
 mod nvme;
 mod owner;
@@ -39,6 +40,7 @@ mod socket;
 mod space;
 pub mod table;
 mod unmap;
+mod vduse;
 
 use crate::report::{Measurement, Report, Status};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -48,6 +50,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use run::{Run, Verdict, play};
 pub use scenario::{Body, ELSEWHERE, Failure, Outcome, Scenario, Transport, scenarios};
+pub use vduse::drive;
 
 /// What `mdevd regress` is to do.
 #[derive(Clone, Debug)]
@@ -72,6 +75,14 @@ pub enum RegressError {
     /// No scenario fits the filter.
     #[error("no scenario has {0:?} in its name, or this number; --list names them all")]
     Nothing(String),
+    /// This host has not what the transport needs.
+    #[error("nothing can be played on {transport} here: {what}")]
+    Missing {
+        /// Its name.
+        transport: &'static str,
+        /// What to do.
+        what: String,
+    },
     /// Scenarios failed.
     #[error("{0} of the scenarios failed: see the lines above")]
     Failed(usize),
@@ -104,9 +115,12 @@ pub fn chosen(options: &Options) -> Result<Vec<Scenario>, RegressError> {
 /// scenario that is under way.
 ///
 /// # Errors
-/// [`RegressError`]; what was played before is written nonetheless.
+/// [`RegressError`]; what was played before is written nonetheless. Nothing is where the transport has not what it needs.
 pub fn run(options: &Options, stop: &AtomicBool, out: &mut dyn Write) -> Result<(), RegressError> {
     let scenarios = chosen(options)?;
+    if let Some(what) = options.transport.missing() {
+        return Err(RegressError::Missing { transport: options.transport.name(), what });
+    }
     let mut report = Report::new(options.command.clone());
     let quiet = options.json.as_ref().is_some_and(|path| path.as_os_str() == "-");
     let mut print = |text: String| {

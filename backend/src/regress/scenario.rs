@@ -1,7 +1,7 @@
 //! What a scenario is, and which there are.
 use super::run::Run;
 use super::socket::{held, iommu, leaving, memory, restart};
-use super::{absent, callback, charge, close, contents, isolation, nvme, owner, parking, unmap};
+use super::{absent, callback, charge, close, contents, isolation, nvme, owner, parking, unmap, vduse};
 use std::fmt;
 use std::time::Duration;
 
@@ -14,15 +14,23 @@ pub enum Transport {
     VhostUser,
     /// An NVMe controller in this process, reached through a real vfio-user socket.
     VfioUser,
+    /// A virtio device of this host's kernel, served by this process over VDUSE and driven by it over vhost-vdpa.
+    Vduse,
 }
 
 impl Transport {
+    /// What this host lacks for it, if anything.
+    pub fn missing(self) -> Option<String> {
+        if self == Transport::Vduse { vduse::missing() } else { None }
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Transport::Memory => "memory",
             Transport::VhostUser => "vhost-user",
             Transport::VfioUser => "vfio-user",
+            Transport::Vduse => "vduse",
         }
     }
 }
@@ -107,7 +115,7 @@ pub const ELSEWHERE: &str = "not on this transport";
 pub fn scenarios(transport: Transport) -> Vec<Scenario> {
     let mut all = own(transport);
     if transport != Transport::Memory {
-        let others = [Transport::Memory, Transport::VhostUser, Transport::VfioUser];
+        let others = [Transport::Memory, Transport::VhostUser, Transport::VfioUser, Transport::Vduse];
         for scenario in others.into_iter().flat_map(own) {
             if !all.iter().any(|known| known.name == scenario.name) {
                 all.push(Scenario { body: Body::Needs(ELSEWHERE), ..scenario });
@@ -140,6 +148,13 @@ fn own(transport: Transport) -> Vec<Scenario> {
             nvme::doorbell::SCENARIOS,
             nvme::leaving::SCENARIOS,
             nvme::memory::SCENARIOS,
+        ],
+        Transport::Vduse => &[
+            vduse::barrier::SCENARIOS,
+            vduse::iotlb::SCENARIOS,
+            vduse::leaving::SCENARIOS,
+            vduse::memory::SCENARIOS,
+            vduse::restart::SCENARIOS,
         ],
     };
     groups.concat()

@@ -23,6 +23,11 @@ use std::time::Instant;
 /// Bytes that say where in the store.
 pub const HEADER: u32 = 8;
 
+/// Bytes of the configuration space.
+const CAPACITY: usize = 8;
+/// Bytes of a sector.
+const SECTOR: u64 = 512;
+
 /// How a device holds on to memory that is taken away from it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Grip {
@@ -77,7 +82,7 @@ impl VirtioDevice for HeldDevice {
     }
 
     fn config_len(&self) -> usize {
-        0
+        CAPACITY
     }
 
     fn tracks_in_flight(&self) -> bool {
@@ -96,12 +101,16 @@ impl VirtioDevice for HeldDevice {
         if acked & VIRTIO_F_VERSION_1 == 0 { Err("VIRTIO_F_VERSION_1 is missing".to_owned()) } else { Ok(()) }
     }
 
-    fn config(&self, _offset: u32, _out: &mut [u8]) -> Result<(), String> {
-        Err("there is no configuration space".to_owned())
+    /// The sectors of the store.
+    fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), String> {
+        let sectors = (self.held.size() / SECTOR).to_le_bytes();
+        let bytes = sectors.get(offset as usize..).and_then(|bytes| bytes.get(..out.len()));
+        out.copy_from_slice(bytes.ok_or("the configuration space ends there")?);
+        Ok(())
     }
 
     fn set_config(&self, _offset: u32, _data: &[u8]) -> Result<(), String> {
-        Err("there is no configuration space".to_owned())
+        Err("the configuration space cannot be written".to_owned())
     }
 
     fn engine(&self, group: u16, _features: u64) -> Box<dyn Engine> {

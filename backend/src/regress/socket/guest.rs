@@ -91,6 +91,11 @@ impl Port {
         Ok(Port { rings, buffers, idle, sent: 0, seen: 0 })
     }
 
+    /// The receive and the transmit ring.
+    pub fn rings(&self) -> &[SplitQueue; 2] {
+        &self.rings
+    }
+
     /// Sends what there is room for up to frame `end`, and takes what has come, which must be the next frames.
     pub fn step(&mut self, end: u64) -> Outcome {
         let Port { rings: [rx, tx], buffers: [received, sending], idle, sent, seen } = self;

@@ -136,6 +136,11 @@ impl Ring {
         Ok(front.start(index, &self.queue, &self.fds, &memory.guest)?)
     }
 
+    /// The ring, and its event counters.
+    pub fn parts(&self) -> (&SplitQueue, &RingFds) {
+        (&self.queue, &self.fds)
+    }
+
     /// Offers a request, and kicks.
     pub fn ask(&mut self, asked: Asked) -> Outcome {
         let Asked { slot, operation, region } = asked;
@@ -177,6 +182,17 @@ impl Ring {
         let used = self.used()?;
         expect_equal(used.len(), count, "requests that have ended")?;
         Ok(used)
+    }
+
+    /// The device was reset: starts the ring anew, and says what was under way.
+    pub fn reset(&mut self) -> Result<Vec<Asked>, Failure> {
+        self.queue.reset();
+        let mut lost = Vec::new();
+        for (head, asked) in self.asked.drain(..) {
+            self.queue.release(head)?;
+            lost.push(asked);
+        }
+        Ok(lost)
     }
 
     /// Requests that the device has, taken or not.

@@ -1,25 +1,23 @@
 //! A daemon in this process.
 use super::device::{Grip, HeldDevice};
-use crate::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, Model, Options};
+use crate::daemon::{Endpoint, Model};
 use crate::device::net::{self, NetConfig, NetDevice};
 use crate::device::nvme::{self, Namespace, NamespaceConfig, NvmeConfig, NvmeDevice};
 use crate::device::{Device, QueueCounters, QueueNames, blk};
 use crate::link::LinkKind;
-use crate::regress::scenario::{Failure, Outcome, expect, expect_equal};
-use crate::regress::space::{LONG, await_that};
+use crate::regress::hosted::Hosted;
+use crate::regress::scenario::{Failure, Outcome, expect_equal};
+use crate::regress::space::LONG;
 use crate::session::SessionOptions;
 use crate::store::held::Held;
 use crate::store::{Store, StoreKind};
-use crate::worker::Mode;
 use mdev_protocol::{vfio_user, vhost_user};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 use std::os::fd::{IntoRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The name of controllers.
@@ -29,9 +27,7 @@ const NVME: &str = "nvme";
 pub struct Server {
     address: SocketAddrUnix,
     device: Arc<dyn Device>,
-    /// The daemon ends when the other end of its counters is gone.
-    counters: Option<UnixStream>,
-    daemon: Option<JoinHandle<Result<(), DaemonError>>>,
+    daemon: Hosted,
 }
 
 impl Server {
@@ -98,22 +94,11 @@ impl Server {
         let socket = stream(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         bind(&socket, &address)?;
         listen(&socket, 16)?;
-        let (counters, theirs) = UnixStream::pair()?;
-        let options = Options {
-            mode: Mode::Adaptive,
-            cpus: Vec::new(),
-            stats: None,
-            queue_names: queues,
-            sessions,
-            counters: Some(CounterSocket::new(theirs.into())?),
-        };
         // Nobody else has this number, which was a descriptor of ours until now.
         let endpoint = Endpoint::inherited(socket.into_raw_fd())?;
         let device = model.device();
-        let daemon = std::thread::Builder::new()
-            .name("regress-daemon".to_owned())
-            .spawn(move || Daemon::new(model, endpoint, options)?.run())?;
-        Ok(Server { address, device, counters: Some(counters), daemon: Some(daemon) })
+        let daemon = Hosted::start(model, endpoint, queues, sessions)?;
+        Ok(Server { address, device, daemon })
     }
 
     /// A connection to a virtio device.
@@ -152,14 +137,8 @@ impl Server {
     }
 
     /// Ends the daemon, which must have nothing to complain about.
-    pub fn end(mut self) -> Outcome {
-        self.counters = None;
-        let Some(daemon) = self.daemon.take() else { return Ok(()) };
-        await_that("the daemon ends", || daemon.is_finished())?;
-        match daemon.join() {
-            Ok(result) => Ok(result?),
-            Err(_) => expect(false, "the daemon panicked"),
-        }
+    pub fn end(self) -> Outcome {
+        self.daemon.end()
     }
 }
 
