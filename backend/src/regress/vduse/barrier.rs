@@ -1,7 +1,9 @@
 //! What the end of a call promises while requests are in flight.
 use super::front::{Connection, buffers, connect, only, region};
+use super::rings;
 use super::server::KernelServer;
 use crate::driver::vdpa::{MemoryChange, VdpaFrontEnd};
+use crate::driver::{PackedQueue, SplitQueue};
 use crate::regress::random::Random;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect_equal};
@@ -20,7 +22,8 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     origin: "Q",
     bound: SECOND,
     shows: "memory is unmapped, by itself or in a batch, the device suspended or reset, or its file closed, under traffic or \
-            while a store holds the requests: the call returns after the last access, and nothing is written later",
+            while a store holds the requests: the call returns after the last access, and nothing is written later; a \
+            suspended device says where its rings stand, split and packed, and they go on from there",
     body: Body::Play(remreg_barrier),
 }];
 
@@ -94,6 +97,8 @@ fn remreg_barrier(run: &Run) -> Outcome {
         })?;
     }
     server.end()?;
+    rings::suspended::<SplitQueue>(run, false)?;
+    rings::suspended::<PackedQueue>(run, true)?;
     held(run)
 }
 

@@ -5,11 +5,15 @@ use super::server::Place;
 use crate::driver::vdpa::VdpaFrontEnd;
 use crate::regress::scenario::{Failure, Outcome, expect};
 use crate::regress::socket::requests::{Asked, Memory, SLOTS};
-use crate::regress::space::await_that;
+use crate::regress::space::{await_that, pause};
 use crate::store::Operation;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a process may take to begin.
+const START: Duration = Duration::from_secs(20);
 
 /// A process, which is killed when this is dropped.
 pub struct Child(Process);
@@ -28,6 +32,19 @@ impl Child {
         command.args(["blk", "--vduse", place.name.as_str(), "--store"]);
         command.arg(format!("file={}", file.display())).arg("--state-dir").arg(&place.folder);
         Child::start(command)
+    }
+
+    /// Waits until it has come so far. A process takes its time to begin.
+    pub fn await_that(&mut self, what: &str, done: impl Fn() -> bool) -> Outcome {
+        let deadline = Instant::now() + START;
+        while !done() {
+            if let Some(status) = self.0.try_wait()? {
+                return Err(Failure::new(format!("in vain: {what}: the process ended with {status}")));
+            }
+            expect(Instant::now() < deadline, &format!("in vain: {what}"))?;
+            pause();
+        }
+        Ok(())
     }
 
     fn start(mut command: Command) -> Result<Child, Failure> {

@@ -1,5 +1,5 @@
 //! Front-ends that go away, in an orderly way or not.
-use super::front::{Connection, buffers, connect, only};
+use super::front::{Connection, buffers, connect, only, round_trip};
 use super::killed::Child;
 use super::server::KernelServer;
 use crate::regress::run::{Run, lock};
@@ -12,6 +12,7 @@ use crate::regress::socket::requests::{self, Asked, SLOTS};
 use crate::regress::socket::server::mappings;
 use crate::regress::space::{LONG, SECOND, await_that, beside, stopped};
 use crate::store::Operation;
+use crate::store::held::Held;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -176,8 +177,10 @@ fn held(run: &Run) -> Outcome {
         };
         if killed {
             let way = if random.below(2) == 0 { Driven::Elsewhere } else { Driven::There };
-            let child = Child::front_end(server.path(), way)?;
-            await_that("the front-end's requests", || held.pending().len() == usize::from(SLOTS))?;
+            let mut child = Child::front_end(server.path(), way)?;
+            child.await_that("a front-end has requests in flight", || {
+                held.pending().len() == usize::from(SLOTS)
+            })?;
             std::thread::sleep(Duration::from_micros(random.below(20_000)));
             beside(&[&ender], || run.time("kill", || child.kill()))?;
         } else {
@@ -204,11 +207,11 @@ fn held(run: &Run) -> Outcome {
 }
 
 /// Whoever comes next is served.
-fn next(run: &Run, server: &KernelServer, held: &crate::store::held::Held) -> Outcome {
+fn next(run: &Run, server: &KernelServer, held: &Held) -> Outcome {
     let (memory, mut rings) = requests::Memory::new(1, 1)?;
     let ring = only(&mut rings)?;
     let front = connect(server, &memory, &[ring])?;
-    run.time("the next one", || super::front::round_trip(ring, held, 1, 0))?;
+    run.time("the next one", || round_trip(ring, held, 1, 0))?;
     drop(front);
     expect(held.pending().is_empty(), "requests are left")
 }

@@ -7,6 +7,7 @@ mod killed;
 pub mod leaving;
 pub mod memory;
 pub mod restart;
+pub mod rings;
 pub mod server;
 
 pub use killed::drive;

@@ -127,7 +127,7 @@ fn killed(run: &Run) -> Outcome {
     std::fs::File::create(&file)?.set_len(u64::from(TAGS) * u64::from(LEN))?;
     let serve = || Child::daemon(&place, &file);
     let mut child = serve()?;
-    await_that("the kernel has the device", || place.is_there())?;
+    child.await_that("the kernel has the device", || place.is_there())?;
     let bus = BusDevice::add(&place.name, LONG)?;
     let options = BlkQueueOptions { ring: RingOptions::plain(128), requests: TAGS, capacity: LEN };
     let mut guest = GuestMemory::new(MemoryOptions { size: options.memory(), ..Default::default() })?;

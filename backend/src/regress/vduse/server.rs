@@ -97,7 +97,12 @@ impl KernelServer {
 
     /// The only front-end, once those before have gone.
     pub fn open(&self) -> Result<VdpaFrontEnd, Failure> {
-        Ok(VdpaFrontEnd::open(self.path(), self.wanted, 0)?)
+        self.open_with(0)
+    }
+
+    /// The same with more features.
+    pub fn open_with(&self, features: u64) -> Result<VdpaFrontEnd, Failure> {
+        Ok(VdpaFrontEnd::open(self.path(), self.wanted | features, 0)?)
     }
 
     /// Ends the daemon, does `between`, and starts another one of a device that knows nothing of the one before.
