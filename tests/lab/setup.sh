@@ -1,7 +1,7 @@
 #!/bin/sh
 # setup.sh DIR: make the lab's root in DIR: Debian trixie's QEMU 11 with its tools for images, DPDK testpmd, fio, the tools of ext4, of
 # NVMe, of PCI and of vDPA and busybox with all their libraries, and in DIR/guest a kernel with the modules of the devices under test,
-# and apart from them those of VDUSE.
+# and apart from them those of VDUSE, for drivers of the kernel and for processes.
 #
 # Packages are fetched by this machine's apt (its mirror, proxies and keys) into a state of their own and only unpacked: nothing is
 # installed on this machine, no maintainer script runs, and no service can start. DIR appears by a rename at the very end, so a DIR
@@ -15,6 +15,7 @@ APT=$WORK/apt
 KERNEL=7.3.4+deb13-cloud-amd64
 MODULES="virtio_net virtio_blk"
 VDUSE="vduse virtio_vdpa tun"
+VHOST="vduse vhost_vdpa"
 
 fail() { echo "lab: $*" >&2; exit 1; }
 [ -e "$DIR" ] && exit 0
@@ -103,6 +104,7 @@ load() {
 }
 load modules 10 $MODULES
 load vduse 50 $VDUSE
+load vhost 50 $VHOST
 rm -r "$ROOT/usr/lib/modules"
 
 blkio=$(cd "$ROOT" && find usr/lib -name block-blkio.so) # where QEMU's tools look for it

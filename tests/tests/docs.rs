@@ -159,6 +159,7 @@ fn the_scenarios_are_those_that_are_played() {
         ("On memory", Transport::Memory),
         ("Over vhost-user", Transport::VhostUser),
         ("Over vfio-user", Transport::VfioUser),
+        ("Over VDUSE", Transport::Vduse),
     ] {
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             scenarios(transport).into_iter().partition(|scenario| scenario.is_of_its_transport());

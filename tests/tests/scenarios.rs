@@ -86,6 +86,7 @@ tests! {
     }
 }
 
+/// Those of VDUSE need a kernel that has it, and are played in the lab.
 #[test]
 fn every_scenario_that_can_be_played_is_a_test() {
     for transport in [Transport::Memory, Transport::VhostUser, Transport::VfioUser] {

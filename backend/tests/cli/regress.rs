@@ -73,6 +73,7 @@ fn list_names_scenarios_of_all_transports_and_plays_none() {
         ("memory", "late-pin-race"),
         ("vhost-user", "iotlb-miss-no-update"),
         ("vfio-user", "trapped-mmio-no-close"),
+        ("vduse", "update-iotlb-inflight"),
     ] {
         let (status, stdout, stderr) = output(&format!("regress --list --transport {transport}"));
         assert_eq!((status, stderr.as_str()), (0, ""));
@@ -100,4 +101,13 @@ fn wrong_values_are_usage_errors() {
         let (status, stdout, stderr) = output(&format!("regress {arguments}"));
         assert_eq!((status, stdout.as_str()), (2, ""), "{arguments}: {stderr}");
     }
+}
+
+#[test]
+fn transport_that_this_host_lacks_is_refused_before_anything_is_played() {
+    // What is missing depends on the machine; where nothing is, the lab plays the scenarios.
+    let Some(what) = mdevd::regress::Transport::Vduse.missing() else { return };
+    let (status, stdout, stderr) = output("regress --transport vduse");
+    assert_eq!((status, stdout.as_str()), (1, ""), "{stderr}");
+    assert!(stderr.contains("nothing can be played on vduse here") && stderr.contains(&what), "{stderr}");
 }

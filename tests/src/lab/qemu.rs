@@ -64,6 +64,12 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Load the modules of VDUSE and the driver that lends its devices to processes, not the one for the kernel's own drivers.
+    pub fn vhost_vdpa(mut self) -> Guest<'a> {
+        self.module_folders.push("vhost");
+        self
+    }
+
     /// Virtual processors; 1 otherwise.
     pub fn cores(mut self, cores: u8) -> Guest<'a> {
         self.cores = cores;

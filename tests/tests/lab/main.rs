@@ -35,6 +35,7 @@ mod vduse_lifecycle;
 mod vduse_net;
 mod vduse_restart;
 mod vduse_serve;
+mod vduse_vhost;
 
 use mdev_tests::lab::{Trial, runner};
 use mdev_tests::steady::Counting;
@@ -75,5 +76,6 @@ fn main() -> std::process::ExitCode {
     trials.extend(vduse_restart::trials());
     trials.extend(vduse_net::trials());
     trials.extend(vduse_serve::trials());
+    trials.extend(vduse_vhost::trials());
     runner::main(&trials)
 }

@@ -1,9 +1,9 @@
 //! What the end of a call promises while requests are in flight.
+use super::disk::Disk;
 use super::front::{Connection, buffers, connect, only, region};
-use super::rings;
 use super::server::KernelServer;
 use crate::driver::vdpa::{MemoryChange, VdpaFrontEnd};
-use crate::driver::{PackedQueue, SplitQueue};
+use crate::driver::{PackedQueue, SplitQueue, Virtqueue};
 use crate::regress::random::Random;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect_equal};
@@ -14,6 +14,7 @@ use crate::regress::socket::leaving::{self, expect_untouched};
 use crate::regress::socket::requests::{Asked, BLOCK, Memory, SLOTS};
 use crate::regress::space::{SECOND, await_that, beside};
 use crate::store::Operation;
+use mdev_protocol::virtio::feature::VIRTIO_F_RING_PACKED;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -97,12 +98,37 @@ fn remreg_barrier(run: &Run) -> Outcome {
         })?;
     }
     server.end()?;
-    rings::suspended::<SplitQueue>(run, false)?;
-    rings::suspended::<PackedQueue>(run, true)?;
+    suspended::<SplitQueue>(run, 0)?;
+    suspended::<PackedQueue>(run, VIRTIO_F_RING_PACKED)?;
     held(run)
 }
 
-/// The same while every request is held by the store. The call returns after the last of them.
+/// A block device is suspended when it has done some work, and says where its ring stands. After a reset the ring goes on there.
+fn suspended<Q: Virtqueue>(run: &Run, format: u64) -> Outcome {
+    let server = KernelServer::disk()?;
+    let mut disk = Disk::<Q>::new()?;
+    let mut front = server.open_with(format)?;
+    front.share(&disk.guest)?;
+    for mut random in run.rounds(8) {
+        disk.start(&front)?;
+        for _ in 0..random.below(8) {
+            disk.write()?;
+            random.spin();
+            disk.reap()?;
+        }
+        run.time("requests end", || disk.settle())?;
+        run.time("suspend", || front.suspend())?;
+        expect_equal(front.vdpa().ring_base(0)?, disk.base(), "where the ring of a suspended device stands")?;
+        run.time("reset", || front.reset())?;
+        disk.start(&front)?;
+        run.time("what is on the disk", || disk.check())?;
+        run.time("reset", || front.reset())?;
+    }
+    drop(front);
+    server.end()
+}
+
+/// Memory is taken away while every request is held by the store. The call returns after the last of them.
 fn held(run: &Run) -> Outcome {
     let held = store();
     let server = KernelServer::held(&held, 1, Grip::Kernel)?;

@@ -1,10 +1,10 @@
 //! The daemon ends or is killed while it has requests in flight, and another one goes on with what is recorded of them.
+use super::disk::{self, Disk};
 use super::front::{connect, only, region};
 use super::killed::Child;
 use super::server::{KernelServer, Place};
-use crate::driver::blk::{BlkQueue, BlkQueueOptions, Request};
+use crate::driver::SplitQueue;
 use crate::driver::vdpa::{BusDevice, VdpaFrontEnd};
-use crate::driver::{GuestMemory, MemoryOptions, RingFds, RingOptions};
 use crate::regress::random::Random;
 use crate::regress::run::Run;
 use crate::regress::scenario::{Body, Failure, Outcome, Scenario, expect, expect_equal};
@@ -113,33 +113,19 @@ fn ended(
     next.ok_or_else(|| Failure::new("there is no other daemon"))
 }
 
-/// Requests at a time, and the places that each of them writes to.
-const TAGS: u16 = 32;
-/// Bytes of each.
-const LEN: u32 = 4096;
-/// Sectors of each.
-const SECTORS: u64 = LEN as u64 / 512;
-
 /// Processes that serve a block device are killed, and the driver writes all the while.
 fn killed(run: &Run) -> Outcome {
     let place = Place::new()?;
     let file = place.folder.join("disk");
-    std::fs::File::create(&file)?.set_len(u64::from(TAGS) * u64::from(LEN))?;
+    std::fs::File::create(&file)?.set_len(disk::SIZE)?;
     let serve = || Child::daemon(&place, &file);
     let mut child = serve()?;
     child.await_that("the kernel has the device", || place.is_there())?;
     let bus = BusDevice::add(&place.name, LONG)?;
-    let options = BlkQueueOptions { ring: RingOptions::plain(128), requests: TAGS, capacity: LEN };
-    let mut guest = GuestMemory::new(MemoryOptions { size: options.memory(), ..Default::default() })?;
-    let mut disk = Disk {
-        queue: BlkQueue::new(&mut guest, options)?,
-        fds: RingFds::new()?,
-        written: [0; TAGS as usize],
-    };
+    let mut disk = Disk::<SplitQueue>::new()?;
     let front = VdpaFrontEnd::open(bus.path(), 0, 0)?;
-    front.share(&guest)?;
-    front.start(0, &disk.queue.queue, &disk.fds)?;
-    front.run()?;
+    front.share(&disk.guest)?;
+    disk.start(&front)?;
     for mut random in run.rounds(20) {
         let until = Instant::now() + Duration::from_micros(random.below(50_000));
         while Instant::now() < until {
@@ -157,69 +143,4 @@ fn killed(run: &Run) -> Outcome {
     bus.remove()?;
     child.end()?;
     await_that("the kernel's device goes", || !place.is_there())
-}
-
-/// A driver that writes each place again and again, each time something else.
-struct Disk {
-    queue: BlkQueue,
-    fds: RingFds,
-    /// What was written last, by tag.
-    written: [u64; TAGS as usize],
-}
-
-impl Disk {
-    /// Writes wherever no request is under way.
-    fn write(&mut self) -> Outcome {
-        let Disk { queue, written, .. } = self;
-        queue.submit(u32::MAX, |tag, data| {
-            let number = written.get_mut(usize::from(tag)).map_or(0, |number| {
-                *number = number.wrapping_add(1);
-                *number
-            });
-            data.copy_from(&contents(tag, number));
-            Request::Write { sector: u64::from(tag) * SECTORS, len: LEN }
-        })?;
-        queue.publish();
-        self.fds.kick.signal();
-        Ok(())
-    }
-
-    /// Takes what has ended, all of which must have ended well.
-    fn reap(&mut self) -> Outcome {
-        let mut failed = 0;
-        self.queue.reap(u32::MAX, |done, _| failed += u32::from(!done.is_ok()))?;
-        expect_equal(failed, 0, "requests that failed")
-    }
-
-    /// Waits until no request is under way.
-    fn settle(&mut self) -> Outcome {
-        let deadline = Instant::now() + LONG;
-        while self.queue.under_way() > 0 {
-            expect(Instant::now() < deadline, "in vain: requests end")?;
-            self.reap()?;
-            pause();
-        }
-        Ok(())
-    }
-
-    /// Reads everything back.
-    fn check(&mut self) -> Outcome {
-        self.queue.submit(u32::MAX, |tag, _| Request::Read { sector: u64::from(tag) * SECTORS, len: LEN })?;
-        self.queue.publish();
-        self.fds.kick.signal();
-        self.settle()?;
-        for (tag, number) in (0..TAGS).zip(self.written) {
-            let mut found = vec![0; LEN as usize];
-            self.queue.data(tag).map(|data| data.copy_to(&mut found));
-            expect(found == contents(tag, number), "the disk does not have what was written last")?;
-        }
-        Ok(())
-    }
-}
-
-/// What is written to a place for the so-manieth time.
-fn contents(tag: u16, number: u64) -> Vec<u8> {
-    let words =
-        (0..u64::from(LEN) / 8).map(|word| number.wrapping_shl(32) ^ u64::from(tag).wrapping_shl(16) ^ word);
-    words.flat_map(u64::to_le_bytes).collect()
 }

@@ -1,5 +1,7 @@
 //! A device of this host's kernel, on the vDPA bus, that a daemon in this process serves.
+use super::disk;
 use crate::daemon::{Endpoint, KernelDoor};
+use crate::device::blk::{BlkConfig, BlkDevice};
 use crate::device::net::{self, NetConfig, NetDevice};
 use crate::device::{QueueCounters, QueueNames, VirtioDevice, blk};
 use crate::driver::vdpa::{BusDevice, VdpaFrontEnd};
@@ -9,6 +11,7 @@ use crate::regress::scenario::{Failure, Outcome, expect_equal};
 use crate::regress::socket::device::{Grip, HeldDevice};
 use crate::regress::space::{LONG, await_that};
 use crate::session::SessionOptions;
+use crate::store::StoreKind;
 use crate::store::held::Held;
 use mdev_protocol::vduse::{Control, DEVICE_FOLDER, DeviceName};
 use mdev_protocol::virtio::net::VIRTIO_NET_F_MRG_RXBUF;
@@ -70,6 +73,13 @@ impl KernelServer {
         let name = "net".to_owned();
         let config = NetConfig { name, queue_pairs: 1, mac: None, mtu: None, link: LinkKind::Loopback };
         KernelServer::of(Arc::new(NetDevice::new(config)?), net::QUEUE_NAMES, VIRTIO_NET_F_MRG_RXBUF)
+    }
+
+    /// A disk in memory.
+    pub fn disk() -> Result<KernelServer, Failure> {
+        let store = StoreKind::Memory { size: disk::SIZE };
+        let config = BlkConfig { name: "disk".to_owned(), store, queues: 1, read_only: false, serial: None };
+        KernelServer::of(Arc::new(BlkDevice::new(config)?), blk::QUEUE_NAMES, 0)
     }
 
     /// A device on this store, with so many queues.
