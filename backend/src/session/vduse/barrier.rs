@@ -122,6 +122,8 @@ impl Session {
         while let Some(mut barrier) = self.barrier.take() {
             let Some(result) = barrier.poll(&self.vrings, Instant::now()) else {
                 self.barrier = Some(barrier);
+                // A ring that is being stopped may wait for memory.
+                self.supply(queues);
                 return;
             };
             if barrier.revoked() {

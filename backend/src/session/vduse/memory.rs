@@ -145,10 +145,10 @@ impl Session {
         Ok(area)
     }
 
-    /// A ring has missed something, and waits for it.
+    /// A ring has missed something, and waits for it: also one that is being stopped, which has to tell of what has ended.
     pub(super) fn missed(&mut self, queues: &mut dyn Queues, index: u16, iova: Iova, perm: Perm) {
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
-        if vring.run == Run::Running {
+        if vring.run != Run::Stopped {
             vring.missing = Some((iova, perm));
             self.translations.count(Event::Miss);
             self.supply(queues);
@@ -162,7 +162,7 @@ impl Session {
         }
         for index in 0..self.vrings.len() {
             let Some(vring) = self.vrings.get_mut(index) else { return };
-            let Some((iova, perm)) = vring.missing.take().filter(|_| vring.run == Run::Running) else {
+            let Some((iova, perm)) = vring.missing.take().filter(|_| vring.run != Run::Stopped) else {
                 continue;
             };
             match self.map_missing(iova, perm) {

@@ -200,7 +200,7 @@ impl Session {
     /// Takes a ring from its worker, if it has one.
     fn stop_ring(&mut self, queues: &mut dyn Queues, index: u16) {
         let Some(vring) = self.vrings.get_mut(usize::from(index)) else { return };
-        (vring.missing, vring.unheard) = (None, None);
+        vring.unheard = None;
         if vring.run != Run::Running {
             return;
         }
@@ -262,6 +262,7 @@ impl Session {
             return;
         };
         vring.run = Run::Stopped;
+        vring.missing = None;
         vring.whole.clear();
         // A worker that did not know the ring does not know where it stands.
         if packed == state.next_used.is_some() {
