@@ -2,8 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-/// Reaches the memory of a peer. Nothing here blocks: each call sends a message, at most, and the answer comes by the
-/// [`Reply`], on any thread, or before the call returns. The addresses are the peer's.
+/// Reaches the memory of a peer. Nothing here blocks: each call queues or sends messages, and the answer comes by the
+/// [`Reply`], on any thread, or before the call returns. The addresses are the peer's. What was queued and is not
+/// [wanted](Reply::is_wanted) any more when its turn comes is not to be sent.
 pub trait RemoteMemory: Send + Sync {
     /// Asks for `len` bytes at `address`.
     fn read(&self, address: u64, len: usize, reply: Reply);
@@ -25,12 +26,28 @@ pub struct RemoteExtent {
 pub type Answer = Result<Vec<u8>, i32>;
 
 /// Ends one transfer. Dropped unused, the transfer has failed \[EIO\].
-pub struct Reply(Option<Box<dyn FnOnce(Answer) + Send>>);
+pub struct Reply {
+    end: Option<Box<dyn FnOnce(Answer) + Send>>,
+    wanted: Option<Box<dyn Fn() -> bool + Send>>,
+}
 
 impl Reply {
     /// Calls `end` once. It must not block.
     pub fn new(end: impl FnOnce(Answer) + Send + 'static) -> Reply {
-        Reply(Some(Box::new(end)))
+        Reply { end: Some(Box::new(end)), wanted: None }
+    }
+
+    /// The same for a transfer that may be cancelled: `wanted` says whether it still is to be done. It must not block.
+    pub fn while_wanted(
+        end: impl FnOnce(Answer) + Send + 'static,
+        wanted: impl Fn() -> bool + Send + 'static,
+    ) -> Reply {
+        Reply { end: Some(Box::new(end)), wanted: Some(Box::new(wanted)) }
+    }
+
+    /// Whether somebody still waits for it. A transfer that is not wanted any more never will be.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted())
     }
 
     /// The bytes that were read, or none for what was written.
@@ -44,7 +61,7 @@ impl Reply {
     }
 
     fn end(&mut self, answer: Answer) {
-        if let Some(end) = self.0.take() {
+        if let Some(end) = self.end.take() {
             end(answer);
         }
     }
@@ -111,6 +128,16 @@ mod tests {
         drop(end);
         let ended: Vec<Answer> = ended.iter().collect();
         assert_eq!(ended, [Err(libc::EFAULT), Err(libc::EIO), Ok(vec![2])]);
+    }
+
+    #[test]
+    fn reply_says_whether_its_transfer_is_still_wanted() {
+        let wanted = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let seen = wanted.clone();
+        let reply = Reply::while_wanted(drop, move || seen.load(std::sync::atomic::Ordering::Relaxed));
+        assert!(reply.is_wanted() && Reply::new(drop).is_wanted());
+        wanted.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert!(!reply.is_wanted());
     }
 
     #[test]

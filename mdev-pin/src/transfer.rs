@@ -4,7 +4,8 @@
 //! unmap, whose notification comes after the grace of the burst, finds it on record, and nothing is sent for bytes that
 //! have left. Whatever takes the bytes away, be it an unmap, a replacement, a detach or a close, never waits for the peer: it
 //! cancels the transfers on them before their device is told. An answer that comes later finds its transfer ended and is
-//! dropped; one that comes first ends it. The record and the end of a transfer are leaves among the locks.
+//! dropped; one that comes first ends it. A message that waits for its turn is not sent when its transfer has been cancelled
+//! ([`Reply::is_wanted`]). The record and the end of a transfer are leaves among the locks.
 //!
 //! A write whose message was sent before it was cancelled may still be done by the peer, whose memory it is: messages
 //! reach it in order, that of the unmap's success included.
@@ -127,12 +128,14 @@ impl Transfers {
         under.way.insert(number, end.clone());
         drop(under);
         let transfer = Transfer { end: end.clone(), number, record: record.clone() };
-        let reply = Reply::new(move |answer| {
+        let asked = end.clone();
+        let finish = move |answer| {
             if let Some(record) = record.upgrade() {
                 record.lock().way.remove(&number);
             }
             end.end(end.judge(answer));
-        });
+        };
+        let reply = Reply::while_wanted(finish, move || asked.lock().0 == TransferState::Pending);
         (transfer, reply)
     }
 

@@ -191,8 +191,12 @@ fn transfer_that_is_dropped_is_not_heard_and_an_access_may_go_before_it() {
     let s = space();
     let peer = Arc::new(Peer::default());
     s.ioas.map(area_of(&peer, 0, PAGE, 0)).unwrap();
-    drop(s.access.transfer(Iova(0), Move::Read(1)).unwrap());
-    peer.take().2.done(vec![1]);
+    let transfer = s.access.transfer(Iova(0), Move::Read(1)).unwrap();
+    let (_, _, reply) = peer.take();
+    assert!(reply.is_wanted());
+    drop(transfer);
+    assert!(!reply.is_wanted(), "it need not be sent any more");
+    reply.done(vec![1]);
     let mut last = s.access.transfer(Iova(0), Move::Read(1)).unwrap();
     drop(s);
     assert_eq!(now(&mut last), TransferState::Cancelled);

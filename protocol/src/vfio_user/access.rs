@@ -236,16 +236,45 @@ impl Payload for DmaRead {
     }
 }
 
+/// Where the data begin in a `DMA_WRITE`, and in the reply to a `DMA_READ`.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DmaLayout {
+    /// 16 bytes into the payload, behind a count of 64 bits, as the specification has it.
+    #[default]
+    Specified,
+    /// 12 bytes into it, behind a count of 32 bits, and four zeros at the end: what QEMU 11 sends and expects.
+    Narrow,
+}
+
 /// What was read of the client's memory.
 ///
-/// The data begin 16 bytes into the payload, as the specification has it. (By its sources, QEMU 11.0 puts them 4 bytes
-/// earlier and ends with four zeros.)
+/// It is taken for [`DmaLayout::Narrow`] where it can be nothing else. Where its data begin with four zeros, it may be either: see
+/// [`DmaReadDone::narrow`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DmaReadDone {
     /// The device's address of the first.
     pub address: u64,
     /// The bytes.
     pub data: Data,
+    /// Where they were.
+    pub layout: DmaLayout,
+}
+
+impl DmaReadDone {
+    /// What the data are in [`DmaLayout::Narrow`]; `None` if the reply cannot have that.
+    pub fn narrow(&self) -> Option<Data> {
+        if self.layout == DmaLayout::Narrow {
+            return Some(self.data.clone());
+        }
+        // What stands before the data is the upper half of the count: four zeros. So are the last four.
+        let (kept, rest) = self.data.split_at_checked(self.data.len().saturating_sub(PADDING))?;
+        if rest.iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        let mut data = Data(SmallVec::from_elem(0, rest.len()));
+        data.0.extend_from_slice(kept);
+        Some(data)
+    }
 }
 
 /// Write to the client's memory.
@@ -255,7 +284,12 @@ pub struct DmaWrite {
     pub address: u64,
     /// The bytes.
     pub data: Data,
+    /// Where they are.
+    pub layout: DmaLayout,
 }
+
+/// Bytes by which the data of the narrow layout are earlier.
+const PADDING: usize = 4;
 
 macro_rules! dma_data {
     ($($type:ident)*) => {$(
@@ -263,13 +297,26 @@ macro_rules! dma_data {
             const SIZE: Size = WITH_DATA;
 
             fn decode(body: &[u8]) -> Result<Self, Problem> {
-                let ([address, count], rest) = fields::<[u64; 2]>(body)?;
-                Ok(Self { address, data: Data::counted(rest, count)? })
+                let (address, behind) = fields::<u64>(body)?;
+                let (wide, rest) = fields::<u64>(behind)?;
+                let (count, narrow) = fields::<u32>(behind)?;
+                if wide != rest.len() as u64 && count as usize == rest.len() {
+                    let data = Data::decode(narrow.get(..rest.len()).unwrap_or_default())?;
+                    return Ok(Self { address, data, layout: DmaLayout::Narrow });
+                }
+                Ok(Self { address, data: Data::counted(rest, wide)?, layout: DmaLayout::Specified })
             }
 
             fn encode(&self, out: &mut Vec<u8>) {
-                put(out, &[self.address, self.data.len() as u64]);
+                put(out, &self.address);
+                put(out, &(self.data.len() as u32));
+                if self.layout == DmaLayout::Specified {
+                    put(out, &[0u8; PADDING]);
+                }
                 put(out, &*self.data);
+                if self.layout == DmaLayout::Narrow {
+                    put(out, &[0u8; PADDING]);
+                }
             }
         }
     )*};

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
 use super::{
-    Capabilities, Command, Data, DmaReadDone, DmaReply, DmaRequest, DmaWriteDone, Header, MessageError,
+    Capabilities, Command, Data, DmaLayout, DmaReadDone, DmaReply, DmaRequest, DmaWriteDone, Header, MessageError,
     Reply, Request, ToClient,
 };
 use crate::frame::{Connection, DoesNotFit, Fds, Frame, ReceiveError, Received, SendError};
@@ -104,16 +105,25 @@ impl Ticket {
     }
 }
 
-/// The client's end of the main socket. It offers no second one. Any number of commands may be under way; waiting for a
+/// The client's end of the main socket, and of a second one where the two have agreed on it. Any number of commands may be under way; waiting for a
 /// reply takes at most as long as the client was told to.
 pub struct Client {
     connection: Connection<ToClient>,
+    /// Where the server's commands come, if not there.
+    twin: Option<Connection<ToClient>>,
     memory: Option<Box<dyn LentMemory + Send>>,
     next_id: u16,
     waiting: Vec<Ticket>,
     answered: Vec<(Ticket, Reply, Fds)>,
     server: Capabilities,
     timeout: Duration,
+}
+
+/// One of the two sockets.
+#[derive(Copy, Clone)]
+enum Socket {
+    Main,
+    Twin,
 }
 
 impl std::fmt::Debug for Client {
@@ -141,6 +151,7 @@ impl Client {
     pub fn new(socket: impl Into<OwnedFd>, timeout: Duration) -> Self {
         Self {
             connection: Connection::new(socket),
+            twin: None,
             memory: None,
             next_id: 0,
             waiting: Vec::new(),
@@ -248,21 +259,35 @@ impl Client {
         Ok(())
     }
 
-    /// Takes one message from the socket, if one is there.
+    /// Takes one message from each socket, if one is there.
     fn receive(&mut self, name: &'static str) -> Result<bool, ClientError> {
-        match self.connection.receive()? {
+        let commanded = self.receive_from(Socket::Twin, name)?;
+        Ok(self.receive_from(Socket::Main, name)? || commanded)
+    }
+
+    fn socket(&mut self, which: Socket) -> Option<&mut Connection<ToClient>> {
+        match which {
+            Socket::Main => Some(&mut self.connection),
+            Socket::Twin => self.twin.as_mut(),
+        }
+    }
+
+    fn receive_from(&mut self, from: Socket, name: &'static str) -> Result<bool, ClientError> {
+        let Some(socket) = self.socket(from) else { return Ok(false) };
+        socket.flush().map_err(SendError::Io)?;
+        match socket.receive()? {
             Received::Message(Frame { header, message: ToClient::Reply(reply), fds }) => {
                 self.keep(&header, reply, fds)?;
             }
             Received::Message(Frame { header, message: ToClient::Request(request), .. }) => {
-                self.answer(&header, request)?;
+                self.answer(from, &header, request)?;
             }
             Received::Rejected { header, error } if header.is_reply() => {
                 return Err(ClientError::Malformed(error));
             }
             Received::Rejected { header, error } => {
                 if header.wants_reply() {
-                    self.connection.send(header.failure(error.errno()).as_bytes(), &[])?;
+                    self.reply(from, header.failure(error.errno()).as_bytes())?;
                 }
             }
             Received::Closed => return Err(ClientError::Closed { name }),
@@ -286,7 +311,7 @@ impl Client {
         }
     }
 
-    fn answer(&mut self, header: &Header, request: DmaRequest) -> Result<(), ClientError> {
+    fn answer(&mut self, from: Socket, header: &Header, request: DmaRequest) -> Result<(), ClientError> {
         let memory = self.memory.as_deref_mut();
         let done = match &request {
             DmaRequest::DmaRead(read) => read_lent(memory, read.address, read.count).map(DmaReply::DmaRead),
@@ -297,7 +322,15 @@ impl Client {
         };
         if header.wants_reply() {
             let reply = done.unwrap_or_else(DmaReply::Failed);
-            self.connection.send(&reply.to_bytes(header), &[])?;
+            self.reply(from, &reply.to_bytes(header))?;
+        }
+        Ok(())
+    }
+
+    /// Answers where the command came from.
+    fn reply(&mut self, from: Socket, bytes: &[u8]) -> Result<(), ClientError> {
+        if let Some(socket) = self.socket(from) {
+            socket.send(bytes, &[])?;
         }
         Ok(())
     }
@@ -305,7 +338,13 @@ impl Client {
     fn wait_for(&self, what: PollFlags, since: Instant, name: &'static str) -> Result<(), ClientError> {
         let left = self.timeout.saturating_sub(since.elapsed());
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&self.connection, what)], Some(&timeout)) {
+        let main = PollFd::new(&self.connection, what);
+        let twin = self.twin.as_ref().map(|twin| {
+            let out = if twin.pending_output() > 0 { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::new(twin, PollFlags::IN | out)
+        });
+        let mut sockets: SmallVec<[PollFd<'_>; 2]> = std::iter::once(main).chain(twin).collect();
+        match poll(&mut sockets, Some(&timeout)) {
             Ok(0) => Err(ClientError::TimedOut { name, waited: self.timeout }),
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(ReceiveError::Io(error.into()).into()),
@@ -320,7 +359,7 @@ fn read_lent(
 ) -> Result<DmaReadDone, u32> {
     let mut data = Data::zeroed(count as usize).map_err(|_| Errno::TOOBIG.raw_os_error().unsigned_abs())?;
     memory.ok_or_else(fault)?.read(address, &mut data)?;
-    Ok(DmaReadDone { address, data })
+    Ok(DmaReadDone { address, data, layout: DmaLayout::Specified })
 }
 
 /// What an access to memory that is not there is refused with.

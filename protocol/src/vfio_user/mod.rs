@@ -51,7 +51,7 @@ mod version;
 use zerocopy::IntoBytes;
 
 pub use access::{
-    Data, DmaRead, DmaReadDone, DmaWrite, DmaWriteDone, MAX_DATA, MAX_WRITES, RegionRead, RegionReadDone,
+    Data, DmaLayout, DmaRead, DmaReadDone, DmaWrite, DmaWriteDone, MAX_DATA, MAX_WRITES, RegionRead, RegionReadDone,
     RegionWrite, RegionWriteDone, RegionWriteMulti,
 };
 pub use client::{Client, ClientError, LentMemory, Ticket};

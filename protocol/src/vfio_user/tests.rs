@@ -218,7 +218,7 @@ fn longest_messages_survive_the_wire() {
     let bytes = write.to_bytes(0, false);
     assert_eq!(bytes.len(), Header::LEN + MAX_BODY);
     assert_eq!(parse::<ToServer>(&bytes, 0).unwrap().1, ToServer::Request(write));
-    let read = DmaReply::DmaRead(DmaReadDone { address: 0, data });
+    let read = DmaReply::DmaRead(DmaReadDone { address: 0, data, layout: DmaLayout::Specified });
     let bytes = read.to_bytes(&golden::asked(Command::DmaRead));
     assert_eq!(parse::<ToServer>(&bytes, 0).unwrap().1, ToServer::Reply(read));
     let multi = RegionWriteMulti::new(vec![RegionWrite::default(); MAX_WRITES]).unwrap();
@@ -335,7 +335,7 @@ proptest! {
         }
         let dma = [
             DmaRequest::DmaRead(DmaRead { address: offset, count: count.into() }),
-            DmaRequest::DmaWrite(DmaWrite { address: offset, data }),
+            DmaRequest::DmaWrite(DmaWrite { address: offset, data, layout: DmaLayout::Specified }),
         ];
         for request in dma {
             let bytes = request.to_bytes(7, false);

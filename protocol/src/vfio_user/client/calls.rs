@@ -3,7 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::{Client, ClientError};
-use crate::frame::{DoesNotFit, Fds, MAX_FDS};
+use crate::frame::{Connection, DoesNotFit, Fds, MAX_FDS};
 use crate::vfio_user::{
     Capabilities, Command, Data, DeviceInfo, DmaMap, DmaUnmap, IrqAction, IrqData, IrqInfo, MAX_DATA,
     QueryInfo, QueryIoFds, QueryIrq, QueryRegion, RegionCaps, RegionInfo, RegionIoFds, RegionRead,
@@ -27,16 +27,20 @@ macro_rules! expect {
 }
 
 impl Client {
-    /// Proposes version 0.0 with these capabilities, but for a second socket, and returns what the server settled.
+    /// Proposes version 0.0 with these capabilities, and returns what the server settled. If that is a second socket, the server's
+    /// commands are served there.
     pub fn negotiate(&mut self, capabilities: Capabilities) -> Result<Version, ClientError> {
-        let capabilities = Capabilities { twin_socket: None, ..capabilities };
+        let proposed = capabilities.twin_socket.is_some_and(|twin| twin.supported);
         let request = Request::Version(Version { major: 0, minor: 0, capabilities });
-        let (version, _) = expect!(self.call(&request, &[])?, Version)?;
-        let twin = version.capabilities.twin_socket.is_some_and(|twin| twin.supported);
-        if version.major != 0 || version.minor != 0 || twin {
+        let (version, fds) = expect!(self.call(&request, &[])?, Version)?;
+        let twin = version.capabilities.twin_socket.filter(|twin| twin.supported);
+        let index = twin.and_then(|twin| twin.fd_index).and_then(|index| usize::try_from(index).ok());
+        let end = index.and_then(|index| fds.into_iter().nth(index));
+        if version.major != 0 || version.minor != 0 || twin.is_some() && (!proposed || end.is_none()) {
             let reply = Box::new(Reply::Version(version));
             return Err(ClientError::Unexpected { name: Command::Version.name(), reply });
         }
+        self.twin = end.filter(|_| twin.is_some()).map(Connection::new);
         self.server = version.capabilities.clone();
         Ok(version)
     }

@@ -285,7 +285,7 @@ impl LentMemory for Page {
 /// A server that, before it answers a reset, reads and writes the client's memory and returns what it was told.
 fn reaching(mut server: Server) -> Vec<DmaReply> {
     let asked = next(&mut server).unwrap();
-    let write = DmaWrite { address: 0x1004, data: Data::new(&[7; 4]).unwrap() };
+    let write = DmaWrite { address: 0x1004, data: Data::new(&[7; 4]).unwrap(), layout: Default::default() };
     let requests = [
         DmaRequest::DmaRead(DmaRead { address: 0x1000, count: 2 }),
         DmaRequest::DmaWrite(write),
@@ -328,7 +328,10 @@ fn lent_memory_is_served_while_a_reply_is_awaited() {
     drop(client);
     let told = server.join().unwrap();
     let read =
-        |address, bytes: &[u8]| DmaReply::DmaRead(DmaReadDone { address, data: Data::new(bytes).unwrap() });
+        |address, bytes: &[u8]| {
+            let (data, layout) = (Data::new(bytes).unwrap(), Default::default());
+            DmaReply::DmaRead(DmaReadDone { address, data, layout })
+        };
     let written = DmaReply::DmaWrite(DmaWriteDone::Told { address: 0x1004, count: 4 });
     assert_eq!(told, [read(0x1000, &[0, 1]), written, read(0x1002, &[2, 3, 7, 7]), DmaReply::Failed(14)]);
     assert_eq!(page.lock().unwrap()[..9], [0, 1, 2, 3, 7, 7, 7, 7, 8]);
