@@ -1,5 +1,6 @@
 //! A client that waits for its answers, for drivers and tests.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,8 +13,8 @@ use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
 use super::{
-    Capabilities, Command, Data, DmaLayout, DmaReadDone, DmaReply, DmaRequest, DmaWriteDone, Header, MessageError,
-    Reply, Request, ToClient,
+    Capabilities, Command, Data, DmaLayout, DmaReadDone, DmaReply, DmaRequest, DmaWriteDone, Header,
+    MessageError, Reply, Request, ToClient,
 };
 use crate::frame::{Connection, DoesNotFit, Fds, Frame, ReceiveError, Received, SendError};
 
@@ -111,6 +112,8 @@ pub struct Client {
     connection: Connection<ToClient>,
     /// Where the server's commands come, if not there.
     twin: Option<Connection<ToClient>>,
+    /// Answers to the server's commands that wait for room: it may ask for more than a socket holds.
+    backlog: VecDeque<Vec<u8>>,
     memory: Option<Box<dyn LentMemory + Send>>,
     next_id: u16,
     waiting: Vec<Ticket>,
@@ -152,6 +155,7 @@ impl Client {
         Self {
             connection: Connection::new(socket),
             twin: None,
+            backlog: VecDeque::new(),
             memory: None,
             next_id: 0,
             waiting: Vec::new(),
@@ -273,21 +277,21 @@ impl Client {
     }
 
     fn receive_from(&mut self, from: Socket, name: &'static str) -> Result<bool, ClientError> {
+        self.flush_replies()?;
         let Some(socket) = self.socket(from) else { return Ok(false) };
-        socket.flush().map_err(SendError::Io)?;
         match socket.receive()? {
             Received::Message(Frame { header, message: ToClient::Reply(reply), fds }) => {
                 self.keep(&header, reply, fds)?;
             }
             Received::Message(Frame { header, message: ToClient::Request(request), .. }) => {
-                self.answer(from, &header, request)?;
+                self.answer(&header, request)?;
             }
             Received::Rejected { header, error } if header.is_reply() => {
                 return Err(ClientError::Malformed(error));
             }
             Received::Rejected { header, error } => {
                 if header.wants_reply() {
-                    self.reply(from, header.failure(error.errno()).as_bytes())?;
+                    self.reply(header.failure(error.errno()).as_bytes())?;
                 }
             }
             Received::Closed => return Err(ClientError::Closed { name }),
@@ -311,7 +315,7 @@ impl Client {
         }
     }
 
-    fn answer(&mut self, from: Socket, header: &Header, request: DmaRequest) -> Result<(), ClientError> {
+    fn answer(&mut self, header: &Header, request: DmaRequest) -> Result<(), ClientError> {
         let memory = self.memory.as_deref_mut();
         let done = match &request {
             DmaRequest::DmaRead(read) => read_lent(memory, read.address, read.count).map(DmaReply::DmaRead),
@@ -322,15 +326,23 @@ impl Client {
         };
         if header.wants_reply() {
             let reply = done.unwrap_or_else(DmaReply::Failed);
-            self.reply(from, &reply.to_bytes(header))?;
+            self.reply(&reply.to_bytes(header))?;
         }
         Ok(())
     }
 
-    /// Answers where the command came from.
-    fn reply(&mut self, from: Socket, bytes: &[u8]) -> Result<(), ClientError> {
-        if let Some(socket) = self.socket(from) {
-            socket.send(bytes, &[])?;
+    /// Answers where commands come from.
+    fn reply(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.backlog.push_back(bytes.to_vec());
+        self.flush_replies()
+    }
+
+    /// Sends answers as far as the socket takes them.
+    fn flush_replies(&mut self) -> Result<(), ClientError> {
+        let socket = self.twin.as_mut().unwrap_or(&mut self.connection);
+        while socket.flush().map_err(SendError::Io)? {
+            let Some(bytes) = self.backlog.pop_front() else { break };
+            socket.send(&bytes, &[])?;
         }
         Ok(())
     }

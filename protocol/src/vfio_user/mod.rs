@@ -51,8 +51,8 @@ mod version;
 use zerocopy::IntoBytes;
 
 pub use access::{
-    Data, DmaLayout, DmaRead, DmaReadDone, DmaWrite, DmaWriteDone, MAX_DATA, MAX_WRITES, RegionRead, RegionReadDone,
-    RegionWrite, RegionWriteDone, RegionWriteMulti,
+    Data, DmaLayout, DmaRead, DmaReadDone, DmaWrite, DmaWriteDone, MAX_DATA, MAX_WRITES, RegionRead,
+    RegionReadDone, RegionWrite, RegionWriteDone, RegionWriteMulti,
 };
 pub use client::{Client, ClientError, LentMemory, Ticket};
 pub use command::{Command, DmaReply, DmaRequest, Reply, Request};

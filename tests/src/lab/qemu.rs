@@ -23,6 +23,8 @@ pub struct Guest<'a> {
     memory_mib: u32,
     /// More options of the file that is the memory.
     memory_options: &'static str,
+    /// It is QEMU's own.
+    private: bool,
     cores: u8,
     arguments: Vec<String>,
     kernel: String,
@@ -79,6 +81,12 @@ impl<'a> Guest<'a> {
     /// Memory in one huge page of 1 GiB.
     pub fn in_gigantic_pages(mut self) -> Guest<'a> {
         (self.memory_mib, self.memory_options) = (1024, ",hugetlb=on,hugetlbsize=1G");
+        self
+    }
+
+    /// Memory of QEMU's own, which it shares with nobody.
+    pub fn in_private_memory(mut self) -> Guest<'a> {
+        self.private = true;
         self
     }
 
@@ -187,7 +195,8 @@ impl<'a> Guest<'a> {
 
     /// The arguments of its QEMU.
     pub(super) fn command_line(&self) -> Vec<String> {
-        let Guest { name, memory_mib, memory_options, cores, arguments, kernel, .. } = self;
+        let Guest { name, memory_mib, memory_options, private, cores, arguments, kernel, .. } = self;
+        let (kind, share) = if *private { ("ram", "share=off") } else { ("memfd", "share=on") };
         let initrd = self.initrd();
         // movable: what the guest allocates in a plugged module never keeps it from being unplugged
         let always = "console=ttyS0 panic=-1 quiet tsc=reliable memhp_default_state=online_movable";
@@ -196,7 +205,7 @@ impl<'a> Guest<'a> {
                 "-name {name} -machine q35,memory-backend=mem -accel tcg,thread=multi -cpu max -smp {cores}"
             ),
             format!("-m {memory_mib}M,slots=4,maxmem=2G"), // modules may be plugged
-            format!("-object memory-backend-memfd,id=mem,size={memory_mib}M,share=on{memory_options}"),
+            format!("-object memory-backend-{kind},id=mem,size={memory_mib}M,{share}{memory_options}"),
             "-nodefaults -no-user-config -display none -serial stdio -monitor none".to_owned(),
             format!("-qmp unix:{name}.qmp,server=on,wait=off -kernel /guest/vmlinuz -initrd {initrd}"),
         ]
@@ -227,6 +236,7 @@ impl QemuGuest {
             module_folders: Vec::new(),
             memory_mib: 256,
             memory_options: "",
+            private: false,
             cores: 1,
             arguments: Vec::new(),
             kernel: String::new(),

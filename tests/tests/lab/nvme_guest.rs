@@ -15,6 +15,10 @@ pub fn trials() -> Vec<Trial> {
         Trial::new("nvme_guest_file_system_on_memory_with_mapped_doorbells_holds_what_was_written", |lab| {
             on_memory(lab, true)
         }),
+        Trial::new(
+            "nvme_guest_in_memory_that_qemu_keeps_has_a_file_system_that_holds_what_was_written",
+            private,
+        ),
         Trial::new("nvme_guest_file_system_on_a_file_holds_what_was_written_and_gives_space_back", |lab| {
             on_a_file(lab, "")
         }),
@@ -37,6 +41,16 @@ fn on_memory(lab: &Lab, busy: bool) -> Result<(), Skip> {
     // A queue that starts is kicked once.
     let kicks: u64 = clean(&mut mdevd).iter().map(|queue| queue.get("kicks")).sum();
     assert_eq!(kicks < 10, busy, "{kicks} kicks");
+    off(guest, mdevd);
+    Ok(())
+}
+
+/// QEMU gives no file: queues and data go by its messages.
+fn private(lab: &Lab) -> Result<(), Skip> {
+    let mut mdevd = Mdevd::nvme(lab, "nvme.sock", 2, &[&format!("mem,size={SIZE}")], &[]);
+    let mut guest = guest(lab, "guest", 2).lab_programs(PROGRAMS).in_private_memory().start();
+    ready(&mut guest, 1);
+    file_system(&mut guest, &mut mdevd, DISK);
     off(guest, mdevd);
     Ok(())
 }

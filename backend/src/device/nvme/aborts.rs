@@ -3,9 +3,16 @@
 //! A command that a store has is cancelled, and ends as others do: as aborted if the store could still give it up, and then nothing of it
 //! touches guest memory any more; otherwise as it would have. The abort is decided when the host can see that end, so that it
 //! never learns of an abort before the command is its own again (base specification, section 5.1).
+//!
+//! A command whose data are with the client ends at once where no store has it: what it waits for is given up. Once its data go
+//! there it is not aborted, since what was sent cannot be called back.
 
 use mdev_protocol::nvme::status::Status;
 use smallvec::SmallVec;
+
+use super::completion::Ended;
+use super::engine::SubmissionEngine;
+use crate::device::DropCause;
 
 /// Aborts that wait for the end of their command, at most. The controller has fewer of them at a time, but gives up on some that
 /// are still here.
@@ -24,6 +31,8 @@ enum Stage {
     Flying(u64),
     /// Its command has ended, as aborted or not, and the host may not know yet.
     Ended(bool),
+    /// The same, and the completion is in the batch of this number, on its way to the client that keeps the queue.
+    Sent(bool, u32),
     /// It is decided.
     Decided(bool),
 }
@@ -71,11 +80,24 @@ impl Aborts {
         }
     }
 
-    /// The host can see the ends of all commands that have ended.
+    /// The ends of all commands that have ended are posted: the host can see them, or will when a batch has arrived that is on its
+    /// way.
     #[cold]
-    pub(super) fn posted(&mut self) {
+    pub(super) fn posted(&mut self, batch: Option<u32>) {
         for abort in &mut self.0 {
             if let Stage::Ended(aborted) = abort.stage {
+                abort.stage = batch.map_or(Stage::Decided(aborted), |batch| Stage::Sent(aborted, batch));
+            }
+        }
+    }
+
+    /// The batch that is on its way now, if one is: those before have arrived.
+    #[cold]
+    pub(super) fn arrived(&mut self, on_its_way: Option<u32>) {
+        for abort in &mut self.0 {
+            if let Stage::Sent(aborted, batch) = abort.stage
+                && on_its_way != Some(batch)
+            {
                 abort.stage = Stage::Decided(aborted);
             }
         }
@@ -92,5 +114,28 @@ impl Aborts {
         let at = self.0.iter().position(|abort| matches!(abort.stage, Stage::Decided(_)))?;
         let Abort { number, stage } = self.0.remove(at);
         Some((number, stage == Stage::Decided(true)))
+    }
+}
+
+impl SubmissionEngine {
+    /// Aborts a command, if that can still be done. Whether it was is told by [`SubmissionEngine::news`] under this number.
+    pub fn abort(&mut self, cid: u16, number: u64) {
+        if let Some(tag) = self.flying.find(cid) {
+            let again = self.aborts.has(tag);
+            if self.aborts.add(number, tag) && !again {
+                self.backends.cancel_one(tag);
+            }
+        } else if self.drop_under_way(cid) || self.remote.abort(cid) {
+            self.stats().add_drops(DropCause::Cancelled, 1);
+            self.tally.failed();
+            self.ended.push(Ended::new(cid, Status::ABORT_REQUESTED));
+            self.aborts.add_ended(number);
+        } else {
+            self.aborts.refuse(number);
+        }
+    }
+
+    fn drop_under_way(&mut self, cid: u16) -> bool {
+        self.under_way.take_if(|under_way| under_way.cid == cid).is_some()
     }
 }

@@ -4,8 +4,12 @@
 //! tries once per burst that has ended something. Where another engine has it, or the queue is full, the completions stay
 //! with their engine: none is lost, and none is waited for.
 //!
+//! Where the client keeps the entries, they are sent to it: see `remote`.
+//!
 //! The host's head doorbell is read only when the room that is known is used up. A head that is not between the last one and
 //! the tail is ignored and told of.
+
+mod remote;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -16,6 +20,7 @@ use mdev_protocol::nvme::command::Completion;
 use mdev_protocol::nvme::status::Status;
 
 use super::doorbells::{Doorbell, Doorbells};
+use super::legs::Legs;
 use super::submission::entries_at;
 use super::vectors::Vectors;
 
@@ -47,6 +52,12 @@ pub struct CompletionQueue {
     tail: AtomicU32,
     /// Somebody has completions and found no room.
     awaited: AtomicBool,
+    /// The client keeps its entries.
+    is_remote: AtomicBool,
+    /// Entries are on their way there.
+    is_sending: AtomicBool,
+    /// How many such batches have arrived.
+    batch: AtomicU32,
 }
 
 struct Position {
@@ -61,6 +72,9 @@ struct Position {
     kept: Option<KeptSlice>,
     /// The doorbell stood at a bad value when it was last read.
     bad: bool,
+    /// Entries that are on their way to the client, and where they go.
+    runs: Vec<(Iova, Vec<u8>)>,
+    legs: Legs,
 }
 
 /// A command that has ended, for its host.
@@ -78,6 +92,14 @@ impl Ended {
     /// The end of a command that has no result.
     pub const fn new(cid: u16, status: Status) -> Self {
         Self { cid, status, result: 0 }
+    }
+
+    /// The two words of its entry. The phase tag is in the second one.
+    #[inline(always)]
+    fn words(&self, sq_id: u16, sq_head: u16, phase: bool) -> [u64; 2] {
+        let status = u64::from(self.status.0) << 1 | u64::from(phase);
+        let queue = u64::from(sq_head) | u64::from(sq_id) << 16;
+        [u64::from(self.result).to_le(), (queue | u64::from(self.cid) << 32 | status << 48).to_le()]
     }
 }
 
@@ -105,9 +127,13 @@ impl CompletionQueue {
             doorbell: Doorbell::of_head(doorbells, qid),
             kept: None,
             bad: false,
+            runs: Vec::new(),
+            legs: Legs::default(),
         };
         let (tail, awaited) = (AtomicU32::new(0), AtomicBool::new(false));
-        Self { qid, base, entries, vector, vectors, position: Mutex::new(position), tail, awaited }
+        let (is_remote, is_sending) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (position, batch) = (Mutex::new(position), AtomicU32::new(0));
+        Self { qid, base, entries, vector, vectors, position, tail, awaited, is_remote, is_sending, batch }
     }
 
     /// Its identifier.
@@ -155,15 +181,10 @@ impl CompletionQueue {
         let slots = place.pairs().unwrap_or_default();
         for one in ended.iter().take(position.room as usize) {
             let Some([first, second]) = slots.get(position.tail as usize) else { break };
-            let status = u64::from(one.status.0) << 1 | u64::from(position.phase);
-            let queue = u64::from(sq_head) | u64::from(sq_id) << 16;
-            first.store(u64::from(one.result).to_le(), Ordering::Relaxed);
-            second.store((queue | u64::from(one.cid) << 32 | status << 48).to_le(), Ordering::Release);
-            position.tail = position.tail.wrapping_add(1);
-            if position.tail >= self.entries {
-                position.tail = 0;
-                position.phase = !position.phase;
-            }
+            let words = one.words(sq_id, sq_head, position.phase);
+            first.store(words[0], Ordering::Relaxed);
+            second.store(words[1], Ordering::Release);
+            self.step(position);
             posted.count = posted.count.wrapping_add(1);
         }
         position.room = position.room.saturating_sub(posted.count as u32);
@@ -172,9 +193,26 @@ impl CompletionQueue {
         if burst.poisoned() && place.poisoned() { Err(ResolveError::Poisoned) } else { Ok(posted) }
     }
 
+    #[inline(always)]
+    fn step(&self, position: &mut Position) {
+        position.tail = position.tail.wrapping_add(1);
+        if position.tail >= self.entries {
+            position.tail = 0;
+            position.phase = !position.phase;
+        }
+    }
+
     /// Interrupts the host, if it wants to be: once for whatever was posted since.
     #[inline]
     pub fn announce(&self) {
+        // What is on its way is told of when it has arrived.
+        if !self.is_remote.load(Ordering::Relaxed) {
+            self.interrupt();
+        }
+    }
+
+    #[inline]
+    fn interrupt(&self) {
         if let Some(vector) = self.vector {
             self.vectors.raise(vector);
         }

@@ -38,6 +38,22 @@ impl From<ResolveError> for Fault {
     }
 }
 
+/// Where lists are read.
+pub(super) trait Lists {
+    /// Reads bytes of a list.
+    ///
+    /// # Errors
+    /// They are not there.
+    fn read(&self, at: Iova, out: &mut [u8]) -> Result<(), ResolveError>;
+}
+
+impl Lists for Burst<'_> {
+    #[inline(always)]
+    fn read(&self, at: Iova, out: &mut [u8]) -> Result<(), ResolveError> {
+        read(self, at, out)
+    }
+}
+
 /// The pieces of the `len` bytes of a command's data, in order, instead of what `out` had. `to_host`: they go there, so that the
 /// host may not want all of them.
 ///
@@ -45,7 +61,7 @@ impl From<ResolveError> for Fault {
 /// What is wrong with its pointers, or with a list that they name. Then `out` has any pieces.
 #[inline(always)]
 pub(super) fn locate(
-    burst: &Burst<'_>,
+    lists: &impl Lists,
     command: &Command,
     len: u32,
     to_host: bool,
@@ -53,9 +69,9 @@ pub(super) fn locate(
 ) -> Result<(), Fault> {
     out.clear();
     if command.psdt() == PSDT_PRP {
-        prp::walk(burst, command.dptr, len, out)
+        prp::walk(lists, command.dptr, len, out)
     } else {
-        sgl::walk(burst, command.dptr, len, to_host, out)
+        sgl::walk(lists, command.dptr, len, to_host, out)
     }
 }
 

@@ -23,7 +23,7 @@
 
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mdev_pin::{Lane, ResolveError};
 use mdev_protocol::nvme::status::Status;
@@ -35,12 +35,17 @@ use super::backends::Backends;
 use super::completion::{CompletionQueue, Ended};
 use super::data::Piece;
 use super::flying::Flying;
+use super::legs::Waiter;
 use super::reach::{QueueNews, Reach};
+use super::remote::Remote;
 use super::serving::{BURST, Served, Serving, UnderWay};
 use super::submission::{SubmissionQueue, SubmissionSetup};
 use super::tally::Tally;
-use crate::device::{Bell, DropCause, EventFd, QueueStats};
+use crate::device::{Bell, EventFd, QueueStats};
 use crate::store::{Completion, MAX_IN_FLIGHT};
+
+/// How often a queue looks whether its completions have arrived at the client, if nobody wakes it.
+const SETTLES: Duration = Duration::from_millis(1);
 
 /// One submission queue, from its creation to its deletion, on one worker.
 pub struct SubmissionEngine {
@@ -55,9 +60,11 @@ pub struct SubmissionEngine {
     /// Commands in flight that the host wants to be aborted.
     pub(super) aborts: Aborts,
     /// A command of which a store that needs no time has done some steps.
-    under_way: Option<UnderWay>,
+    pub(super) under_way: Option<UnderWay>,
     /// Commands that have ended and whose host does not know yet.
     pub(super) ended: Vec<Ended>,
+    /// Commands whose data are with the client. Behind the stores, which may have its memory.
+    pub(super) remote: Remote,
     /// What was not counted yet.
     pub(super) tally: Tally,
     /// What one poll passes on; kept for its memory.
@@ -91,6 +98,7 @@ impl SubmissionEngine {
         backends.refresh(&shared);
         Self {
             bucket: shared.bucket.lane(),
+            remote: Remote::new(&access, Waiter::new(&waker, &shared)),
             shared,
             queue: SubmissionQueue::new(qid, base, entries, doorbells),
             completion,
@@ -144,20 +152,26 @@ impl SubmissionEngine {
         if !self.flying.is_empty() {
             self.collect();
         }
+        if !self.aborts.is_empty() {
+            self.aborts.arrived(self.completion.arrives());
+        }
         let nothing_owed = self.ended.is_empty() && self.under_way.is_none();
-        let idle = nothing_owed && (self.quiesced || self.queue.is_empty());
-        if idle || !self.reach.is_ready() || self.shared.is_paused() {
+        let ready = self.reach.is_ready();
+        let idle = nothing_owed && (self.quiesced || self.queue.is_empty()) || !ready;
+        let travels = !self.remote.is_empty() || self.completion.is_sending();
+        if idle && !travels || self.shared.is_paused() {
             self.stats.add_empty_poll();
             return 0;
         }
-        let moved = self.serve();
+        let moved = self.serve(ready);
         if !self.aborts.is_empty() && self.ended.is_empty() {
-            self.aborts.posted();
+            self.aborts.posted(self.completion.arrives());
         }
         moved
     }
 
-    fn serve(&mut self) -> u32 {
+    /// `ready`: the queue is to be looked at, and not only what is on its way from and to the client.
+    fn serve(&mut self, ready: bool) -> u32 {
         self.backends.refresh(&self.shared);
         let patience = self.reach.patience();
         let mut serving = Serving {
@@ -173,8 +187,9 @@ impl SubmissionEngine {
             stats: &self.stats,
             patience,
             write_through: self.shared.is_write_through(),
-            takes: !self.quiesced,
+            takes: !self.quiesced && ready,
             tally: &mut self.tally,
+            remote: &mut self.remote,
             submitted: false,
         };
         let mut served = Served::default();
@@ -182,11 +197,14 @@ impl SubmissionEngine {
         if serving.submitted {
             self.backends.begin();
         }
-        self.note(served, outcome)
+        if self.remote.wants_bounce {
+            self.remote.furnish();
+        }
+        self.note(served, outcome, ready)
     }
 
     /// Tells whoever is to know what a burst came to.
-    fn note(&mut self, served: Served, outcome: Result<(), ResolveError>) -> u32 {
+    fn note(&mut self, served: Served, outcome: Result<(), ResolveError>, ready: bool) -> u32 {
         let Served { taken, posted, full, bad_tail, bad_head } = served;
         self.full = full;
         if posted > 0 {
@@ -202,7 +220,8 @@ impl SubmissionEngine {
             self.reach.tell(QueueNews::InvalidDoorbell { qid: self.completion.qid(), head: true, value });
         }
         match outcome {
-            Ok(()) => self.reach.healed(),
+            Ok(()) if ready => self.reach.healed(),
+            Ok(()) => {}
             Err(error) => self.reach.lacks(error, &self.stats),
         }
         taken.saturating_add(posted)
@@ -211,7 +230,11 @@ impl SubmissionEngine {
     /// Asks for what wakes the worker, before it sleeps. True if there is work already: poll again instead.
     pub fn arm(&mut self) -> bool {
         let work = self.backends.arm();
-        if self.reach.has_failed() || self.shared.is_paused() {
+        if self.shared.is_paused() {
+            return work;
+        }
+        let work = work | self.remote.arm();
+        if self.reach.has_failed() {
             return work;
         }
         if self.reach.is_parked() {
@@ -221,11 +244,18 @@ impl SubmissionEngine {
         if self.under_way.is_some() {
             return true;
         }
+        if self.completion.is_sending() {
+            return work | self.completion.has_arrived(&self.remote.waiter);
+        }
         let armed = {
             let burst = self.reach.lane.enter();
             if !self.ended.is_empty() {
                 self.completion.await_room(&burst)
-            } else if self.quiesced || self.flying.is_full() {
+            } else if self.quiesced
+                || self.flying.is_full()
+                || self.remote.is_full
+                || self.queue.is_fetching(&self.remote.waiter)
+            {
                 Ok(false)
             } else {
                 self.queue.await_commands(&burst)
@@ -247,8 +277,13 @@ impl SubmissionEngine {
 
     /// When to poll again even if nobody wakes the worker.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let parked = self.reach.deadline().filter(|_| !self.shared.is_paused());
-        parked.into_iter().chain(self.backends.next_deadline()).min()
+        // What is parked, or on its way to or from the client, has time in a pause.
+        let waits = (!self.shared.is_paused()).then(|| {
+            // Another queue may have the only waker of a completion queue that they share.
+            let settles = self.completion.is_sending().then(|| Instant::now().checked_add(SETTLES)).flatten();
+            [settles, self.remote.deadline(), self.queue.fetched_by(), self.reach.deadline()]
+        });
+        waits.into_iter().flatten().chain([self.backends.next_deadline()]).flatten().min()
     }
 
     /// Whether there is something to tell of.
@@ -264,31 +299,16 @@ impl SubmissionEngine {
         self.reach.take_news().or_else(|| self.aborts.take_decided().map(decided))
     }
 
-    /// Aborts a command, if that can still be done. Whether it was is told by [`SubmissionEngine::news`] under this number.
-    pub fn abort(&mut self, cid: u16, number: u64) {
-        if let Some(tag) = self.flying.find(cid) {
-            let again = self.aborts.has(tag);
-            if self.aborts.add(number, tag) && !again {
-                self.backends.cancel_one(tag);
-            }
-        } else if self.under_way.as_ref().is_some_and(|under_way| under_way.cid == cid) {
-            self.under_way = None;
-            self.stats.add_drops(DropCause::Cancelled, 1);
-            self.tally.failed();
-            self.ended.push(Ended::new(cid, Status::ABORT_REQUESTED));
-            self.aborts.add_ended(number);
-        } else {
-            self.aborts.refuse(number);
-        }
-    }
-
     /// Takes nothing more. True when no command is in flight and the host knows of all that have ended, as far as it has room
     /// for that and lets the function reach its memory: then the engine can be dropped. Until then it is polled as before, and asked this after every poll.
     pub fn quiesce(&mut self) -> bool {
         self.quiesced = true;
-        let unheard =
-            self.full || self.shared.is_paused() || self.reach.has_failed() || self.reach.is_parked();
-        self.flying.is_empty() && (self.under_way.is_none() || unheard) && (self.ended.is_empty() || unheard)
+        let paused = self.shared.is_paused();
+        let unheard = self.full || paused || self.reach.has_failed() || self.reach.is_parked();
+        self.flying.is_empty()
+            && (self.remote.is_empty() || paused)
+            && (self.under_way.is_none() || unheard)
+            && (self.ended.is_empty() || unheard)
     }
 
     /// What is missing will not come: a command that waits for its data fails in the next poll, and a queue that waits for its own
@@ -302,6 +322,8 @@ impl SubmissionEngine {
     pub fn cancel(&mut self) {
         self.cancelled = true;
         self.backends.cancel();
+        let gone = self.remote.cancel();
+        self.ended.extend(gone.into_iter().map(|cid| Ended::new(cid, Status::ABORTED_SQ_DELETION)));
         if let Some(under_way) = self.under_way.take() {
             self.ended.push(Ended::new(under_way.cid, Status::ABORTED_SQ_DELETION));
         }

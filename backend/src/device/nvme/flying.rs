@@ -14,6 +14,8 @@ pub(super) struct Flown {
     pub(super) rest: Option<Box<Steps>>,
     /// It is a flush of all namespaces, which goes from one to the next.
     pub(super) everywhere: bool,
+    /// Its data are with a client, and it goes by this number there.
+    pub(super) remote: Option<u64>,
 }
 
 /// All of them. A request's tag is its slot.

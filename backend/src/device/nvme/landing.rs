@@ -74,7 +74,8 @@ impl SubmissionEngine {
         if !self.aborts.is_empty() {
             self.aborts.ended(tag, status);
         }
-        self.ended.push(Ended::new(flown.cid, status));
+        let ended = flown.remote.map_or(Some(status), |number| self.remote.stored(number, status));
+        self.ended.extend(ended.map(|status| Ended::new(flown.cid, status)));
         false
     }
 

@@ -19,6 +19,7 @@
 //! | `backends`, `flying`, `steps` | which stores does a queue use, what is in flight, what is left of a long command |
 //! | `landing`, `aborts` | what follows when a store has ended a request, and what does the host want to be ended |
 //! | `reach` | what does a queue lack, and what is wrong with it |
+//! | `remote`, `travel`, `bounce`, `legs` | how is a command carried out whose data are with a client, in what memory, by which transfers |
 //! | `tally` | what has a burst moved |
 //! | `controller` | what does the host read and write: registers, configuration space, admin commands |
 //!
@@ -49,6 +50,7 @@
 mod aborts;
 mod admin_bell;
 mod backends;
+mod bounce;
 mod bucket;
 mod command;
 mod completion;
@@ -60,22 +62,25 @@ mod flying;
 pub mod fuzzing;
 mod immediate;
 mod landing;
+mod legs;
 mod mishaps;
 mod namespace;
 mod queued;
 mod reach;
+mod remote;
 mod running;
 mod serving;
 mod steps;
 mod submission;
 mod tally;
+mod travel;
 mod usage;
 mod vectors;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -211,6 +216,8 @@ pub struct Shared {
     pub write_back: AtomicBool,
     /// The function must not reach memory, since its host has taken that back (the bus initiator bit of the PCI command register).
     paused: AtomicBool,
+    /// How often that has ended.
+    pauses: AtomicU32,
     /// Takes what hosts do not want.
     bucket: Bucket,
     /// A shutdown has the stores flushed.
@@ -229,9 +236,20 @@ impl Shared {
         !self.write_back.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing may be taken from the host's memory or put there.
-    fn is_paused(&self) -> bool {
+    /// Whether nothing may be taken from the host's memory or put there, nor asked of a client that keeps it.
+    pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire)
+    }
+
+    fn pause(&self, paused: bool) {
+        if self.paused.swap(paused, Ordering::AcqRel) && !paused {
+            self.pauses.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// How often the function has been paused and was permitted again.
+    fn pauses(&self) -> u32 {
+        self.pauses.load(Ordering::Acquire)
     }
 
     /// A command has failed in its store.
@@ -315,6 +333,7 @@ impl NvmeDevice {
             namespaces: Namespaces::new(namespaces)?,
             write_back: AtomicBool::new(true),
             paused: AtomicBool::new(false),
+            pauses: AtomicU32::new(0),
             bucket: Bucket::new().map_err(NvmeConfigError::Bucket)?,
             flushing: AtomicBool::new(false),
             usage: (0..=config.queues).map(|_| Usage::default()).collect(),

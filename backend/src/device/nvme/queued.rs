@@ -27,7 +27,7 @@ pub(super) fn pin(
     pieces.iter().map(&mut pin).collect()
 }
 
-/// Gives a command that moves data to its store. There is room for it.
+/// Gives a command that moves data to its store. There is room for it. `remote`: see [`Flown`].
 pub(super) fn transfer(
     flying: &mut Flying,
     port: &mut Queued,
@@ -35,11 +35,11 @@ pub(super) fn transfer(
     operation: Operation,
     span: Span,
     memory: Pins,
+    remote: Option<u64>,
 ) {
     let Span { offset, len } = span;
-    let Some(tag) = flying.add(Flown { cid, operation, offset, rest: None, everywhere: false }) else {
-        return;
-    };
+    let flown = Flown { cid, operation, offset, rest: None, everywhere: false, remote };
+    let Some(tag) = flying.add(flown) else { return };
     port.submit(Request { tag, operation, offset, len, memory });
 }
 
@@ -48,7 +48,8 @@ pub(super) fn change(flying: &mut Flying, port: &mut Queued, cid: u16, mut steps
     let operation = steps.operation;
     let Some(Span { offset, len }) = steps.next(at_once(operation, limits)) else { return };
     let rest = (!steps.is_done()).then(|| Box::new(steps));
-    let Some(tag) = flying.add(Flown { cid, operation, offset, rest, everywhere: false }) else { return };
+    let flown = Flown { cid, operation, offset, rest, everywhere: false, remote: None };
+    let Some(tag) = flying.add(flown) else { return };
     port.submit(request(tag, operation, offset, len));
 }
 

@@ -19,6 +19,7 @@ use super::immediate::{self, Memory};
 use super::landing::failure;
 use super::queued;
 use super::reach::Patience;
+use super::remote::Remote;
 use super::steps::{Span, Steps};
 use super::submission::{SubmissionQueue, Waiting};
 use super::tally::Tally;
@@ -31,10 +32,10 @@ use crate::sys::tsc;
 pub(super) const BURST: u32 = 32;
 
 /// Bytes after which a burst ends: the other engines of the worker have their turn.
-const ENOUGH: u64 = 1 << 20;
+pub(super) const ENOUGH: u64 = 1 << 20;
 
 /// Ranges of a dataset management command.
-const MAX_RANGES: usize = 256;
+pub(super) const MAX_RANGES: usize = 256;
 
 /// A command of which some steps are done.
 pub(super) struct UnderWay {
@@ -57,7 +58,7 @@ pub(super) struct Served {
 }
 
 /// Why a command is not taken now.
-enum Stop {
+pub(super) enum Stop {
     /// Its data are in no memory.
     Lacks(ResolveError),
     /// As many as may be are in flight.
@@ -81,6 +82,7 @@ pub(super) struct Serving<'e> {
     pub(super) write_through: bool,
     pub(super) takes: bool,
     pub(super) tally: &'e mut Tally,
+    pub(super) remote: &'e mut Remote,
     /// A store was given something.
     pub(super) submitted: bool,
 }
@@ -92,10 +94,16 @@ impl<'e> Serving<'e> {
     /// Memory that is not there, or was lost. What was taken before has ended or is in flight.
     pub(super) fn run(&mut self, burst: &Burst<'_>, served: &mut Served) -> Result<(), ResolveError> {
         let began = tsc::now();
+        if self.completion.is_sending() {
+            self.completion.settle(burst, &self.remote.access, &self.remote.waiter)?;
+        }
         self.post(burst, served)?;
         if self.under_way.is_some() {
             self.go_on();
             served.taken = 1;
+        }
+        if !self.remote.is_empty() {
+            self.travel(burst);
         }
         let outcome = if self.takes && self.ended.is_empty() && self.under_way.is_none() {
             self.take(burst, served)
@@ -115,7 +123,13 @@ impl<'e> Serving<'e> {
             return Ok(());
         }
         let (qid, head) = (self.queue.qid(), self.queue.head());
-        let Posted { count, bad_head, full } = self.completion.post(burst, qid, head, self.ended)?;
+        let posted = match self.completion.post(burst, qid, head, self.ended) {
+            Err(ResolveError::Elsewhere) => {
+                self.completion.send(burst, &self.remote.access, (qid, head), self.ended)
+            }
+            posted => posted,
+        };
+        let Posted { count, bad_head, full } = posted?;
         served.posted = served.posted.wrapping_add(count as u32);
         served.full = full;
         served.bad_head = served.bad_head.or(bad_head);
@@ -138,8 +152,11 @@ impl<'e> Serving<'e> {
         if count == 0 {
             return Ok(());
         }
-        let place = self.queue.place(burst)?;
         let count = count.min(BURST);
+        let place = match self.queue.place(burst) {
+            Err(ResolveError::Elsewhere) => return self.take_remote(burst, count, served),
+            place => place?,
+        };
         self.queue.prefetch(&place, count);
         let mut memory = Memory::new();
         let mut taken = 0u32;
@@ -164,7 +181,7 @@ impl<'e> Serving<'e> {
 
     /// One command.
     #[inline(always)]
-    fn one<'s>(
+    pub(super) fn one<'s>(
         &mut self,
         burst: &'s Burst<'_>,
         command: &Command,
@@ -208,7 +225,7 @@ impl<'e> Serving<'e> {
             Some(Port::Queued(_)) if self.flying.is_full() => return Err(Stop::Full),
             Some(Port::Queued(port)) => match queued::pin(burst, self.bucket, self.pieces, operation) {
                 Ok(pins) => {
-                    queued::transfer(self.flying, port, cid, operation, span, pins);
+                    queued::transfer(self.flying, port, cid, operation, span, pins, None);
                     backend.in_flight = backend.in_flight.saturating_add(1);
                     self.submitted = true;
                     return Ok(());
@@ -223,22 +240,28 @@ impl<'e> Serving<'e> {
 
     /// A store that needs no time has carried a command out, or has failed.
     #[inline(always)]
-    fn end(
+    fn end(&mut self, cid: u16, nsid: u32, operation: Operation, span: Span, outcome: Result<(), Errno>) {
+        let status = self.outcome(cid, nsid, operation, span, outcome);
+        self.ended.push(Ended::new(cid, status));
+    }
+
+    /// How such a command ends. It is counted.
+    #[inline(always)]
+    pub(super) fn outcome(
         &mut self,
         cid: u16,
         nsid: u32,
         operation: Operation,
         Span { offset, len }: Span,
         outcome: Result<(), Errno>,
-    ) {
-        let status = match outcome {
+    ) -> Status {
+        match outcome {
             Ok(()) => {
                 self.tally.done(operation, len);
                 Status::SUCCESS
             }
             Err(errno) => self.failed(cid, nsid, operation, offset, errno),
-        };
-        self.ended.push(Ended::new(cid, status));
+        }
     }
 
     #[cold]
@@ -260,7 +283,7 @@ impl<'e> Serving<'e> {
     }
 
     #[cold]
-    fn refuse(&mut self, command: &Command, Refused { status, cause }: Refused) {
+    pub(super) fn refuse(&mut self, command: &Command, Refused { status, cause }: Refused) {
         self.stats.add_drops(cause, 1);
         self.tally.failed();
         self.record(command.cid(), command.nsid, command.cdw10_11(), status);
@@ -272,6 +295,7 @@ impl<'e> Serving<'e> {
     fn fault(&mut self, command: &Command, fault: Fault) -> Result<(), Stop> {
         let refused = match fault {
             Fault::Refused(status) => Refused::pointers(status),
+            Fault::Memory(ResolveError::Elsewhere) => return self.depart(command),
             Fault::Memory(error) if self.patience.is_worthwhile(error) => return Err(Stop::Lacks(error)),
             Fault::Memory(ResolveError::Poisoned) => Refused::MEMORY_LOST,
             Fault::Memory(_) => Refused::NO_MEMORY,
@@ -293,7 +317,7 @@ impl<'e> Serving<'e> {
             return Ok(());
         }
         let (cid, operation) = (command.cid(), Operation::Flush);
-        let flown = Flown { cid, operation, offset: 0, rest: None, everywhere: true };
+        let flown = Flown { cid, operation, offset: 0, rest: None, everywhere: true, remote: None };
         let Some(tag) = self.flying.add(flown) else { return Err(Stop::Full) };
         let begun = self.backends.flush_after(0, tag);
         if begun == Ok(true) {
@@ -307,7 +331,7 @@ impl<'e> Serving<'e> {
 
     /// A command that moves no data.
     #[cold]
-    fn change(&mut self, command: &Command, steps: Steps) -> Result<(), Stop> {
+    pub(super) fn change(&mut self, command: &Command, steps: Steps) -> Result<(), Stop> {
         let (cid, nsid) = (command.cid(), command.nsid);
         if steps.is_done() {
             self.end(cid, nsid, steps.operation, Span::NONE, Ok(()));

@@ -1,13 +1,18 @@
 //! A submission queue: where the host puts its commands (base specification, section 3.3.3.1).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mdev_dma::{GuestSlice, Iova, IovaRange, Perm};
 use mdev_pin::{Access, Burst, KeptSlice, ResolveError};
 use mdev_protocol::nvme::command::Command;
+use rustix::io::Errno;
+use zerocopy::FromBytes;
 
 use super::completion::{CompletionQueue, distance};
 use super::doorbells::{Doorbell, Doorbells};
+use super::legs::{Legs, Progress, Waiter};
 use crate::sys::EventFd;
 
 /// What an I/O submission queue is created with.
@@ -51,12 +56,23 @@ pub(super) struct SubmissionQueue {
     kept: Option<KeptSlice>,
     /// The doorbell stood at a bad value when it was last read.
     bad: bool,
+    /// Where the client keeps its entries.
+    fetched: Option<Box<Fetched>>,
+}
+
+/// Entries that the client keeps.
+#[derive(Default)]
+struct Fetched {
+    /// From the head on.
+    entries: VecDeque<Command>,
+    /// Those that are on their way.
+    legs: Legs,
 }
 
 impl SubmissionQueue {
     pub(super) fn new(qid: u16, base: Iova, entries: u32, doorbells: Arc<Doorbells>) -> Self {
         let doorbell = Doorbell::of_tail(doorbells, qid);
-        Self { qid, base, entries: entries.max(2), head: 0, doorbell, kept: None, bad: false }
+        Self { qid, base, entries: entries.max(2), head: 0, doorbell, kept: None, bad: false, fetched: None }
     }
 
     pub(super) fn qid(&self) -> u16 {
@@ -120,6 +136,72 @@ impl SubmissionQueue {
         let (slice, kept) = burst.slice_to_keep(self.base, len, Perm::READ)?;
         self.kept = Some(kept);
         Ok(slice)
+    }
+
+    /// The commands from the head on, at most `count` of them, where the client keeps the entries. None as long as they are on their
+    /// way; `waiter` is woken when they are there.
+    ///
+    /// # Errors
+    /// The client does not give them; or they are nowhere.
+    #[cold]
+    pub(super) fn fetch(
+        &mut self,
+        access: &Access,
+        waiter: &Waiter,
+        burst: &Burst<'_>,
+        count: u32,
+    ) -> Result<&mut VecDeque<Command>, ResolveError> {
+        let Fetched { entries, legs } = &mut **self.fetched.get_or_insert_default();
+        if !entries.is_empty() {
+            return Ok(entries);
+        }
+        if legs.is_empty() {
+            let here = count.min(self.entries.saturating_sub(self.head));
+            let offset = u64::from(self.head).saturating_mul(Command::LEN as u64);
+            let at = self.base.checked_add(offset).ok_or(ResolveError::Overflow)?;
+            legs.fetch(access, burst, at, here.saturating_mul(Command::LEN as u32))?;
+        }
+        match legs.look(waiter) {
+            Progress::Pending => {}
+            Progress::Done => {
+                let bytes: Vec<u8> = legs.take().flat_map(|(_, bytes)| bytes).collect();
+                let commands = bytes.chunks_exact(Command::LEN).map(Command::read_from_bytes);
+                entries.extend(commands.filter_map(Result::ok));
+            }
+            // Unmapped; if it is mapped again it is asked for again.
+            Progress::Failed(Errno::CANCELED) => drop(legs.take()),
+            Progress::Failed(_) => {
+                drop(legs.take());
+                return Err(ResolveError::Elsewhere);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// What of them was not taken.
+    pub(super) fn keep(&mut self, entries: VecDeque<Command>) {
+        if let Some(fetched) = &mut self.fetched {
+            fetched.entries = entries;
+        }
+    }
+
+    /// The first of them was taken.
+    pub(super) fn forget_first(&mut self) {
+        if let Some(fetched) = &mut self.fetched {
+            fetched.entries.pop_front();
+        }
+    }
+
+    /// Whether commands are on their way from the client. Until then `waiter` is woken.
+    pub(super) fn is_fetching(&mut self, waiter: &Waiter) -> bool {
+        self.fetched
+            .as_mut()
+            .is_some_and(|fetched| !fetched.legs.is_empty() && fetched.legs.look(waiter) == Progress::Pending)
+    }
+
+    /// When they are given up.
+    pub(super) fn fetched_by(&self) -> Option<Instant> {
+        self.fetched.as_ref().and_then(|fetched| fetched.legs.until())
     }
 
     /// Brings the next `count` commands on their way.

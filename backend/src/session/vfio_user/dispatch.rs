@@ -1,5 +1,6 @@
 //! Which message does what, and what a refusal looks like.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use mdev_protocol::frame::{Fds, Frame};
@@ -8,6 +9,7 @@ use mdev_protocol::vfio_user::{
     RegionWriteDone, Reply, Request as R, ToServer,
 };
 
+use super::commands::Socket;
 use super::error::Refusal;
 use super::function::{BAR0, REGIONS};
 use super::interrupts::KINDS;
@@ -19,6 +21,8 @@ enum Outcome {
     Reply(Reply),
     /// The same, with the file of the doorbells.
     WithDoorbells(Reply),
+    /// The same, with the client's end of a second socket.
+    WithSocket(Reply, OwnedFd),
     /// The reply follows.
     Later,
 }
@@ -29,12 +33,22 @@ impl Session {
         let Frame { header, message, fds } = frame;
         let request = match message {
             ToServer::Request(request) => request,
-            // Nothing is ever asked of the client.
-            ToServer::Reply(_) => return self.complain(&header, &"it answers nothing that was asked"),
+            ToServer::Reply(reply) => return self.hear(queues, &header, reply, Socket::Main),
         };
-        match self.obey(queues, &header, request, fds) {
+        let paused = self.device.shared().is_paused();
+        let outcome = self.obey(queues, &header, request, fds);
+        if paused {
+            // What was kept back goes out, if it may.
+            self.send_commands();
+        }
+        match outcome {
             Ok(Outcome::Reply(reply)) => self.answer(&header, &reply),
             Ok(Outcome::WithDoorbells(reply)) => self.answer_with_doorbells(&header, &reply),
+            Ok(Outcome::WithSocket(reply, end)) => {
+                if header.wants_reply() {
+                    self.send(&reply.to_bytes(&header), &[end.as_fd()]);
+                }
+            }
             Ok(Outcome::Later) => {}
             Err(refusal) => self.refuse(&header, &refusal),
         }
@@ -52,7 +66,14 @@ impl Session {
             return Err(Refusal::NotAgreed);
         }
         let reply = match request {
-            R::Version(version) => Reply::Version(self.version(queues, version)?),
+            R::Version(version) => {
+                let (version, end) = self.version(queues, version)?;
+                let reply = Reply::Version(version);
+                return Ok(match end {
+                    Some(end) => Outcome::WithSocket(reply, end),
+                    None => Outcome::Reply(reply),
+                });
+            }
             R::DmaMap(map) => {
                 self.dma_map(header, &map, fds)?;
                 return Ok(Outcome::Later);
@@ -115,9 +136,11 @@ impl Session {
     }
 
     /// What came is no message that can be obeyed.
-    pub(super) fn reject(&mut self, header: &Header, error: MessageError) {
+    pub(super) fn reject(&mut self, queues: &mut dyn Queues, header: &Header, error: MessageError) {
         self.complain(header, &error);
-        if !header.is_reply() {
+        if header.is_reply() {
+            self.hear_garbled(queues, header, Socket::Main);
+        } else {
             self.answer(header, &Reply::Failed(error.errno()));
         }
     }

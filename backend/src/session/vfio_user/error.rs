@@ -50,6 +50,8 @@ pub(super) enum Refusal {
     Permission { address: u64 },
     #[error(transparent)]
     Ioas(#[from] IoasError),
+    #[error("the server's commands, and nothing else, go over the second socket if there is one")]
+    WrongSocket,
     #[error("the device still has commands in flight")]
     StillRunning,
 }

@@ -144,6 +144,13 @@ impl Function {
         self.with(access, conn, queues, |controller, host| controller.serve_admin(host));
     }
 
+    /// The client has answered: perhaps to what an admin command waits for.
+    pub(super) fn heard(&mut self, access: &Access, conn: u64, queues: &mut dyn Queues) {
+        if self.controller.next_deadline().is_some() {
+            self.with(access, conn, queues, |controller, host| controller.serve_admin(host));
+        }
+    }
+
     /// No part of any region is reached by descriptors.
     pub(super) fn io_fds(&self, index: u32) -> Result<RegionIoFds, Refusal> {
         size_of_region(index)?;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use mdev_dma::{Area, BackingFile, FileExtent, FileKind, Iova, IovaRange, Perm};
+use mdev_dma::{Area, BackingFile, Extent, FileExtent, FileKind, Iova, IovaRange, Perm, RemoteExtent};
 use mdev_pin::{Change, IoasError, Within};
 use mdev_protocol::frame::Fds;
 use mdev_protocol::vfio_user::{DmaFlags, DmaMap, DmaUnmap, Header, Reply};
@@ -27,17 +27,14 @@ const PAGE: u64 = 4096;
 #[derive(Default)]
 pub(super) struct Lent {
     /// By first address.
-    ranges: BTreeMap<u64, Range>,
+    ranges: BTreeMap<u64, Size>,
     /// The files that they are in.
     files: Vec<Weak<BackingFile>>,
     under_way: VecDeque<UnderWay>,
 }
 
-struct Range {
-    size: u64,
-    /// Where it is; memory without a file is not reached.
-    file: Option<Arc<BackingFile>>,
-}
+/// Bytes of a range.
+type Size = u64;
 
 /// A message that is not answered yet.
 struct UnderWay {
@@ -48,7 +45,7 @@ struct UnderWay {
 
 enum Step {
     /// The device is letting go; or will be, when another unmap before it is done with the same addresses.
-    Unmap { unmap: DmaUnmap, gone: BTreeMap<u64, Range>, change: Option<Change>, last_chance: bool },
+    Unmap { unmap: DmaUnmap, gone: BTreeMap<u64, Size>, change: Option<Change>, last_chance: bool },
     /// Waits for an unmap before it that has the same addresses.
     Map(Area),
     /// The reply is known.
@@ -68,15 +65,15 @@ impl Lent {
 
     /// The range that has one of these addresses.
     fn overlapping(&self, first: u64, last: u64) -> Option<u64> {
-        let (&address, range) = self.ranges.range(..=last).next_back()?;
-        (address.saturating_add(range.size.saturating_sub(1)) >= first).then_some(address)
+        let (&address, size) = self.ranges.range(..=last).next_back()?;
+        (address.saturating_add(size.saturating_sub(1)) >= first).then_some(address)
     }
 
     /// Whether a range like this is being unmapped, or waits for that.
     fn is_leaving(&self, range: IovaRange) -> bool {
         self.under_way.iter().any(|one| match &one.step {
-            Step::Unmap { gone, .. } => gone.iter().any(|(&address, there)| {
-                let last = address.saturating_add(there.size.saturating_sub(1));
+            Step::Unmap { gone, .. } => gone.iter().any(|(&address, size)| {
+                let last = address.saturating_add(size.saturating_sub(1));
                 address <= range.last().0 && last >= range.first().0
             }),
             Step::Map(area) => area.range.intersection(range).is_some(),
@@ -119,8 +116,8 @@ impl Session {
         if self.lent.ranges.len() >= MAX_MAPS {
             return Err(Refusal::TooMany(MAX_MAPS));
         }
-        let file = match fds.pop() {
-            None => None,
+        let extent: Extent = match fds.pop() {
+            None => RemoteExtent { memory: self.wire.outbox().clone(), address }.into(),
             Some(fd) => {
                 let file = BackingFile::new(fd, &self.options.files)
                     .map_err(|source| Refusal::File { address, source })?;
@@ -132,23 +129,17 @@ impl Session {
                 if !file.perm().contains(perm) {
                     return Err(Refusal::Permission { address });
                 }
-                Some(self.lent.shared(file))
+                FileExtent { file: self.lent.shared(file), offset }.into()
             }
         };
-        let step = match &file {
-            None => Step::Done(Ok(Reply::DmaMap)),
-            Some(file) => {
-                let extent = FileExtent { file: file.clone(), offset }.into();
-                let area = Area { range, extent, perm, log: None };
-                if self.lent.is_leaving(range) {
-                    Step::Map(area)
-                } else {
-                    self.ioas.map(area)?;
-                    Step::Done(Ok(Reply::DmaMap))
-                }
-            }
+        let area = Area { range, extent, perm, log: None };
+        let step = if self.lent.is_leaving(range) {
+            Step::Map(area)
+        } else {
+            self.ioas.map(area)?;
+            Step::Done(Ok(Reply::DmaMap))
         };
-        self.lent.ranges.insert(address, Range { size, file });
+        self.lent.ranges.insert(address, size);
         self.lent.under_way.push_back(UnderWay { header: *header, since: Instant::now(), step });
         Ok(())
     }
@@ -158,25 +149,24 @@ impl Session {
         let gone = match unmap {
             DmaUnmap::All => std::mem::take(&mut self.lent.ranges),
             DmaUnmap::Range { address, size } => {
-                let exactly = |range: &Range| range.size == size;
-                if !self.lent.ranges.get(&address).is_some_and(exactly) {
+                if self.lent.ranges.get(&address) != Some(&size) {
                     return Err(Refusal::NotMapped { address, size });
                 }
                 self.lent.ranges.remove_entry(&address).into_iter().collect()
             }
         };
         self.settle_maps(&gone);
-        let step = if gone.values().any(|range| range.file.is_some()) {
-            self.begin_unmap(unmap, gone)
-        } else {
+        let step = if gone.is_empty() {
             Step::Done(Ok(Reply::DmaUnmap(unmap)))
+        } else {
+            self.begin_unmap(unmap, gone)
         };
         self.lent.under_way.push_back(UnderWay { header: *header, since: Instant::now(), step });
         Ok(())
     }
 
     /// Begins an unmap, unless another one is at work there.
-    fn begin_unmap(&mut self, unmap: DmaUnmap, gone: BTreeMap<u64, Range>) -> Step {
+    fn begin_unmap(&mut self, unmap: DmaUnmap, gone: BTreeMap<u64, Size>) -> Step {
         match range_of(unmap).map(|range| self.ioas.begin_unmap(range, Within::or_revoke(self.within()))) {
             Some(Ok(change)) => Step::Unmap { unmap, gone, change: Some(change), last_chance: false },
             Some(Err(IoasError::Busy)) => Step::Unmap { unmap, gone, change: None, last_chance: false },
@@ -187,7 +177,7 @@ impl Session {
     }
 
     /// Maps that wait and are to be unmapped again need not be made.
-    fn settle_maps(&mut self, gone: &BTreeMap<u64, Range>) {
+    fn settle_maps(&mut self, gone: &BTreeMap<u64, Size>) {
         for one in &mut self.lent.under_way {
             if let Step::Map(area) = &one.step
                 && gone.contains_key(&area.range.first().0)
@@ -232,7 +222,7 @@ impl Session {
         &mut self,
         queues: &mut dyn Queues,
         unmap: DmaUnmap,
-        gone: BTreeMap<u64, Range>,
+        gone: BTreeMap<u64, Size>,
         mut change: Change,
         last_chance: bool,
     ) -> Step {
@@ -261,14 +251,14 @@ impl Session {
     }
 
     /// What could not be unmapped is there still, as far as the client is concerned.
-    fn stuck(&mut self, gone: BTreeMap<u64, Range>, error: IoasError) -> Step {
+    fn stuck(&mut self, gone: BTreeMap<u64, Size>, error: IoasError) -> Step {
         log::error!(
             "{}: memory could not be released: {error}. The client was told, but QEMU prints this error at most and \
              goes on as if the memory were free",
             self.name
         );
-        for (address, range) in gone {
-            self.lent.ranges.entry(address).or_insert(range);
+        for (address, size) in gone {
+            self.lent.ranges.entry(address).or_insert(size);
         }
         Step::Done(Err(error.into()))
     }
@@ -278,17 +268,17 @@ impl Session {
         let mut before: Vec<IovaRange> = Vec::new();
         for at in 0..self.lent.under_way.len() {
             let Some(one) = self.lent.under_way.get(at) else { return };
-            let area =
-                match &one.step {
-                    Step::Map(area) => area.clone(),
-                    Step::Unmap { gone, .. } => {
-                        before.extend(gone.iter().filter_map(|(&address, range)| {
-                            IovaRange::with_len(Iova(address), range.size).ok()
-                        }));
-                        continue;
-                    }
-                    Step::Done(_) => continue,
-                };
+            let area = match &one.step {
+                Step::Map(area) => area.clone(),
+                Step::Unmap { gone, .. } => {
+                    before.extend(
+                        gone.iter()
+                            .filter_map(|(&address, &size)| IovaRange::with_len(Iova(address), size).ok()),
+                    );
+                    continue;
+                }
+                Step::Done(_) => continue,
+            };
             if before.iter().any(|range| range.intersection(area.range).is_some()) {
                 continue;
             }

@@ -9,6 +9,8 @@
 //! | `memory` | which memory the client has lent, and when it has it back |
 //! | `function` | which register is where, and how the function reaches its queues |
 //! | `interrupts` | where interrupts go |
+//! | `outbox`, `wire` | how is memory reached that has no file |
+//! | `commands` | which socket do the server's commands take, and who hears the answers |
 //! | `error` | why a message was not obeyed |
 //!
 //! A session owns its address space (`Ioas`), the device's attachment to it (`Access`), the controller and its doorbells: what a
@@ -42,17 +44,19 @@
 //!
 //! # What it does not implement
 //!
-//! Migration and device features (refused), interrupts that the client asks the device to trigger, a second socket for messages of
-//! the server. Memory without a file is accepted, since QEMU announces the function's own BARs so, and is not reached.
+//! Migration and device features (refused), interrupts that the client asks the device to trigger.
 
+mod commands;
 mod dispatch;
 mod error;
 mod function;
 mod interrupts;
 mod memory;
+mod outbox;
 #[cfg(test)]
 mod tests;
 mod version;
+mod wire;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -72,9 +76,12 @@ use crate::device::QueueNews;
 use crate::device::nvme::{NvmeDevice, Seat};
 use crate::limit::LogLimit;
 use crate::ring::QueueState;
+use crate::sys::Poll;
 
 use function::Function;
 use memory::Lent;
+use outbox::Outbox;
+use wire::Wire;
 
 /// How long a second client waits for the first one to be gone.
 pub const SEAT: Duration = Duration::from_secs(3);
@@ -82,6 +89,9 @@ pub const SEAT: Duration = Duration::from_secs(3);
 pub const WITHIN: Duration = Duration::from_secs(3);
 /// How much longer what was cancelled may take.
 pub const LAST_CHANCE: Duration = Duration::from_secs(1);
+/// Bytes that may wait for room in the socket before nothing more is read: a command of the server, since a client may not read it before
+/// its own answer is taken, and a few replies.
+const MOST_UNSENT: usize = wire::PIECE + 4096;
 /// How often a session that waits for its seat looks.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -99,6 +109,11 @@ pub struct Session {
     access: Access,
     lent: Lent,
     function: Function,
+    wire: Wire,
+    /// Where the server's commands go, if not where the client's come.
+    twin: Option<Connection<ToServer>>,
+    /// What the control thread is woken by beside the socket.
+    watch: Poll,
     /// A reset whose queues have not all ended, and when to give up.
     reset: Option<Reset>,
     life: Life,
@@ -151,6 +166,8 @@ impl Session {
         let access = access_of(device.clone());
         access.attach(&ioas).map_err(io::Error::other)?;
         let function = Function::new(&device, ioas.clone(), busy_workers)?;
+        let wire = Wire::new(Outbox::new()?);
+        let watch = commands::watch(&function, &wire)?;
         Ok(Session {
             conn,
             name: device.config().name.clone(),
@@ -163,6 +180,9 @@ impl Session {
             access,
             lent: Lent::default(),
             function,
+            wire,
+            twin: None,
+            watch,
             reset: None,
             life: Life::Open,
             fault: None,
@@ -249,8 +269,9 @@ impl super::Session for Session {
     }
 
     fn wants_read(&self) -> bool {
-        let waits =
-            matches!(self.seat, Waiting::Since(_)) || self.link.pending_output() > 0 || self.lent.is_busy();
+        let waits = matches!(self.seat, Waiting::Since(_))
+            || self.link.pending_output() > MOST_UNSENT
+            || self.lent.is_busy();
         self.fault.is_some() || (self.is_open() && !waits)
     }
 
@@ -272,7 +293,7 @@ impl super::Session for Session {
             }
             match self.link.receive()? {
                 Received::Message(frame) => self.serve(queues, frame),
-                Received::Rejected { header, error } => self.reject(&header, error),
+                Received::Rejected { header, error } => self.reject(queues, &header, error),
                 Received::WouldBlock => break,
                 Received::Closed => return Err(SessionError::Closed),
             }
@@ -282,6 +303,7 @@ impl super::Session for Session {
 
     fn writable(&mut self, _queues: &mut dyn Queues) -> Result<(), SessionError> {
         self.link.flush()?;
+        self.send_commands();
         Ok(())
     }
 
@@ -320,6 +342,7 @@ impl super::Session for Session {
         self.reset = None;
         let _ = shutdown(&self.link, Shutdown::Both);
         self.function.end(&self.access, self.conn, queues);
+        self.close_commands();
         self.advance_close();
     }
 
@@ -334,12 +357,12 @@ impl super::Session for Session {
     }
 
     fn notices(&self) -> Option<BorrowedFd<'_>> {
-        self.function.rung()
+        Some(self.watch.as_fd())
     }
 
     fn say_notices(&mut self, queues: &mut dyn Queues) {
         if self.is_open() {
-            self.function.admin_rung(&self.access, self.conn, queues);
+            self.look_around(queues);
         }
     }
 

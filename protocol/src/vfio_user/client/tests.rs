@@ -327,11 +327,10 @@ fn lent_memory_is_served_while_a_reply_is_awaited() {
     client.reset().unwrap();
     drop(client);
     let told = server.join().unwrap();
-    let read =
-        |address, bytes: &[u8]| {
-            let (data, layout) = (Data::new(bytes).unwrap(), Default::default());
-            DmaReply::DmaRead(DmaReadDone { address, data, layout })
-        };
+    let read = |address, bytes: &[u8]| {
+        let (data, layout) = (Data::new(bytes).unwrap(), Default::default());
+        DmaReply::DmaRead(DmaReadDone { address, data, layout })
+    };
     let written = DmaReply::DmaWrite(DmaWriteDone::Told { address: 0x1004, count: 4 });
     assert_eq!(told, [read(0x1000, &[0, 1]), written, read(0x1002, &[2, 3, 7, 7]), DmaReply::Failed(14)]);
     assert_eq!(page.lock().unwrap()[..9], [0, 1, 2, 3, 7, 7, 7, 7, 8]);

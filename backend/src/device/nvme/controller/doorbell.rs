@@ -79,7 +79,7 @@ impl Controller {
     /// Whether a completion queue that interrupts has entries that the host has not taken.
     fn has_entries(&mut self) -> bool {
         let Some(admin) = &mut self.admin else { return false };
-        let burst = admin.lane.enter();
+        let burst = admin.way.enter();
         let queues = self.completions.values().chain([&admin.completion]);
         queues.filter(|queue| queue.vector().is_some()).any(|queue| queue.has_entries(&burst))
     }

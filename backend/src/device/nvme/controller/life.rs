@@ -101,7 +101,14 @@ impl Controller {
         self.flushed = false;
         self.doorbells.reset();
         let bases = (submission, completion);
-        self.admin = Some(AdminQueue::new(host.access(), attributes, bases, &self.doorbells, &self.vectors));
+        self.admin = Some(AdminQueue::new(
+            host.access(),
+            &self.shared,
+            attributes,
+            bases,
+            &self.doorbells,
+            &self.vectors,
+        ));
         host.keep_whole(self.queue_memory());
         self.seen = seen(&self.shared);
         self.life = Life::Enabled;

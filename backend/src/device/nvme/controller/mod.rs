@@ -44,7 +44,6 @@ mod registers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use mdev_dma::{Iova, IovaRange};
@@ -160,7 +159,7 @@ impl Controller {
     pub fn new(device: &NvmeDevice, doorbells: Arc<Doorbells>, vectors: Arc<Vectors>) -> Self {
         let pairs = device.config().queues.min(MAX_QUEUES);
         let shared = device.shared().clone();
-        shared.paused.store(false, Ordering::Release);
+        shared.pause(false);
         let (seen, features) = (seen(&shared), Features::new(pairs));
         features.apply(&shared);
         Self {
@@ -317,7 +316,7 @@ impl Controller {
         self.messages.reset();
         self.registers = Registers::default();
         self.vectors.reset();
-        self.shared.paused.store(false, Ordering::Release);
+        self.shared.pause(false);
         self.end(life::Ending::Disabled, host);
     }
 

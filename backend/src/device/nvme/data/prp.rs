@@ -1,11 +1,10 @@
 //! PRP entries: a page each. The first may begin within its page, and so may the first list.
 
 use mdev_dma::Iova;
-use mdev_pin::Burst;
 use mdev_protocol::nvme::status::Status;
 use zerocopy::IntoBytes;
 
-use super::{Fault, PAGE, Piece, push, read};
+use super::{Fault, Lists, PAGE, Piece, push};
 
 const INVALID: Fault = Fault::Refused(Status::PRP_OFFSET_INVALID.do_not_retry());
 const ENTRY: u32 = size_of::<u64>() as u32;
@@ -21,7 +20,7 @@ fn offset(address: u64) -> u32 {
 /// See [`super::locate`].
 #[inline(always)]
 pub(super) fn walk(
-    burst: &Burst<'_>,
+    lists: &impl Lists,
     [first, second]: [u64; 2],
     len: u32,
     out: &mut Vec<Piece>,
@@ -36,7 +35,7 @@ pub(super) fn walk(
         return Ok(());
     }
     if left > PAGE {
-        return walk_list(burst, second, left, out);
+        return walk_list(lists, second, left, out);
     }
     if offset(second) != 0 {
         return Err(INVALID);
@@ -46,7 +45,7 @@ pub(super) fn walk(
 }
 
 /// A list of entries for `left` bytes. Where it does not end with its page, the last entry there says where it goes on.
-fn walk_list(burst: &Burst<'_>, list: u64, mut left: u32, out: &mut Vec<Piece>) -> Result<(), Fault> {
+fn walk_list(lists: &impl Lists, list: u64, mut left: u32, out: &mut Vec<Piece>) -> Result<(), Fault> {
     if list & 7 != 0 {
         return Err(INVALID);
     }
@@ -58,7 +57,7 @@ fn walk_list(burst: &Burst<'_>, list: u64, mut left: u32, out: &mut Vec<Piece>) 
         let wanted = left.div_ceil(PAGE);
         let goes_on = wanted > room;
         let here = entries.get_mut(..wanted.min(room) as usize).ok_or(INVALID)?;
-        read(burst, Iova(at), here.as_mut_bytes())?;
+        lists.read(Iova(at), here.as_mut_bytes())?;
         let (pages, next) = match here.split_last() {
             Some((next, pages)) if goes_on => (pages, u64::from_le(*next)),
             _ => (&*here, 0),

@@ -3,14 +3,13 @@
 //! it, it is as if it were not there.
 
 use mdev_dma::Iova;
-use mdev_pin::Burst;
 use mdev_protocol::nvme::data::{
     SGL_ADDRESS, SGL_BIT_BUCKET, SGL_DATA_BLOCK, SGL_LAST_SEGMENT, SGL_SEGMENT, SglDescriptor,
 };
 use mdev_protocol::nvme::status::Status;
 use zerocopy::IntoBytes;
 
-use super::{Fault, Piece, push, read};
+use super::{Fault, Lists, Piece, push};
 
 /// Descriptors that one command may have, segments among them.
 const MAX: u32 = 512;
@@ -58,7 +57,7 @@ fn meaning(descriptor: SglDescriptor) -> Result<Meaning, Fault> {
 
 /// See [`super::locate`].
 pub(super) fn walk(
-    burst: &Burst<'_>,
+    lists: &impl Lists,
     dptr: [u64; 2],
     len: u32,
     to_host: bool,
@@ -77,7 +76,7 @@ pub(super) fn walk(
         Meaning::Segment(segment) => Some(segment),
     };
     while let Some(segment) = next {
-        next = list.go_through(burst, segment)?;
+        next = list.go_through(lists, segment)?;
     }
     // Too short.
     if list.left == 0 { Ok(()) } else { refused(Status::SGL_DATA_LENGTH_INVALID) }
@@ -120,7 +119,7 @@ impl List<'_> {
     }
 
     /// The descriptors of a segment. Where they go on, if they do.
-    fn go_through(&mut self, burst: &Burst<'_>, segment: Segment) -> Result<Option<Segment>, Fault> {
+    fn go_through(&mut self, lists: &impl Lists, segment: Segment) -> Result<Option<Segment>, Fault> {
         let Segment { mut at, mut count, last } = segment;
         self.descriptors = self.descriptors.saturating_add(count);
         if self.descriptors > MAX {
@@ -129,7 +128,7 @@ impl List<'_> {
         let mut some = [SglDescriptor::default(); AT_ONCE as usize];
         while count > 0 {
             let here = some.get_mut(..count.min(AT_ONCE) as usize).unwrap_or_default();
-            read(burst, Iova(at), here.as_mut_bytes())?;
+            lists.read(Iova(at), here.as_mut_bytes())?;
             for descriptor in here {
                 count = count.wrapping_sub(1);
                 match meaning(*descriptor)? {

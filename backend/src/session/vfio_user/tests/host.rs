@@ -5,10 +5,11 @@ use std::time::Instant;
 use mdev_protocol::nvme::command::{Command, Completion};
 use mdev_protocol::nvme::opcode::{admin, nvm};
 use mdev_protocol::nvme::status::Status;
-use mdev_protocol::vfio_user::Client;
+use mdev_protocol::vfio_user::{Client, LentMemory};
+use rustix::io::{pread, pwrite};
 
-use super::{ANSWER, lend};
-use crate::driver::{GuestMemory, MemoryOptions, Part};
+use super::{ANSWER, lend, map_of};
+use crate::driver::{GuestMemory, MemoryOptions, Part, Region};
 
 const ENTRIES: u32 = 16;
 const CC: u64 = 0x14;
@@ -41,7 +42,21 @@ pub struct Host {
 
 impl Host {
     /// Enables the controller and makes a pair of queues.
-    pub fn new(mut client: Client) -> Host {
+    pub fn new(client: Client) -> Host {
+        Host::with(client, |client, memory| memory.regions().iter().for_each(|region| lend(client, region)))
+    }
+
+    /// The same without giving the device any file: it has to ask for every byte.
+    pub fn keeping(client: Client) -> Host {
+        Host::with(client, |client, memory| {
+            for region in memory.regions() {
+                client.dma_map(map_of(region), None).unwrap();
+            }
+            client.lend(Box::new(Kept(memory.regions().to_vec())));
+        })
+    }
+
+    fn with(mut client: Client, lend: impl FnOnce(&mut Client, &GuestMemory)) -> Host {
         let mut memory = GuestMemory::new(MemoryOptions::default()).unwrap();
         let mut pair = |qid| Pair {
             qid,
@@ -55,7 +70,7 @@ impl Host {
         memory
             .add_region(MemoryOptions { first: mdev_dma::Iova(1 << 32), ..MemoryOptions::default() })
             .unwrap();
-        memory.regions().iter().for_each(|region| lend(&mut client, region));
+        lend(&mut client, &memory);
         let mut host = Host { client, memory, admin, io, next: 0 };
         host.enable();
         host.create();
@@ -108,11 +123,29 @@ impl Host {
         admin.reap(client).expect("the command ends").status()
     }
 
+    /// Offers an admin command, and does not listen to what the device asks meanwhile.
+    pub fn admin_unheard(&mut self, command: Command) {
+        let Host { client, admin, .. } = self;
+        admin.submit(client, command);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+
+    /// Whether a completion of the admin queue is there.
+    pub fn has_admin_completion(&self) -> bool {
+        self.admin.peek().is_some()
+    }
+
     /// Offers a read of one block into the data region.
     pub fn read(&mut self) {
         let data = self.memory.regions()[1].range.first().0;
         self.next += 1;
         let command = Command { dptr: [data, 0], ..Command::new(nvm::READ, self.next, 1) };
+        let Host { client, io, .. } = self;
+        io.submit(client, command);
+    }
+
+    /// Offers a command in the I/O queue, whatever its identifier.
+    pub fn submit(&mut self, command: Command) {
         let Host { client, io, .. } = self;
         io.submit(client, command);
     }
@@ -123,9 +156,44 @@ impl Host {
         io.reap(client)
     }
 
+    /// The same for one that is there, without an ear for what the device asks.
+    pub fn reap_unserved(&mut self) -> Completion {
+        assert!(self.has_completion());
+        self.reap().unwrap()
+    }
+
     /// Whether there is one.
     pub fn has_completion(&self) -> bool {
         self.io.peek().is_some()
+    }
+}
+
+/// Memory that the client reads and writes for the device.
+struct Kept(Vec<Region>);
+
+impl Kept {
+    /// Where in which file some bytes are.
+    fn find(&self, address: u64, len: usize) -> Result<(&Region, u64), u32> {
+        let there = |region: &&Region| {
+            let first = region.range.first().0;
+            address >= first && address + len as u64 <= first + region.size()
+        };
+        let region = self.0.iter().find(there).ok_or(14u32)?;
+        Ok((region, region.extent.offset + address - region.range.first().0))
+    }
+}
+
+impl LentMemory for Kept {
+    fn read(&mut self, address: u64, data: &mut [u8]) -> Result<(), u32> {
+        let (region, offset) = self.find(address, data.len())?;
+        assert_eq!(pread(region.extent.file.as_fd(), &mut *data, offset).unwrap(), data.len());
+        Ok(())
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), u32> {
+        let (region, offset) = self.find(address, data.len())?;
+        assert_eq!(pwrite(region.extent.file.as_fd(), data, offset).unwrap(), data.len());
+        Ok(())
     }
 }
 
@@ -151,7 +219,11 @@ impl Pair {
             match self.peek() {
                 Some(entry) => break entry,
                 None if since.elapsed() > ANSWER => return None,
-                None => std::thread::yield_now(),
+                None => {
+                    // The device may want something of the client first.
+                    client.serve().unwrap();
+                    std::thread::yield_now();
+                }
             }
         };
         self.head = (self.head + 1) % ENTRIES;

@@ -1,12 +1,15 @@
 //! What is answered to what.
 
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use mdev_protocol::vfio_user::{
-    Capabilities, ClientError, Data, DeviceFlags, Feature, IrqAction, IrqData, MigrationRead, RegionCaps,
-    RegionFlags, RegionWrite, Request, SetIrqs, SparseArea, Version,
+    Capabilities, ClientError, Command, Data, DeviceFlags, Feature, Header, IrqAction, IrqData,
+    MigrationRead, RegionCaps, RegionFlags, RegionWrite, Request, SetIrqs, SparseArea, SubRegions, Version,
 };
 use rustix::io::Errno;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::host::Host;
 use super::{Server, refused};
@@ -39,8 +42,43 @@ fn a_function_has_the_regions_and_interrupts_of_pci() {
     assert_eq!(counts, [1, 0, 3, 1, 1]);
     assert_eq!(refused(client.region_info(9)), Errno::INVAL);
     assert_eq!(refused(client.irq_info(5)), Errno::INVAL);
-    assert!(client.region_io_fds(0).unwrap().1.is_empty());
-    assert_eq!(refused(client.region_io_fds(9)), Errno::INVAL);
+}
+
+#[test]
+fn no_region_is_reached_by_descriptors_and_wrong_questions_are_refused() {
+    let server = Server::start(Mode::Busy);
+    let mut client = server.client();
+    for index in 0..9 {
+        let (info, fds) = client.region_io_fds(index).unwrap();
+        assert_eq!((info.index(), info.sub_regions()), (index, &SubRegions::Given(Vec::new())));
+        assert!(fds.is_empty());
+    }
+    for index in [9, 10, u32::MAX] {
+        assert_eq!(refused(client.region_io_fds(index)), Errno::INVAL);
+    }
+    // Argsz, flags, index, count.
+    let mut socket = UnixStream::from(client.as_fd().try_clone_to_owned().unwrap());
+    let mut ask = |fields: &[u32]| {
+        let command = Command::DeviceGetRegionIoFds.id();
+        let header = Header::command(5, command, fields.len() * 4, false);
+        socket.write_all(&[header.as_bytes(), fields.as_bytes()].concat()).unwrap();
+        let mut reply = [0; 16];
+        socket.read_exact(&mut reply).unwrap();
+        let reply = Header::read_from_bytes(&reply).unwrap();
+        let mut body = vec![0; reply.size as usize - 16];
+        socket.read_exact(&mut body).unwrap();
+        (reply.is_failure().then(|| Errno::from_raw_os_error(reply.error as i32)), body)
+    };
+    let refused = (Some(Errno::INVAL), Vec::new());
+    for wrong in [&[16, 1, 0, 0], &[16, 0, 0, 1], &[15, 0, 0, 0], &[0, 0, 0, 0], &[16, 0, 9, 0]] {
+        assert_eq!(ask(wrong), refused, "{wrong:?}");
+    }
+    for wrong in [&[16, 0, 0][..], &[16, 0, 0, 0, 0]] {
+        assert_eq!(ask(wrong), refused, "{wrong:?}");
+    }
+    for argsz in [16, 4096, u32::MAX] {
+        assert_eq!(ask(&[argsz, 0, 4, 0]), (None, [16u32, 0, 4, 0].as_bytes().to_vec()), "{argsz}");
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod host;
 mod leaving;
 mod memory;
 mod messages;
+mod remote;
+mod remote_queues;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -43,9 +45,14 @@ struct Server {
 impl Server {
     fn start(mode: Mode) -> Server {
         let held = Held::new(vec![0; SIZE]);
+        Server::on(mode, held.clone(), Store::Held(held))
+    }
+
+    /// The same on another store.
+    fn on(mode: Mode, held: Held, store: Store) -> Server {
         let config = NvmeConfig { name: "nvme".to_owned(), namespaces: Vec::new(), queues: 2, serial: None };
         let namespace = NamespaceConfig::new(1, "null,size=512".parse().unwrap());
-        let namespace = Namespace::on("nvme", &namespace, Store::Held(held.clone()));
+        let namespace = Namespace::on("nvme", &namespace, store);
         let device = Arc::new(NvmeDevice::with_namespaces(config, vec![(namespace, true)]).unwrap());
         let folder = TempDir::new().unwrap();
         let endpoint = Endpoint::bind(&folder.path().join("socket"), None).unwrap();

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use mdev_pin::Lane;
 use mdev_protocol::nvme::command::{Command, NSID_ALL};
 use mdev_protocol::nvme::event::Event;
 use mdev_protocol::nvme::feature::{
@@ -16,6 +15,7 @@ use mdev_protocol::nvme::feature::{
 use mdev_protocol::nvme::log::WARNING_TEMPERATURE;
 use mdev_protocol::nvme::status::Status;
 
+use super::memory::Way;
 use super::{Answer, DONE, Outcome, memory, refused};
 use crate::device::nvme::Shared;
 use crate::device::nvme::controller::Controller;
@@ -129,7 +129,7 @@ fn capabilities(feature: u8) -> Option<u32> {
 }
 
 impl Controller {
-    pub(super) fn get_feature(&mut self, lane: &mut Lane, command: &Command) -> Outcome {
+    pub(super) fn get_feature(&mut self, way: &mut Way, command: &Command) -> Outcome {
         let feature = (command.cdw10 & CDW10_FEATURE) as u8;
         let (Some(capabilities), Some(select)) = (capabilities(feature), Select::of(command.cdw10)) else {
             return refused(Status::INVALID_FIELD);
@@ -174,19 +174,19 @@ impl Controller {
             ASYNC_EVENTS => values.events,
             TIMESTAMP => {
                 let origin = u64::from(values.timestamp_set) << 49;
-                memory::write(lane, command, &(values.now() | origin).to_le_bytes())?;
+                memory::write(way, command, &(values.now() | origin).to_le_bytes())?;
                 0
             }
             _ => {
                 let len = if cdw11 & HOST_ID_EXTENDED != 0 { 16 } else { 8 };
-                memory::write(lane, command, values.host_id.get(..len).unwrap_or_default())?;
+                memory::write(way, command, values.host_id.get(..len).unwrap_or_default())?;
                 0
             }
         };
         Ok(Answer::Now(value))
     }
 
-    pub(super) fn set_feature(&mut self, lane: &mut Lane, command: &Command) -> Outcome {
+    pub(super) fn set_feature(&mut self, way: &mut Way, command: &Command) -> Outcome {
         let feature = (command.cdw10 & CDW10_FEATURE) as u8;
         let Some(capabilities) = capabilities(feature) else { return refused(Status::INVALID_FIELD) };
         if command.cdw10 & CDW10_SAVE != 0 {
@@ -231,15 +231,15 @@ impl Controller {
                 self.check_temperature();
             }
             TIMESTAMP => {
-                let bytes = memory::read::<TIMESTAMP_LEN>(lane, command)?;
+                let bytes = memory::read::<TIMESTAMP_LEN>(way, command)?;
                 self.features.timestamp = (u64::from_le_bytes(bytes) & MILLISECONDS, Instant::now());
                 self.features.timestamp_set = true;
             }
             _ => {
                 self.features.host_id = if value & HOST_ID_EXTENDED != 0 {
-                    memory::read::<16>(lane, command)?
+                    memory::read::<16>(way, command)?
                 } else {
-                    u128::from(u64::from_le_bytes(memory::read::<8>(lane, command)?)).to_le_bytes()
+                    u128::from(u64::from_le_bytes(memory::read::<8>(way, command)?)).to_le_bytes()
                 };
             }
         }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use mdev_pin::Lane;
 use mdev_protocol::nvme::command::{Command, NSID_ALL};
 use mdev_protocol::nvme::feature::EVENT_NAMESPACES;
 use mdev_protocol::nvme::identify::{
@@ -13,6 +12,7 @@ use mdev_protocol::nvme::status::Status;
 use zerocopy::IntoBytes;
 
 use super::events::MAX_REQUESTS;
+use super::memory::Way;
 use super::{DONE, Fault, Outcome, aborts, features, memory, refused};
 use crate::device::nvme::controller::Controller;
 use crate::device::nvme::controller::config_space::{SUBSYSTEM_VENDOR, VENDOR};
@@ -73,15 +73,15 @@ fn controllers(first: u16) -> [u16; 2] {
     if CONTROLLER_ID >= first { [1, CONTROLLER_ID] } else { [0, 0] }
 }
 
-fn write(lane: &mut Lane, command: &Command, bytes: &[u8]) -> Outcome {
+fn write(way: &mut Way, command: &Command, bytes: &[u8]) -> Outcome {
     let mut page = [0; IDENTIFY_LEN];
     page.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
-    memory::write(lane, command, &page)?;
+    memory::write(way, command, &page)?;
     DONE
 }
 
 impl Controller {
-    pub(super) fn identify(&mut self, lane: &mut Lane, command: &Command) -> Outcome {
+    pub(super) fn identify(&mut self, way: &mut Way, command: &Command) -> Outcome {
         let (nsid, first) = (command.nsid, (command.cdw10 >> 16) as u16);
         let asked = command.cdw10 as u8;
         let names_command_set = matches!(
@@ -95,7 +95,7 @@ impl Controller {
         if names_command_set && (command.cdw11 >> 24) as u8 != CSI_NVM {
             return refused(Status::INVALID_FIELD);
         }
-        let mut page = |bytes: &[u8]| write(lane, command, bytes);
+        let mut page = |bytes: &[u8]| write(way, command, bytes);
         match asked {
             cns::NAMESPACE if nsid == NSID_ALL => page(any_namespace().as_bytes()),
             cns::NAMESPACE => match self.attached(nsid)? {

@@ -1,6 +1,5 @@
 //! Get log page (section 5.16).
 
-use mdev_pin::Lane;
 use mdev_protocol::nvme::command::{Command, NSID_ALL};
 use mdev_protocol::nvme::feature::capability::NAMESPACE;
 use mdev_protocol::nvme::log::{
@@ -12,6 +11,7 @@ use mdev_protocol::nvme::opcode::{admin, nvm};
 use mdev_protocol::nvme::status::Status;
 use zerocopy::IntoBytes;
 
+use super::memory::Way;
 use super::{DONE, Outcome, features, identify, memory, refused};
 use crate::device::nvme::Mishaps;
 use crate::device::nvme::controller::Controller;
@@ -65,7 +65,7 @@ fn effects(commands: &[(u8, u32)]) -> [u32; 256] {
 }
 
 impl Controller {
-    pub(super) fn get_log(&mut self, lane: &mut Lane, command: &Command) -> Outcome {
+    pub(super) fn get_log(&mut self, way: &mut Way, command: &Command) -> Outcome {
         let Command { cdw10, cdw11, cdw12, cdw13, cdw14, .. } = *command;
         let request = LogRequest::new(cdw10, cdw11, cdw12, cdw13, cdw14);
         if !PAGES.contains(&request.page) {
@@ -84,7 +84,7 @@ impl Controller {
         };
         // What is beyond the end of the page is left as it is.
         let len = usize::try_from(request.len).unwrap_or(usize::MAX).min(rest.len());
-        memory::write(lane, command, rest.get(..len).unwrap_or_default())?;
+        memory::write(way, command, rest.get(..len).unwrap_or_default())?;
         if !request.retain {
             self.events.read(request.page);
             if request.page == CHANGED_NAMESPACES {

@@ -13,7 +13,7 @@ mod namespaces;
 mod queue;
 mod queues;
 
-use mdev_pin::{Lane, ResolveError};
+use mdev_pin::ResolveError;
 use mdev_protocol::nvme::command::{Command, FUSE_NONE, PSDT_PRP};
 use mdev_protocol::nvme::event::Event;
 use mdev_protocol::nvme::opcode::admin::{
@@ -29,6 +29,7 @@ use crate::device::nvme::data::Fault;
 pub(super) use aborts::Aborts;
 pub(super) use events::Events;
 pub(super) use features::Features;
+use memory::Way;
 pub(super) use queue::AdminQueue;
 use queue::Fetched;
 
@@ -62,6 +63,9 @@ impl Controller {
         host: &mut dyn Host,
     ) -> Result<bool, ResolveError> {
         for _ in 0..COMMANDS_AT_ONCE {
+            if !admin.settle()? {
+                return Ok(false);
+            }
             self.tell(admin);
             if !self.post(admin)? || self.life != Life::Enabled {
                 // The host has to take completions first, or to reset.
@@ -75,7 +79,10 @@ impl Controller {
                 }
                 Fetched::Command(command) => command,
             };
-            let outcome = self.execute(&mut admin.lane, &command, host);
+            let outcome = self.execute(&mut admin.way, &command, host);
+            if outcome == Err(Fault::Memory(ResolveError::Elsewhere)) && admin.way.is_fetching() {
+                return Ok(false);
+            }
             if let Err(Fault::Memory(error)) = outcome
                 && admin.may_wait_for(error)
             {
@@ -88,7 +95,7 @@ impl Controller {
             let cid = command.cid();
             match outcome {
                 Ok(Answer::Later) => {}
-                Ok(Answer::Now(result)) => admin.ended(cid, Status::SUCCESS, result),
+                Ok(Answer::Now(result)) => admin.carried_out(cid, result),
                 Err(fault) => {
                     let status = match fault {
                         Fault::Refused(status) => status.more(),
@@ -119,24 +126,24 @@ impl Controller {
         Ok(admin.is_told())
     }
 
-    fn execute(&mut self, lane: &mut Lane, command: &Command, host: &mut dyn Host) -> Outcome {
+    fn execute(&mut self, way: &mut Way, command: &Command, host: &mut dyn Host) -> Outcome {
         if command.fuse() != FUSE_NONE || command.psdt() != PSDT_PRP {
             return refused(Status::INVALID_FIELD);
         }
         match command.opcode() {
             DELETE_SQ => self.delete_submission(command, host),
             CREATE_SQ => self.create_submission(command, host),
-            GET_LOG_PAGE => self.get_log(lane, command),
+            GET_LOG_PAGE => self.get_log(way, command),
             DELETE_CQ => self.delete_completion(command),
             CREATE_CQ => self.create_completion(command),
-            IDENTIFY => self.identify(lane, command),
+            IDENTIFY => self.identify(way, command),
             ABORT => self.abort(command, host),
-            SET_FEATURES => self.set_feature(lane, command),
-            GET_FEATURES => self.get_feature(lane, command),
+            SET_FEATURES => self.set_feature(way, command),
+            GET_FEATURES => self.get_feature(way, command),
             ASYNC_EVENT => self.events.request(command.cid()),
             NAMESPACE_MANAGEMENT => self.manage_namespace(command),
-            NAMESPACE_ATTACHMENT => self.attach_namespace(lane, command),
-            DOORBELL_BUFFER_CONFIG => self.use_doorbell_buffer(lane, command, host),
+            NAMESPACE_ATTACHMENT => self.attach_namespace(way, command),
+            DOORBELL_BUFFER_CONFIG => self.use_doorbell_buffer(way, command, host),
             _ => refused(Status::INVALID_OPCODE),
         }
     }

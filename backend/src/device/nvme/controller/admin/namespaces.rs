@@ -1,6 +1,5 @@
 //! Namespaces: attached, detached, and what the host is told when they change (sections 5.21 and 5.22).
 
-use mdev_pin::Lane;
 use mdev_protocol::nvme::command::Command;
 use mdev_protocol::nvme::event::Event;
 use mdev_protocol::nvme::feature::EVENT_NAMESPACES;
@@ -8,6 +7,7 @@ use mdev_protocol::nvme::identify::{CONTROLLER_LIST_LEN, IDENTIFY_LEN};
 use mdev_protocol::nvme::status::Status;
 
 use super::identify::CONTROLLER_ID;
+use super::memory::Way;
 use super::{DONE, Outcome, memory, refused};
 use crate::device::nvme::NamespaceError;
 use crate::device::nvme::controller::{Controller, seen};
@@ -28,7 +28,7 @@ impl Controller {
         }
     }
 
-    pub(super) fn attach_namespace(&mut self, lane: &mut Lane, command: &Command) -> Outcome {
+    pub(super) fn attach_namespace(&mut self, way: &mut Way, command: &Command) -> Outcome {
         let select = command.cdw10 & 0xf;
         if select > SECOND {
             return refused(Status::INVALID_FIELD);
@@ -36,7 +36,7 @@ impl Controller {
         if self.shared.namespaces.get(command.nsid).is_none() {
             return refused(Status::INVALID_NAMESPACE);
         }
-        check_controllers(&memory::read::<IDENTIFY_LEN>(lane, command)?)?;
+        check_controllers(&memory::read::<IDENTIFY_LEN>(way, command)?)?;
         let namespaces = &self.shared.namespaces;
         let turned =
             if select == FIRST { namespaces.attach(command.nsid) } else { namespaces.detach(command.nsid) };

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use mdev_dma::Iova;
-use mdev_pin::Lane;
 use mdev_protocol::nvme::command::{Command, Completion};
 use mdev_protocol::nvme::status::Status;
 
+use super::memory::Way;
 use super::{Answer, DONE, Outcome, refused};
 use crate::device::nvme::completion::CompletionSetup;
 use crate::device::nvme::controller::{Controller, Host, Submission, SubmissionState};
@@ -119,7 +119,7 @@ impl Controller {
     /// The host has memory that stands for the doorbells of its I/O queues.
     pub(super) fn use_doorbell_buffer(
         &mut self,
-        lane: &mut Lane,
+        way: &mut Way,
         command: &Command,
         host: &mut dyn Host,
     ) -> Outcome {
@@ -128,7 +128,7 @@ impl Controller {
             return refused(Status::INVALID_FIELD);
         }
         let shadow = Shadow { doorbells: Iova(doorbells), events: Iova(events) };
-        self.doorbells.begin_shadow(&lane.enter(), shadow, self.pairs)?;
+        self.doorbells.begin_shadow(&way.enter(), shadow, self.pairs)?;
         // Whoever sleeps has to look there once, and to say when to touch the register next.
         self.submissions.keys().for_each(|qid| self.kick(*qid, host));
         DONE
