@@ -146,9 +146,12 @@ fn client_that_never_answers_gets_a_bounded_number_of_messages_and_late_answers_
     assert_eq!(ended.try_recv().unwrap(), Ok(vec![2; 4]));
 }
 
+/// What a client answers to the message that this reply header belongs to.
+type Lie = fn(&Header) -> (Header, DmaReply);
+
 #[test]
 fn answers_that_lie_fail_their_transfer_and_no_other() {
-    let lies: [fn(&Header) -> (Header, DmaReply); 6] = [
+    let lies: [Lie; 6] = [
         |header| (*header, done(0x1001, &[1; 8])),
         |header| (*header, done(0x1000, &[1; 7])),
         |header| (*header, done(0x1000, &[1; 9])),
