@@ -300,9 +300,9 @@ macro_rules! dma_data {
                 let (address, behind) = fields::<u64>(body)?;
                 let (wide, rest) = fields::<u64>(behind)?;
                 let (count, narrow) = fields::<u32>(behind)?;
-                if wide != rest.len() as u64 && count as usize == rest.len() {
-                    let data = Data::decode(narrow.get(..rest.len()).unwrap_or_default())?;
-                    return Ok(Self { address, data, layout: DmaLayout::Narrow });
+                let (data, padding) = narrow.split_at_checked(rest.len()).unwrap_or_default();
+                if wide != rest.len() as u64 && count as usize == data.len() && padding == [0; PADDING] {
+                    return Ok(Self { address, data: Data::decode(data)?, layout: DmaLayout::Narrow });
                 }
                 Ok(Self { address, data: Data::counted(rest, wide)?, layout: DmaLayout::Specified })
             }

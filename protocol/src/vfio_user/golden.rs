@@ -145,9 +145,9 @@ pub(crate) fn dma_replies() -> Vec<(Command, DmaReply, Vec<u8>)> {
     use DmaReply as R;
     vec![
         (C::DmaRead, R::DmaRead(DmaReadDone { address: 0x1000, data: data(&[1, 2, 3]), layout: DmaLayout::Specified }), bytes("0201 0b00 23000000 01000000 00000000 0010000000000000 0300000000000000 010203")),
-        (C::DmaRead, R::DmaRead(DmaReadDone { address: 0x1000, data: data(&[1, 2, 3]), layout: DmaLayout::Narrow }), bytes("0201 0b00 23000000 01000000 00000000 0010000000000000 03000000 010203 00000000")),
         (C::DmaRead, R::Failed(14), bytes("0201 0b00 10000000 21000000 0e000000")),
         (C::DmaWrite, R::DmaWrite(DmaWriteDone::Silent), bytes("0201 0c00 10000000 01000000 00000000")),
         (C::DmaWrite, R::DmaWrite(DmaWriteDone::Told { address: 0x1000, count: 3 }), bytes("0201 0c00 20000000 01000000 00000000 0010000000000000 0300000000000000")),
+        (C::DmaRead, R::DmaRead(DmaReadDone { address: 0x1000, data: data(&[1, 2, 3]), layout: DmaLayout::Narrow }), bytes("0201 0b00 23000000 01000000 00000000 0010000000000000 03000000 010203 00000000")),
     ]
 }
