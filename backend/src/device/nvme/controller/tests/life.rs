@@ -232,8 +232,8 @@ fn flush_that_fails_or_does_not_end_does_not_hold_up_a_shutdown() {
     rig.finish_flushes();
     assert_eq!(rig.read(CSTS), 1 | 2 << 2);
     let mut rig = Rig::enabled();
-    rig.write(CC, ENABLED | 1 << 14);
     let began = std::time::Instant::now();
+    rig.write(CC, ENABLED | 1 << 14);
     while rig.read(CSTS) != 1 | 2 << 2 {
         let at = rig.controller.next_deadline().expect("it looks again");
         std::thread::sleep(at.saturating_duration_since(std::time::Instant::now()));
