@@ -80,26 +80,17 @@ impl Aborts {
         }
     }
 
-    /// The ends of all commands that have ended are posted: the host can see them, or will when a batch has arrived that is on its
-    /// way.
+    /// Decides what can be: a poll is over. `posted`: the ends of all commands that have ended are, so that the host can see them, or
+    /// will when the batch has arrived that is `on_its_way`. Batches before that have arrived.
     #[cold]
-    pub(super) fn posted(&mut self, batch: Option<u32>) {
+    pub(super) fn look(&mut self, posted: bool, on_its_way: Option<u32>) {
         for abort in &mut self.0 {
-            if let Stage::Ended(aborted) = abort.stage {
-                abort.stage = batch.map_or(Stage::Decided(aborted), |batch| Stage::Sent(aborted, batch));
-            }
-        }
-    }
-
-    /// The batch that is on its way now, if one is: those before have arrived.
-    #[cold]
-    pub(super) fn arrived(&mut self, on_its_way: Option<u32>) {
-        for abort in &mut self.0 {
-            if let Stage::Sent(aborted, batch) = abort.stage
-                && on_its_way != Some(batch)
-            {
-                abort.stage = Stage::Decided(aborted);
-            }
+            abort.stage = match (abort.stage, on_its_way) {
+                (Stage::Ended(aborted), Some(batch)) if posted => Stage::Sent(aborted, batch),
+                (Stage::Ended(aborted), None) if posted => Stage::Decided(aborted),
+                (Stage::Sent(aborted, batch), now) if now != Some(batch) => Stage::Decided(aborted),
+                (stage, _) => stage,
+            };
         }
     }
 

@@ -152,9 +152,15 @@ impl SubmissionEngine {
         if !self.flying.is_empty() {
             self.collect();
         }
+        let moved = self.go_on();
         if !self.aborts.is_empty() {
-            self.aborts.arrived(self.completion.arrives());
+            self.aborts.look(self.ended.is_empty(), self.completion.arrives());
         }
+        moved
+    }
+
+    #[inline(always)]
+    fn go_on(&mut self) -> u32 {
         let nothing_owed = self.ended.is_empty() && self.under_way.is_none();
         let ready = self.reach.is_ready();
         let idle = nothing_owed && (self.quiesced || self.queue.is_empty()) || !ready;
@@ -163,11 +169,7 @@ impl SubmissionEngine {
             self.stats.add_empty_poll();
             return 0;
         }
-        let moved = self.serve(ready);
-        if !self.aborts.is_empty() && self.ended.is_empty() {
-            self.aborts.posted(self.completion.arrives());
-        }
-        moved
+        self.serve(ready)
     }
 
     /// `ready`: the queue is to be looked at, and not only what is on its way from and to the client.

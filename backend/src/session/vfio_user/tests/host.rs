@@ -135,6 +135,18 @@ impl Host {
         self.admin.peek().is_some()
     }
 
+    /// The next completion of the admin queue.
+    pub fn reap_admin(&mut self) -> Completion {
+        let Host { client, admin, .. } = self;
+        admin.reap(client).expect("the command ends")
+    }
+
+    /// Offers an admin command.
+    pub fn submit_admin(&mut self, command: Command) {
+        let Host { client, admin, .. } = self;
+        admin.submit(client, command);
+    }
+
     /// Offers a read of one block into the data region.
     pub fn read(&mut self) {
         let data = self.memory.regions()[1].range.first().0;

@@ -5,6 +5,7 @@ mod leaving;
 mod memory;
 mod messages;
 mod remote;
+mod remote_breaks;
 mod remote_queues;
 
 use std::os::unix::net::UnixStream;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,41 +24,50 @@ use crate::store::held::Held;
 use crate::worker::Mode;
 
 /// Where it begins.
-const REMOTE: u64 = 8 << 32;
+pub const REMOTE: u64 = 8 << 32;
 /// Bytes of it: data, and a few pages for lists.
 const LEN: u64 = 4 << 20;
 /// Where lists are.
-const LISTS: u64 = REMOTE + (3 << 20);
+pub const LISTS: u64 = REMOTE + (3 << 20);
 /// How long a device waits for its client, in tests.
-const PATIENCE: Duration = Duration::from_millis(400);
+pub const PATIENCE: Duration = Duration::from_millis(400);
 
 #[derive(Clone)]
-struct Lent(Arc<Mutex<Vec<u8>>>);
+pub struct Lent(Arc<Mutex<Vec<u8>>>, Arc<AtomicU32>);
 
 impl Lent {
     fn new() -> Lent {
-        Lent(Arc::new(Mutex::new(vec![0; LEN as usize])))
+        Lent(Arc::new(Mutex::new(vec![0; LEN as usize])), Arc::default())
     }
 
-    fn put(&self, address: u64, bytes: &[u8]) {
+    pub fn put(&self, address: u64, bytes: &[u8]) {
         self.clone().write(address, bytes).unwrap();
+        self.1.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn get(&self, address: u64, len: usize) -> Vec<u8> {
+    pub fn get(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.clone().read(address, &mut bytes).unwrap();
+        self.1.fetch_sub(1, Ordering::Relaxed);
         bytes
+    }
+
+    /// How often the device has asked for something, and was answered.
+    pub fn asked(&self) -> u32 {
+        self.1.load(Ordering::Relaxed)
     }
 }
 
 impl LentMemory for Lent {
     fn read(&mut self, address: u64, data: &mut [u8]) -> Result<(), u32> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         let at = address.checked_sub(REMOTE).ok_or(14u32)? as usize;
         data.copy_from_slice(self.0.lock().unwrap().get(at..at + data.len()).ok_or(14u32)?);
         Ok(())
     }
 
     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), u32> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         let at = address.checked_sub(REMOTE).ok_or(14u32)? as usize;
         self.0.lock().unwrap().get_mut(at..at + data.len()).ok_or(14u32)?.copy_from_slice(data);
         Ok(())
@@ -74,7 +84,7 @@ fn capabilities(twin: bool) -> Capabilities {
 }
 
 /// A host that lends memory in two pieces without a file.
-fn host(server: &Server, twin: bool) -> (Host, Lent) {
+pub fn host(server: &Server, twin: bool) -> (Host, Lent) {
     let mut client = server.stranger();
     client.negotiate(capabilities(twin)).unwrap();
     let lent = Lent::new();
@@ -88,12 +98,12 @@ fn host(server: &Server, twin: bool) -> (Host, Lent) {
 }
 
 /// A command on `len` bytes from the start of the store on.
-fn command(opcode: u8, len: usize, dptr: [u64; 2]) -> Command {
+pub fn command(opcode: u8, len: usize, dptr: [u64; 2]) -> Command {
     Command { dptr, cdw12: (len / 512 - 1) as u32, ..Command::new(opcode, 7, 1) }
 }
 
 /// Pointers to `len` bytes at `at`, with the list that is needed at `lists`.
-fn prps(lent: &Lent, at: u64, len: usize) -> [u64; 2] {
+pub fn prps(lent: &Lent, at: u64, len: usize) -> [u64; 2] {
     let next = (at | 4095) + 1;
     let end = at + len as u64;
     let pages: Vec<u64> = (next..end).step_by(4096).collect();
@@ -107,12 +117,12 @@ fn prps(lent: &Lent, at: u64, len: usize) -> [u64; 2] {
     }
 }
 
-fn pattern(len: usize, salt: usize) -> Vec<u8> {
+pub fn pattern(len: usize, salt: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 512 + salt) as u8).collect()
 }
 
 /// Has a command carried out, with the store's and the client's help.
-fn run(server: &Server, host: &mut Host, command: Command) -> Status {
+pub fn run(server: &Server, host: &mut Host, command: Command) -> Status {
     host.submit(command);
     assert!(soon(|| {
         host.client.serve().unwrap();
