@@ -236,22 +236,6 @@ impl Shared {
         !self.write_back.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing may be taken from the host's memory or put there, nor asked of a client that keeps it.
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Acquire)
-    }
-
-    fn pause(&self, paused: bool) {
-        if self.paused.swap(paused, Ordering::AcqRel) && !paused {
-            self.pauses.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    /// How often the function has been paused and was permitted again.
-    fn pauses(&self) -> u32 {
-        self.pauses.load(Ordering::Acquire)
-    }
-
     /// A command has failed in its store.
     #[cold]
     fn complain(&self, what: impl std::fmt::Display, errno: Errno) {
