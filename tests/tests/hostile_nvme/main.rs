@@ -18,7 +18,6 @@
 //! | `framing` | messages: too long, too short, unknown, in pieces, with descriptors that do not belong there |
 //! | `strangers` | clients that read no replies, vanish, come in numbers, or send anything at all |
 //! | `interrupts` | interrupts that are not there, and wired to what is no eventfd |
-//! | `lenders` | memory that is lent without a descriptor: lies, no answers, second answers, departures |
 //! | `maps` | maps that are huge, overlap, are unaligned, or more than there may be |
 
 mod bits;
@@ -28,7 +27,6 @@ mod framing;
 mod house;
 mod interrupts;
 mod intruder;
-mod lenders;
 mod lost;
 mod maps;
 mod neighbour;
