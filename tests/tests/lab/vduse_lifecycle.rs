@@ -62,7 +62,7 @@ fn comes_and_goes(lab: &Lab) -> Result<(), Skip> {
     host.runs("grep 'stays, because it is on the vDPA bus' /tmp/vd0.log");
     host.runs(&format!("[ -e /dev/vduse/vd0 ] && [ -e {RECORDS} ]"));
     // Nobody is there to hear that its driver leaves. The kernel gives the device up then, and the next daemon makes it anew.
-    host.runs("vdpa dev del vd0");
+    host.runs("echo 2 > /sys/class/vduse/vd0/msg_timeout && vdpa dev del vd0");
     host.runs(&serve(""));
     host.runs("grep 'it is made anew' /tmp/vd0.log");
     host.runs("plug vd0 && find vd0 && dd if=$disk of=/dev/null bs=1M count=1 && vdpa dev del vd0");

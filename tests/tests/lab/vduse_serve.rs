@@ -2,7 +2,7 @@
 
 use mdev_tests::lab::{Lab, Skip, Trial};
 
-use super::disk::{SIZE, begin, goes_on};
+use super::disk::{SIZE, begin, goes_on, rest};
 use super::vduse::{Host, host};
 
 pub fn trials() -> Vec<Trial> {
@@ -11,11 +11,11 @@ pub fn trials() -> Vec<Trial> {
 
 fn reloaded(lab: &Lab) -> Result<(), Skip> {
     let mut host = Host::up(host(lab));
-    let disk =
-        format!("[[blk]]\\nname = \"disk\"\\nvduse = \"vd0\"\\nstore = \"mem,size={SIZE}\"\\nqueues = 2\\n");
+    let disk = "[[blk]]\\nname = \"disk\"\\nvduse = \"vd0\"\\nstore = \"file=/tmp/disk\"\\nqueues = 2\\n";
     let nic =
         |name: &str| format!("[[net]]\\nname = \"{name}\"\\nvduse = \"{name}\"\\nlink = \"loopback\"\\n");
     let file = |text: &str| format!("printf '{text}' > /tmp/mdevd.toml");
+    host.runs(&format!("truncate -s {SIZE} /tmp/disk"));
     host.runs(&file(&format!("{disk}{}", nic("vn0"))));
     host.runs("start served serve /tmp/mdevd.toml");
     host.runs("plug vd0 && plug vn0 && find vn0 net && find vd0 && ip link set $nic up");
@@ -42,6 +42,7 @@ fn reloaded(lab: &Lab) -> Result<(), Skip> {
     host.runs(&file(&format!("{disk}{}", nic("vn1"))));
     host.runs("kill -HUP $served");
     host.waits("grep -q \"disk: serving\" /tmp/served.log");
+    rest(host.guest());
     host.runs("leave served");
     host.off();
     Ok(())
