@@ -15,7 +15,8 @@
 //!   gone when that process ends or executes another program.
 //! - [`RemoteMemory`], [`RemoteExtent`], [`Reply`]: memory with a peer, reached by messages that somebody else sends.
 //! - [`Windows`], [`HostWindow`], [`Segment`]: files mapped in chunks of 1 GiB and shared where it is proven that they
-//!   are the same; only windows are aligned. A segment is the part of an area that lies in one window.
+//!   are the same; only windows are aligned. There are so many of them in a process; a user with a share of its own
+//!   ([`Windows::share`]) cannot take those that others need. A segment is the part of an area that lies in one window.
 //! - [`Stitch`]: bytes that lie apart in windows, mapped a second time side by side, for what has to be one piece.
 //! - [`Occupancy`]: the bytes of windows that one area uses, so that they can be revoked from it and from nobody else.
 //! - [`IovaMap`]: an immutable sorted table, for areas and segments alike, changed by copying one leaf.
@@ -75,6 +76,7 @@ mod process;
 pub(crate) mod raw;
 mod remote;
 mod sg;
+mod share;
 mod stitch;
 mod window;
 

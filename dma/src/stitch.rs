@@ -9,11 +9,10 @@
 //! revoked from the windows ([`crate::Occupancy::revoke`]) are taken away from every stitch that shows them in the same
 //! step. Whoever uses a stitch occupies its bytes in the windows.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::raw::{Mapping, Shown};
-use crate::window::Counts;
+use crate::share::Place;
 use crate::{GuestSlice, HostWindow, OutOfMemory, Segment, WindowError, Windows, try_push};
 
 /// Parts that one stitch may have: as many pages as the largest part of a ring can touch, and some.
@@ -36,7 +35,7 @@ pub struct Stitch {
     /// Where in the mapping the first of its bytes is.
     first: u64,
     len: u64,
-    counts: Arc<Counts>,
+    place: Place,
 }
 
 /// Bytes of a window: its segments, joined where they continue each other.
@@ -118,8 +117,7 @@ impl Stitch {
 
 impl Drop for Stitch {
     fn drop(&mut self) {
-        self.counts.live.fetch_sub(1, Ordering::Relaxed);
-        self.counts.faults.fetch_add(self.poison_count(), Ordering::Relaxed);
+        self.place.leave_faults(self.poison_count());
     }
 }
 
@@ -153,12 +151,12 @@ impl Windows {
             at = at.checked_add(len).ok_or(StitchError::TooMany)?;
         }
         let writable = runs.iter().all(|run| run.window.is_writable());
+        let place = self.place()?;
         let mapping = Mapping::stitched(&shown, page, writable).map_err(WindowError::from)?;
         let len = runs.iter().map(|run| run.bytes.1 - run.bytes.0 + 1).sum();
         let first = begin.bytes.0 - whole.first().map_or(begin.bytes.0, |pages| pages.0);
-        self.counts.live.fetch_add(1, Ordering::Relaxed);
-        self.counts.mapped.fetch_add(1, Ordering::Relaxed);
-        let stitch = Arc::new(Stitch { mapping, parts, first, len, counts: Arc::clone(&self.counts) });
+        place.mapped();
+        let stitch = Arc::new(Stitch { mapping, parts, first, len, place });
         for part in &stitch.parts {
             // Whoever revokes these pages from here on finds the stitch; before, the record says so.
             if !part.window.occupants().show(part.pages, part.at, &stitch) {

@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::occupancy::Occupants;
 use crate::raw::{self, Mapping};
+use crate::share::{Place, Share};
 use crate::{
     Area, BackingFile, FileExtent, FileId, GuestSlice, Iova, IovaRange, OutOfMemory, Perm, Ranged, Stitch,
     try_push,
@@ -27,7 +27,7 @@ pub struct HostWindow {
     file: Arc<BackingFile>,
     file_offset: u64,
     occupants: Occupants,
-    counts: Arc<Counts>,
+    place: Place,
 }
 
 impl HostWindow {
@@ -121,8 +121,7 @@ impl HostWindow {
 
 impl Drop for HostWindow {
     fn drop(&mut self) {
-        self.counts.live.fetch_sub(1, Ordering::Relaxed);
-        self.counts.faults.fetch_add(self.poison_count(), Ordering::Relaxed);
+        self.place.leave_faults(self.poison_count());
     }
 }
 
@@ -156,15 +155,6 @@ impl Ranged for Segment {
     fn range(&self) -> IovaRange {
         self.range
     }
-}
-
-/// How many windows there are and were, stitches among them.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) live: AtomicUsize,
-    pub(crate) mapped: AtomicU64,
-    /// Faults contained in windows that are gone.
-    pub(crate) faults: AtomicU64,
 }
 
 /// Windows that do not show their file everywhere, and what happened in all windows so far.
@@ -215,18 +205,24 @@ impl Known {
     }
 }
 
-/// All windows of a daemon.
+/// All windows of a daemon, as one of their users has them.
 #[derive(Debug)]
 pub struct Windows {
-    pub(crate) known: Mutex<Known>,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) known: Arc<Mutex<Known>>,
+    pub(crate) share: Share,
 }
 
 impl Windows {
     /// An empty table. The first one in a process installs the handler that contains SIGBUS; it stays for good.
     pub fn new() -> io::Result<Arc<Self>> {
         raw::contain_sigbus()?;
-        Ok(Arc::new(Windows { known: Mutex::default(), counts: Arc::default() }))
+        Ok(Arc::new(Windows { known: Arc::default(), share: Share::whole(raw::SLOTS) }))
+    }
+
+    /// The same windows for one user among many: what others have mapped it finds here, but it may itself have no more windows mapped than
+    /// there are places left. So none keeps all others from theirs.
+    pub fn share(&self) -> Arc<Self> {
+        Arc::new(Windows { known: Arc::clone(&self.known), share: self.share.part() })
     }
 
     /// Maps `area`: the segments that cover it without a gap, in order of address. Memory that is in no file has none.
@@ -268,20 +264,24 @@ impl Windows {
         Ok(segments)
     }
 
+    pub(crate) fn place(&self) -> Result<Place, WindowError> {
+        self.share.take().map_err(|held| WindowError::Share { held })
+    }
+
     /// How many windows are mapped now, stitches among them.
     pub fn live(&self) -> usize {
-        self.counts.live.load(Ordering::Relaxed)
+        self.share.live()
     }
 
     /// How many windows were ever mapped, stitches among them.
     pub fn mapped_total(&self) -> u64 {
-        self.counts.mapped.load(Ordering::Relaxed)
+        self.share.mapped()
     }
 
     /// What was lost in its windows. Looks at every window, so it is for statistics.
     pub fn losses(&self) -> Losses {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut losses = Losses { faults: self.counts.faults.load(Ordering::Relaxed), ..Losses::default() };
+        let mut losses = Losses { faults: self.share.faults(), ..Losses::default() };
         for window in known.windows.values().flatten().filter_map(Weak::upgrade) {
             losses.poisoned += usize::from(window.poisoned());
             losses.revoked += usize::from(window.occupants.any_revoked());
@@ -319,18 +319,18 @@ impl Windows {
         // The whole chunk, or what the file has of it in whole pages. `size` is at most i64::MAX, so nothing wraps.
         let len = (size - start).min(CHUNK).next_multiple_of(file.page_size());
         let len = usize::try_from(len).map_err(|_| WindowError::Map(io::ErrorKind::OutOfMemory.into()))?;
+        let place = self.place()?;
         #[cfg(not(miri))]
         let mapping = Mapping::of_file(file.as_fd(), start, len, file.page_size(), writable)?;
         #[cfg(miri)]
         let mapping = Mapping::of_heap(file.heap(), start, len, file.page_size(), writable)?;
-        self.counts.live.fetch_add(1, Ordering::Relaxed);
-        self.counts.mapped.fetch_add(1, Ordering::Relaxed);
+        place.mapped();
         let window = Arc::new(HostWindow {
             mapping,
             file: Arc::clone(file),
             file_offset: start,
             occupants: Occupants::default(),
-            counts: Arc::clone(&self.counts),
+            place,
         });
         known.remember(key, &window);
         Ok(window)
@@ -390,6 +390,14 @@ pub enum WindowError {
         /// How many windows there can be.
         limit: usize,
     },
+    /// This user has as many windows mapped as there are places left for others (`ENOSPC`).
+    #[error(
+        "this connection has {held} windows, and no more than that are left for all others; let it use fewer and larger memory files"
+    )]
+    Share {
+        /// How many it has.
+        held: usize,
+    },
     /// No memory for the list of segments (`ENOMEM`).
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
@@ -412,7 +420,7 @@ impl WindowError {
             WindowError::Permission { .. } => libc::EACCES,
             WindowError::Overflow { .. } => libc::EOVERFLOW,
             WindowError::Size(e) | WindowError::Map(e) => e.raw_os_error().unwrap_or(libc::ENOMEM),
-            WindowError::TableFull { .. } => libc::ENOSPC,
+            WindowError::TableFull { .. } | WindowError::Share { .. } => libc::ENOSPC,
             WindowError::Memory(e) => e.errno(),
         }
     }

@@ -96,7 +96,7 @@ impl Control {
             return Ok(None);
         }
         let conn = self.next_connection;
-        let (windows, options) = (self.windows.clone(), served.sessions.clone());
+        let (windows, options) = (self.windows.share(), served.sessions.clone());
         let session = served.model.session(
             conn,
             socket,
@@ -126,7 +126,7 @@ impl Control {
             return Ok(());
         };
         let conn = self.next_connection;
-        let (windows, files) = (self.windows.clone(), served.sessions.files);
+        let (windows, files) = (self.windows.share(), served.sessions.files);
         let session =
             vduse::Session::new(conn, file.clone(), virtio.clone(), windows, files, kernel.records())
                 .map_err(KernelDeviceError::from)?

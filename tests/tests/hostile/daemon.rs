@@ -1,12 +1,13 @@
 //! The daemon itself: one guest with traffic on, and everything else that connects to its socket.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use mdev_protocol::vhost_user::{Client, FrontendMessage as M};
+use mdev_protocol::vhost_user::{Client, FrontendMessage as M, MemoryRegion};
 use mdev_tests::random::Random;
 use mdev_tests::stage::{Alone, Guest, GuestOptions, Traffic, WATCHDOG, await_that};
 use mdevd::daemon::{CounterSocket, Daemon, DaemonError, Endpoint, MAX_CONNECTIONS, Options};
@@ -19,6 +20,8 @@ use rustix::fs::ftruncate;
 use rustix::process::{Signal, getpid, kill_process};
 use tempfile::TempDir;
 
+use super::files::memfd;
+use super::greed::TIB;
 use super::latched::Door;
 use super::leaving::vanish;
 use super::lost::renew_memory;
@@ -128,6 +131,49 @@ impl Door for House {
     fn left(&self, _: u64) {
         // The daemon tells nobody; what is left shows when it has ended.
     }
+}
+
+#[test]
+fn terabytes_leave_room_for_newcomers() {
+    let house = House::open();
+    let victim = Traffic::of(house.guest());
+    let before = house.memory().windows;
+    // Each takes all that it can get, and keeps it.
+    let greedy: Vec<Guest> = (0..3)
+        .map(|_| {
+            let file = memfd(64 * TIB);
+            let mut greedy = Guest::over(house.connect(), GuestOptions::default());
+            let mut taken = 0;
+            for size in [TIB, TIB / 32, TIB / 1024] {
+                while greedy.front.client().add_mem_region(file_region(taken, size), file.as_fd()).is_ok() {
+                    taken += size;
+                }
+            }
+            greedy
+        })
+        .collect();
+    let all = house.memory().windows;
+    assert!(all > 12 * 1024, "{all} windows: the first should have half, the second a quarter");
+
+    let mut newcomer = Guest::over(house.connect(), GuestOptions::default());
+    newcomer.share();
+    for number in 0..64 {
+        let file = memfd(4096);
+        let at = (1 << 41) + number * 4096;
+        let region = MemoryRegion { guest_addr: at, user_addr: at, size: 4096, mmap_offset: 0 };
+        newcomer.front.client().add_mem_region(region, file.as_fd()).expect("there is room");
+    }
+    victim.must_go_on(50);
+    drop(greedy);
+    await_that("their memory is let go", || house.memory().windows == before + 65);
+    drop(newcomer);
+    house.close(victim);
+}
+
+/// A region of a sparse file, where it stands in it.
+fn file_region(offset: u64, size: u64) -> MemoryRegion {
+    let at = (1 << 41) + offset;
+    MemoryRegion { guest_addr: at, user_addr: at, size, mmap_offset: offset }
 }
 
 #[test]

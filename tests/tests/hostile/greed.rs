@@ -12,7 +12,7 @@ use mdevd::worker::Mode;
 use super::files::memfd;
 use super::latched::{ATTACKED, Attacks, INDIRECT, NEXT, SIZE, desc, scratch};
 
-const TIB: u64 = 1 << 40;
+pub const TIB: u64 = 1 << 40;
 
 /// Region `number` of a table in which each has so many bytes.
 fn region(number: u64, size: u64) -> MemoryRegion {
