@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mdev_dma::{RemoteMemory, Reply};
@@ -12,9 +13,15 @@ use crate::sys::EventFd;
 /// Transfers that may wait for their turn.
 pub(super) const MOST_ASKED: usize = 8192;
 
+/// While there is no room, only one transfer in so many has all looked through for those that were given up: an engine that asks for
+/// too much must not spend the time of its worker on that.
+const LOOK: usize = 512;
+
 /// Where engines ask.
 pub(super) struct Outbox {
     asked: Mutex<VecDeque<Ask>>,
+    /// Transfers that came since there was room last. Written with `asked` locked.
+    crowd: AtomicUsize,
     /// Signalled when there is something new.
     bell: EventFd,
 }
@@ -34,7 +41,7 @@ pub(super) enum What {
 
 impl Outbox {
     pub(super) fn new() -> io::Result<Arc<Outbox>> {
-        Ok(Arc::new(Outbox { asked: Mutex::default(), bell: EventFd::new()? }))
+        Ok(Arc::new(Outbox { asked: Mutex::default(), crowd: AtomicUsize::new(0), bell: EventFd::new()? }))
     }
 
     /// Readable when engines have asked for something.
@@ -53,13 +60,14 @@ impl Outbox {
         while asked.front().is_some_and(|ask| !ask.reply.is_wanted()) {
             asked.pop_front();
         }
-        if asked.len() >= MOST_ASKED {
+        if asked.len() >= MOST_ASKED && self.crowd.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK) {
             asked.retain(|ask| ask.reply.is_wanted());
         }
         if asked.len() >= MOST_ASKED {
             drop(asked);
             return ask.reply.failed(Errno::NOBUFS.raw_os_error());
         }
+        self.crowd.store(0, Ordering::Relaxed);
         let first = asked.is_empty();
         asked.push_back(ask);
         drop(asked);
@@ -78,3 +86,6 @@ impl RemoteMemory for Outbox {
         self.ask(Ask { address, what: What::Write(bytes), reply });
     }
 }
+
+#[cfg(test)]
+mod tests;
