@@ -152,7 +152,8 @@ impl Legs {
             self.len = self.len.saturating_add(here);
             left = left.saturating_sub(here);
             at = at.checked_add(here.into()).unwrap_or(at);
-            here = left;
+            // Neighbours are often of one size. To try all that is left for each of many small ones would copy it as often.
+            here = left.min(here.saturating_mul(2));
         }
         Ok(())
     }
@@ -220,3 +221,6 @@ fn write(burst: &Burst<'_>, at: Iova, bytes: &[u8]) -> Result<(), ResolveError> 
     let lost = pieces.iter().any(|piece| piece.poisoned());
     if lost { Err(ResolveError::Poisoned) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;
