@@ -99,7 +99,14 @@ impl Session {
                 }
                 Ok(Received::Rejected { header, error }) => {
                     self.complain(&header, &error);
-                    self.hear_garbled(queues, &header, Socket::Twin);
+                    // The client's commands have numbers of their own: such a one answers nothing.
+                    if header.is_reply() {
+                        self.hear_garbled(queues, &header, Socket::Twin);
+                    }
+                    let failed = Reply::Failed(error.errno());
+                    if header.wants_reply() && !self.send_to_twin(&failed.to_bytes(&header)) {
+                        return;
+                    }
                 }
                 Ok(Received::WouldBlock) => break,
                 Ok(Received::Closed) => return self.lose_twin(SessionError::Closed),

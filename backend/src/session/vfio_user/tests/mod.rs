@@ -7,6 +7,7 @@ mod messages;
 mod remote;
 mod remote_breaks;
 mod remote_queues;
+mod twins;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

@@ -74,11 +74,11 @@ impl LentMemory for Lent {
     }
 }
 
-fn map(address: u64, size: u64) -> DmaMap {
+pub fn map(address: u64, size: u64) -> DmaMap {
     DmaMap { flags: DmaFlags::READ | DmaFlags::WRITE, offset: 0, address, size }
 }
 
-fn capabilities(twin: bool) -> Capabilities {
+pub fn capabilities(twin: bool) -> Capabilities {
     let twin_socket = twin.then_some(TwinSocket { supported: true, fd_index: None });
     Capabilities { twin_socket, ..Capabilities::default() }
 }
