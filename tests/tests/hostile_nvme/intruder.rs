@@ -105,6 +105,11 @@ impl Intruder {
     pub fn connect(path: &Path) -> Intruder {
         let mut client = Client::connect(path, WATCHDOG).expect("somebody listens");
         client.negotiate(Capabilities::default()).expect("a version");
+        Intruder::over(client)
+    }
+
+    /// The same on a connection that has agreed on a version.
+    pub fn over(mut client: Client) -> Intruder {
         let (info, file) = client.region_info(BAR0).expect("a region");
         assert_eq!(info.size, 0x2000);
         let options = |first| MemoryOptions { size: REGION, first: Iova(first), ..MemoryOptions::default() };

@@ -18,6 +18,9 @@
 //! | `framing` | messages: too long, too short, unknown, in pieces, with descriptors that do not belong there |
 //! | `strangers` | clients that read no replies, vanish, come in numbers, or send anything at all |
 //! | `interrupts` | interrupts that are not there, and wired to what is no eventfd |
+//! | `lenders` | memory that is lent without a descriptor: lies, second, late and mixed up answers, departures |
+//! | `silence` | the same memory: no answers, clients that read nothing, as many pieces as there can be |
+//! | `twins` | second sockets: answers and commands on the wrong one, sockets that are full or gone |
 //! | `maps` | maps that are huge, overlap, are unaligned, or more than there may be |
 
 mod bits;
@@ -27,6 +30,8 @@ mod framing;
 mod house;
 mod interrupts;
 mod intruder;
+mod lenders;
+mod line;
 mod lost;
 mod maps;
 mod neighbour;
@@ -34,6 +39,8 @@ mod prps;
 mod queues;
 mod registers;
 mod sgls;
+mod silence;
 mod strangers;
 mod trial;
+mod twins;
 mod unmapped;
