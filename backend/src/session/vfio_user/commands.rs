@@ -136,9 +136,10 @@ impl Session {
         }
     }
 
-    /// Sends what the client is to be asked, as far as the socket takes it. Nothing while the function must not reach memory.
+    /// Sends what the client is to be asked, as far as the socket takes it. Nothing while the function must not reach memory, nor while
+    /// it is being reset: its queues are told to end, and may not have heard of it.
     pub(super) fn send_commands(&mut self) {
-        let paused = self.device.shared().is_paused();
+        let paused = self.device.shared().is_paused() || self.reset.is_some();
         while !paused
             && self.fault.is_none()
             && self.twin.as_ref().unwrap_or(&self.link).pending_output() == 0

@@ -409,5 +409,7 @@ impl Session {
         let header = reset.header;
         self.reset = None;
         self.conclude_reset(&header, quiet);
+        // What engines ask from now on, and have asked if they run still.
+        self.send_commands();
     }
 }

@@ -284,6 +284,24 @@ fn reset_in_a_pause_waits_for_nothing_that_is_with_the_client() {
 }
 
 #[test]
+fn reset_in_a_pause_leaves_out_what_waited_for_its_turn() {
+    let server = Server::start(Mode::Adaptive);
+    for _ in 0..20 {
+        let (mut host, lent) = host(&server, false);
+        permit(&mut host, true);
+        // As long as nobody knows how the client answers, the second waits for the first.
+        host.submit(command(nvm::WRITE, 512, [REMOTE, 0]));
+        host.submit(command(nvm::WRITE, 512, [REMOTE + 4096, 0]));
+        std::thread::sleep(Duration::from_millis(5));
+        permit(&mut host, false);
+        let asked = lent.asked();
+        host.client.reset().unwrap();
+        serve_for(&mut host, Duration::from_millis(2));
+        assert_eq!(lent.asked(), asked);
+    }
+}
+
+#[test]
 fn flush_of_all_and_a_shutdown_go_beside_data_of_the_client() {
     let server = Server::start(Mode::Adaptive);
     let mut client = server.stranger();
